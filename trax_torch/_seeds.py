@@ -1,0 +1,85 @@
+"""One seed -> every generator, per purpose, per rank and per step.
+
+Randomness is keyed, not remembered: the generator of step 7 is made from (seed, 7, rank) and owes
+nothing to steps 1 to 6, so a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+import contextlib
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, *keys: int | str) -> int:
+    """Returns a seed in [0, 2**63) that depends on `seed` and every key, and on nothing else.
+
+    Example:
+      >>> derive(1, 'init') == derive(1, 'init') != derive(1, 'dropout')
+      True
+    """
+    digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def fresh_seed() -> int:
+    """Returns a seed from the operating system, for those who gave none."""
+    return int.from_bytes(os.urandom(4), "big") >> 1
+
+
+def ambient_seed() -> int:
+    """Returns a seed drawn from torch's default generator, so that `torch.manual_seed` rules it."""
+    return int(torch.randint(2**62, ()).item())
+
+
+def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Returns a new generator on `device`, keyed by `seed` and `keys`."""
+    return torch.Generator(device).manual_seed(derive(seed, *keys))
+
+
+def as_seed(rng: "int | torch.Generator") -> int:
+    """Returns the int that stands for `rng`: itself, or a number drawn from a generator."""
+    if isinstance(rng, torch.Generator):
+        return int(torch.randint(2**62, (), generator=rng, device=rng.device).item())
+    return int(rng)
+
+
+class Keyed:
+    """Puts torch's default generators on a keyed seed for a while, and then back as they were.
+
+    The user's own stream (data that draws from the default generator, say) is the same with and
+    without it. numpy's and Python's generators are left alone: layers do not draw from them.
+
+    Args:
+      device: the device whose default generator is keyed besides the CPU's.
+    """
+
+    def __init__(self, device: torch.device | None = None):
+        # `torch.manual_seed` formats a stack trace at each call where CUDA is not initialized, and
+        # seeds devices nobody uses: the generators themselves are seeded here.
+        self._generators = [torch.default_generator]
+        if device is not None and device.type == "cuda":
+            torch.cuda.init()
+            index = device.index if device.index is not None else torch.cuda.current_device()
+            self._generators.append(torch.cuda.default_generators[index])
+
+    @contextlib.contextmanager
+    def __call__(self, seed: int) -> Iterator[None]:
+        """Runs the block on generators seeded with `seed`."""
+        saved = [g.get_state() for g in self._generators]
+        for g in self._generators:
+            g.manual_seed(seed)
+        try:
+            yield
+        finally:
+            for g, state in zip(self._generators, saved, strict=True):
+                g.set_state(state)
+
+
+def seed_python_and_numpy(seed: int) -> None:
+    """Seeds Python's and numpy's global generators, as Trax does when a Loop is built."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

@@ -1,0 +1,107 @@
+"""A layer's weights and state as one safetensors file, written whole or not at all."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def save(module: nn.Module, file_name: str, weights_only: bool, input_signature: Any) -> None:
+    """Writes the parameters, and the buffers unless `weights_only`, under their PyTorch names."""
+    from safetensors.torch import save as to_bytes
+
+    tensors = _named(module, weights_only)
+    if not tensors:
+        raise ValueError("There is nothing to save: the layer has no weights. Call init() first.")
+    metadata = {"format": "trax_torch.layer"}
+    if input_signature is not None:
+        metadata["input_signature"] = repr(input_signature)
+    data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+    path = os.path.abspath(os.path.expanduser(file_name))
+    partial = f"{path}.{os.urandom(4).hex()}.tmp"
+    try:
+        with open(partial, "xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.unlink(partial)
+        raise
+
+
+def load(
+    module: nn.Module,
+    file_name: str,
+    weights_only: bool,
+    adopt: Callable[[nn.Module, str, torch.Tensor], None],
+) -> None:
+    """Fills `module` from a file; all or nothing.
+
+    Args:
+      module: where to.
+      file_name: where from.
+      weights_only: leaves buffers alone.
+      adopt: puts a tensor in a parameter's place, or makes the parameter.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    path = os.path.expanduser(file_name)
+    with open(path, "rb") as f:
+        data = f.read()
+    try:
+        tensors = from_bytes(data)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file_name} is not a whole safetensors file ({error}). Save it again."
+        ) from error
+    have = _named(module, weights_only=False)
+    waiting = [
+        name
+        for name, layer in module.named_modules()
+        if getattr(layer, "_init_hook", None) is not None
+    ]
+
+    def belongs(name: str) -> bool:
+        return name in have or name.rpartition(".")[0] in waiting
+
+    differences = [f"{name} is not in the model" for name in tensors if not belongs(name)]
+    differences += [
+        f"{name} has shape {tuple(tensors[name].shape)} in the file and "
+        f"{tuple(tensor.shape)} in the model"
+        for name, tensor in have.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    wanted = _named(module, weights_only)
+    differences += [f"{name} is not in the file" for name in wanted if name not in tensors]
+    differences += [
+        f"{layer or 'the layer'} has no weights in the file"
+        for layer in waiting
+        if not any(name.rpartition(".")[0] == layer for name in tensors)
+    ]
+    if differences:
+        shown = "; ".join(differences[:3])
+        raise ValueError(
+            f"{file_name} holds another model: {shown} ({len(differences)} differences in all). "
+            f"Build the model with the arguments it was saved with."
+        )
+    for name, tensor in tensors.items():
+        path_of_owner, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(path_of_owner)
+        if name in have and not isinstance(have[name], nn.Parameter):
+            if not weights_only:
+                have[name].copy_(tensor)
+        else:
+            adopt(owner, attribute, tensor)
+
+
+def _named(module: nn.Module, weights_only: bool) -> dict[str, torch.Tensor]:
+    weights = dict(module.named_parameters())
+    if weights_only:
+        return weights
+    state = module.state_dict(keep_vars=True)
+    return weights | {k: v for k, v in state.items() if not isinstance(v, nn.Parameter)}

@@ -1,0 +1,805 @@
+"""The Layer protocol: a thin skin over `torch.nn.Module`, and the ways to put it on.
+
+This room knows how many tensors a layer takes and gives, when its weights are made, how they are
+laid out in Trax's order, and what an error says. It computes nothing of its own.
+"""
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from trax_torch import _nest, _seeds, shapes
+from trax_torch.layers import _errors, _files
+from trax_torch.layers._errors import LayerError
+from trax_torch.layers._shape_pass import ShapePass
+
+MODES = ("train", "eval", "predict")
+EMPTY_WEIGHTS = ()
+EMPTY_STATE = ()
+GET_WEIGHTS_FROM_CACHE: dict[str, tuple[()]] = {"__marker_for_cached_weights_": ()}
+GET_STATE_FROM_CACHE: dict[str, tuple[()]] = {"__marker_for_cached_state_": ()}
+
+_MARKERS = {"weights": GET_WEIGHTS_FROM_CACHE, "state": GET_STATE_FROM_CACHE}
+
+# How a layer calls another: without the outermost call's care for numpy and error messages.
+call = nn.Module.__call__
+
+
+class Layer(nn.Module):
+    """A module that says how many tensors it takes and gives; base class of all layers.
+
+    `n_in` tensors come in and `n_out` go out: one travels bare, several as a tuple, none as `()`.
+    `layer((a, b))` is the call for `n_in == 2`.
+
+    A subclass overrides `forward(x)`, and makes its weights in one of two tongues:
+
+    - Trax's: override `init_weights_and_state(input_signature)` and assign `self.weights` and
+      `self.state`, each a tensor or a nest of tensors. They become parameters and buffers, are made
+      once the input's shape is known (`layer.init(signature)`), and `forward` reads them back.
+    - PyTorch's: register `nn.Parameter`s, buffers and submodules in `__init__`.
+
+    A built layer is called with tensors as any module. Called with numpy arrays, it converts them
+    (float64 to torch's default float type), runs without gradients, and answers numpy.
+
+    Args:
+      n_in: number of inputs.
+      n_out: number of outputs.
+      name: what it prints as; the class's name by default.
+      sublayers_to_print: what to print instead of the sublayers.
+
+    Example:
+      >>> class Scale(Layer):
+      ...     def init_weights_and_state(self, input_signature):
+      ...         self.weights = torch.full(input_signature.shape[-1:], 2.0)
+      ...     def forward(self, x):
+      ...         return x * self.weights
+      >>> layer = Scale()
+      >>> weights, state = layer.init(shapes.ShapeDtype((1, 3)))
+      >>> layer(np.ones((1, 3)))
+      array([[2., 2., 2.]], dtype=float32)
+
+    Source: Trax `layers/base.py::Layer`. There the mode is fixed when a layer is built; here
+      `train()`, `eval()` and `predict()` change it.
+    """
+
+    # Nests of attribute names that say how weights and state are laid out in Trax's order; None
+    # where every parameter or buffer counts, in order of registration.
+    _weight_names: Any = None
+    _state_names: Any = None
+
+    def __init__(
+        self,
+        n_in: int = 1,
+        n_out: int = 1,
+        name: str | None = None,
+        sublayers_to_print: Any = None,
+    ):
+        super().__init__()
+        self._n_in = n_in
+        self._n_out = n_out
+        self._name = name or type(self).__name__
+        self._sublayers_to_print = sublayers_to_print
+        self._order: tuple[str, ...] = ()  # names of the sublayers; a shared one occurs twice
+        self._memory: nn.Module | None = None  # what predict mode remembers; None in other modes
+        self._pass: ShapePass | None = None  # the pass of shapes under way, if any
+        self._init_cached = False
+        self._caller = _errors.creation_site()
+        self._init_hook: Any = None
+        self._await_init()
+
+    # What a subclass overrides.
+
+    def forward(self, x: Any) -> Any:
+        """Returns the layer's outputs for its inputs, both packed as the class says."""
+        raise TypeError(f"{self._name} has no forward(x); a layer must override it.")
+
+    def init_weights_and_state(self, input_signature: Any) -> None:
+        """Assigns `self.weights` and `self.state` for inputs of the given signature.
+
+        `self.rng` is the generator to draw from.
+        """
+
+    # What a user calls.
+
+    def __call__(self, x: Any = (), weights: Any = None, state: Any = None, rng: Any = None) -> Any:
+        """Returns the outputs for `x`.
+
+        Args:
+          x: inputs, packed as the class says; tensors, or numpy arrays to get numpy back.
+          weights: a tree to use for this call instead of the layer's own; the layer keeps its own.
+          state: likewise.
+          rng: a seed or a generator for this call's random numbers.
+
+        Raises:
+          LayerError: if anything goes wrong inside, with the layer where it did, and the cause.
+        """
+        if weights is not None or state is not None or rng is not None:
+            weights = self.weights if weights is None else weights
+            state = self.state if state is None else state
+            return self.pure_fn(x, weights, state, rng)[0]
+        if torch.compiler.is_compiling():
+            return super().__call__(x)
+        if _nest.has_foreign(x):
+            with torch.no_grad():
+                return _nest.to_arrays(self(_nest.to_tensors(x, _device_of(self))))
+        try:
+            return super().__call__(x)
+        except Exception as error:
+            if isinstance(error, LayerError) or _errors.passes_through(error):
+                raise
+            raise _errors.explain(self, x, error) from error
+
+    def init(
+        self,
+        input_signature: Any,
+        rng: "int | torch.Generator | None" = None,
+        use_cache: bool = False,
+    ) -> tuple[Any, Any]:
+        """Makes new random weights, and new state, for inputs of a given signature.
+
+        Shapes flow through the layer on torch's meta device, and each sublayer makes its weights
+        when they reach it. Parameters whose shape does not change keep their identity.
+
+        Args:
+          input_signature: a `ShapeDtype` or a tuple of them; arrays and tensors stand for theirs.
+            None where no layer needs one.
+          rng: a seed or a generator; by default torch's default generator decides.
+          use_cache: if True, a layer that this call has initialized before answers
+            `(GET_WEIGHTS_FROM_CACHE, GET_STATE_FROM_CACHE)`, as Trax's combinators want.
+
+        Returns:
+          `(weights, state)`.
+
+        Raises:
+          LayerError: if the layer cannot take inputs of this signature.
+        """
+        if self._init_cached and use_cache:
+            return GET_WEIGHTS_FROM_CACHE, GET_STATE_FROM_CACHE
+        self._init_cached = use_cache
+        if self._pass is not None:  # called by a layer that initializes its sublayers by hand
+            self._pass.run(self, input_signature)
+        else:
+            seed = _seeds.ambient_seed() if rng is None else _seeds.as_seed(rng)
+            with ShapePass(self, _seeds.generator(seed, "init")) as shape_pass:
+                shape_pass.run(self, input_signature)
+        return self.weights, self.state
+
+    def output_signature(self, input_signature: Any) -> Any:
+        """Returns the signature of the outputs for inputs of a given signature; computes nothing."""
+        with ShapePass(self, None) as shape_pass:
+            return shapes.signature(shape_pass.run(self, input_signature))
+
+    def weights_and_state_signature(self, input_signature: Any) -> tuple[Any, Any]:
+        """Returns the signatures of the weights and state that `init` would make."""
+        twin = copy.deepcopy(self)
+        return tuple(map(_signature_of_tree, twin.init(input_signature, rng=0)))  # type: ignore
+
+    def pure_fn(
+        self, x: Any, weights: Any, state: Any, rng: Any = None, use_cache: bool = False
+    ) -> tuple[Any, Any]:
+        """Returns `(outputs, new_state)` for given weights and state, and changes nothing.
+
+        Gradients flow to `weights`; `torch.func.grad` works on it. `use_cache` is Trax's and has
+        no effect here, where the layer itself marks what is shared.
+
+        Args:
+          x: inputs.
+          weights: a tree in Trax's order, such as `layer.weights`.
+          state: likewise, such as `layer.state`.
+          rng: a seed or a generator for random numbers; None draws from the default generator.
+        """
+        tensors = self._named("weights", weights)
+        buffers = dict(self.named_buffers())
+        memories = {}
+        for name, value in self._named("state", state).items():
+            if name in buffers:  # cloned, since layers write into their buffers
+                tensors[name] = value.clone()
+            elif name.rpartition(".")[2] == "_memory":
+                memories[name] = value
+        swapped = {f"layer.{name}": tensor for name, tensor in tensors.items()}
+        with _memories_aside(self), _keyed(self, rng):
+            for name, value in memories.items():
+                module, attribute = _owner(self, name)
+                module._set_own_state(attribute, value)  # type: ignore[operator]
+            outputs, new_state = torch.func.functional_call(_AndState(self), swapped, (x,))
+        return outputs, new_state
+
+    @contextlib.contextmanager
+    def predict(
+        self, batch_size: int | None = None, max_length: int | None = None
+    ) -> Iterator["Layer"]:
+        """Puts the layer in predict mode for a `with` block, with an empty memory of the past.
+
+        In predict mode a model is called with the next positions of a sequence and remembers those
+        before. The weights are the same, not a copy; afterwards all is as it was.
+
+        Args:
+          batch_size: number of sequences; None takes it from the first call.
+          max_length: how many positions the memory holds; None leaves it to each layer. A position
+            beyond is refused before anything is written.
+
+        Yields:
+          The layer itself.
+        """
+        modules = list(self.modules())
+        training = [m.training for m in modules]
+        layers = [m for m in modules if isinstance(m, Layer)]
+        memories = [m._memory for m in layers]
+        self.eval()
+        try:
+            for module in modules:
+                if hasattr(module, "init_cache"):
+                    module.init_cache(batch_size, max_length)  # type: ignore[operator]
+            yield self
+        finally:
+            for layer, memory in zip(layers, memories, strict=True):
+                layer._memory = memory
+            for module, flag in zip(modules, training, strict=True):
+                module.training = flag
+
+    def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
+        """Enters predict mode, this layer alone; a layer that remembers makes its memory here."""
+        self._memory = nn.Module()
+
+    def reset_cache(self) -> None:
+        """Forgets the past; `max_length` positions are free again."""
+        if self._memory is not None and hasattr(self._memory, "reset"):
+            self._memory.reset()
+
+    def reorder_cache(self, parents: torch.Tensor) -> None:
+        """Lets row r go on from the past of row `parents[r]`; `parents` has shape (batch,)."""
+        if self._memory is not None and hasattr(self._memory, "reorder"):
+            self._memory.reorder(parents)
+
+    def init_from_file(
+        self, file_name: str, weights_only: bool = False, input_signature: Any = None
+    ) -> tuple[Any, Any]:
+        """Fills weights, and state unless `weights_only`, from a file that `save_to_file` wrote.
+
+        Nothing in the file is run. A layer that was never initialized takes its shapes from the
+        file; one that was keeps its own, and a file that does not fit changes nothing.
+
+        Args:
+          file_name: path of a safetensors file.
+          weights_only: leaves the state as it is.
+          input_signature: initializes the layer first; by default only what the file holds is set.
+
+        Returns:
+          `(weights, state)`.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if the file is damaged or holds another model, with the first differences.
+        """
+        if input_signature is not None:
+            self.init(input_signature)
+        _files.load(self, file_name, weights_only, adopt=_adopt)
+        return self.weights, self.state
+
+    def save_to_file(
+        self, file_name: str, weights_only: bool = False, input_signature: Any = None
+    ) -> None:
+        """Writes weights, and state unless `weights_only`, to a safetensors file, whole or not at all.
+
+        `input_signature` is Trax's and is kept in the file's header for people to read.
+        """
+        _files.save(self, file_name, weights_only, input_signature)
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self._name
+
+    @property
+    def n_in(self) -> int:
+        """How many tensors it takes."""
+        return self._n_in
+
+    @property
+    def n_out(self) -> int:
+        """How many tensors it gives."""
+        return self._n_out
+
+    @property
+    def mode(self) -> str:
+        """`'train'`, `'eval'` or `'predict'`: what the layer does now."""
+        if self._memory is not None:
+            return "predict"
+        return "train" if self.training else "eval"
+
+    @property
+    def sublayers(self) -> tuple[Any, ...]:
+        """The layers it is made of, in order; a shared one occurs as often as it is used."""
+        if self._order:
+            return tuple(self._modules[name] for name in self._order)
+        return tuple(m for m in self.children() if isinstance(m, Layer))
+
+    @property
+    def rng(self) -> torch.Generator:
+        """The generator to draw from: the initial weights' in `init`, else the device's default.
+
+        `Loop` keys the default generators to (seed, step, rank), so what is drawn from them in a
+        step is drawn again when that step is run again.
+        """
+        if self._pass is not None and self._pass.rng is not None:
+            return self._pass.rng
+        device = _device_of(self)
+        if device.type == "cuda":
+            return torch.cuda.default_generators[device.index or 0]
+        return torch.default_generator
+
+    @rng.setter
+    def rng(self, value: Any) -> None:
+        raise AttributeError(
+            "A layer's rng is set per call: layer(x, rng=...) or init(..., rng=...)."
+        )
+
+    @property
+    def weights(self) -> Any:
+        """The weights as a nested tuple in Trax's order and shape; live, not copies.
+
+        `()` stands for none. Where a layer occurs again, `GET_WEIGHTS_FROM_CACHE` stands for its
+        weights. Assigning such a tree copies the values in, or makes the parameters of a layer
+        that has none yet.
+        """
+        return self._tree("weights", set())
+
+    @weights.setter
+    def weights(self, tree: Any) -> None:
+        self._fill("weights", tree)
+
+    @property
+    def state(self) -> Any:
+        """What is remembered between calls and not trained, as a nested tuple; copies.
+
+        Assigning such a tree copies the values in.
+        """
+        tree = self._tree("state", set())
+        return _nest.map_leaves(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, tree)
+
+    @state.setter
+    def state(self, tree: Any) -> None:
+        self._fill("state", tree)
+
+    def __repr__(self) -> str:
+        n_in = f"_in{self.n_in}" if self.n_in != 1 else ""
+        n_out = f"_out{self.n_out}" if self.n_out != 1 else ""
+        name = f"{self._name}{n_in}{n_out}"
+        inner = self.sublayers if self._sublayers_to_print is None else self._sublayers_to_print
+        if not inner:
+            return name
+        lines = "\n".join(str(x) for x in inner if str(x)).replace("\n", "\n  ")
+        return f"{name}[\n  {lines}\n]"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("weights", "state"):  # nn.Module would take a Parameter for a new entry
+            object.__setattr__(self, name, value)
+        elif name == "_sublayers":
+            self._set_sublayers(value)
+        else:
+            super().__setattr__(name, value)
+
+    # How layers of this package are made.
+
+    def _set_mode(self, mode: str, max_length: int | None = None) -> None:
+        """Puts a layer being built in `mode`; `max_length` is for its memory in predict mode."""
+        if mode not in MODES:
+            raise ValueError(f"A mode is one of {', '.join(map(repr, MODES))}; got {mode!r}.")
+        self.training = mode == "train"
+        if mode == "predict":
+            self.init_cache(None, max_length)
+
+    def _set_sublayers(self, layers: Any) -> None:
+        """Registers the sublayers, each instance once, under '0', '1', ..., as nn.Sequential does."""
+        names: dict[int, str] = {}
+        for position, layer in enumerate(layers):
+            names.setdefault(id(layer), str(position))
+            if names[id(layer)] == str(position):
+                self.add_module(str(position), layer)
+        self._order = tuple(names[id(layer)] for layer in layers)
+
+    def _await_init(self) -> None:
+        """Notes that weights are to be made; calling the layer before that is an error."""
+        makes_weights = type(self).init_weights_and_state is not Layer.init_weights_and_state
+        if makes_weights and self._init_hook is None:
+            self._init_hook = self.register_forward_pre_hook(_when_reached)
+
+    def _init_here(self, input_signature: Any) -> None:
+        """Makes the weights in the midst of a pass of shapes."""
+        assert self._pass is not None
+        self._pass.bring_back(self)
+        self.init_weights_and_state(input_signature)
+        self._settle()
+        self._pass.set_aside(self)
+
+    def _is_ready(self) -> bool:
+        """Tells whether this layer, and all in it, have their weights."""
+        return all(m._init_hook is None for m in self.modules() if isinstance(m, Layer))
+
+    def _settle(self) -> None:
+        """Notes that the weights are there; the layer can be called from now on."""
+        if self._init_hook is not None:
+            self._init_hook.remove()
+            self._init_hook = None
+
+    # Trees in Trax's order <-> tensors by name. A layer whose tensors PyTorch keeps in another
+    # layout overrides the two methods `_own_tree` and `_own_named`.
+
+    def _tree(self, kind: str, seen: set[int]) -> Any:
+        if id(self) in seen:
+            return _MARKERS[kind]
+        seen.add(id(self))
+        if self._order:
+            return tuple(layer._tree(kind, seen) for layer in self.sublayers)
+        return self._own_tree(kind)
+
+    def _own_tree(self, kind: str) -> Any:
+        if kind == "state" and hasattr(self._memory, "tree"):
+            return self._memory.tree()
+        names = self._weight_names if kind == "weights" else self._state_names
+        if names is None:
+            return tuple(_tensors(self, kind).values())
+        tensors = _nest.map_leaves(lambda name: getattr(self, name, None), names)
+        return () if any(t is None for t in _nest.leaves(tensors)) else tensors
+
+    def _named(self, kind: str, tree: Any) -> dict[str, Any]:
+        """Returns the tensors of `tree` in the layouts PyTorch wants, by name below this layer."""
+        if isinstance(tree, dict) and tree == _MARKERS[kind]:
+            return {}
+        if not self._order:
+            return self._own_named(kind, tree)
+        if not isinstance(tree, (tuple, list)) or len(tree) != len(self._order):
+            came = len(tree) if isinstance(tree, (tuple, list)) else type(tree).__name__
+            raise ValueError(
+                f"{self._name} has {len(self._order)} sublayers, so its {kind} are a tuple of as "
+                f"many items; got {came}. layer.{kind} shows the tree."
+            )
+        named: dict[str, Any] = {}
+        for name, layer, subtree in zip(self._order, self.sublayers, tree, strict=True):
+            for key, value in layer._named(kind, subtree).items():
+                named.setdefault(f"{name}.{key}", value)
+        return named
+
+    def _own_named(self, kind: str, tree: Any) -> dict[str, Any]:
+        if kind == "state" and hasattr(self._memory, "fill"):
+            return {"_memory": list(_nest.leaves(tree))}
+        names = self._weight_names if kind == "weights" else self._state_names
+        if names is None:
+            names = tuple(_tensors(self, kind))
+            if not names and any(True for _ in _nest.leaves(tree)):  # Trax's tongue: the first time
+                letter = kind[0]
+                count = iter(range(1_000_000))
+                names = (
+                    _nest.map_leaves(lambda _: f"{letter}{next(count)}", tree)
+                    if isinstance(tree, (tuple, list))
+                    else letter
+                )
+                object.__setattr__(
+                    self, "_weight_names" if kind == "weights" else "_state_names", names
+                )
+        keys, values = list(_nest.leaves(names)), list(_nest.leaves(tree))
+        if not values and not self._own_tree(kind):
+            return {}  # neither has any
+        return expect_tensors(self, values, tuple(keys), f"{kind} of {len(keys)} tensors")
+
+    def _set_own_state(self, attribute: str, value: Any) -> None:
+        if attribute == "_memory":
+            self._memory.fill(value)  # type: ignore[union-attr, operator]
+        else:
+            _set_buffer(self, attribute, value)
+
+    def _fill(self, kind: str, tree: Any) -> None:
+        named = self._named(kind, tree)
+        owners = {name: _owner(self, name) for name in named}
+        for (
+            name,
+            value,
+        ) in named.items():  # all shapes first: a tree that does not fit fills nothing
+            if kind == "weights":
+                _check_fits(*owners[name], value)
+        for name, value in named.items():
+            module, attribute = owners[name]
+            if kind == "weights":
+                _adopt(module, attribute, value)
+            elif isinstance(module, Layer):
+                module._set_own_state(attribute, value)
+            else:
+                _set_buffer(module, attribute, value)
+
+
+class PureLayer(Layer):
+    """A layer without weights that applies a function to its inputs as they are packed.
+
+    Args:
+      forward_fn: a function of one argument: the inputs, packed as `Layer` says.
+      n_in: number of inputs.
+      n_out: number of outputs.
+      name: what it prints as.
+
+    Example:
+      >>> PureLayer(lambda xs: xs[0] - xs[1], n_in=2, name='Minus')((np.float32(3), np.float32(1)))
+      array(2., dtype=float32)
+
+    Source: Trax `layers/base.py::PureLayer`.
+    """
+
+    def __init__(
+        self,
+        forward_fn: Callable[[Any], Any],
+        n_in: int = 1,
+        n_out: int = 1,
+        name: str = "PureLayer",
+    ):
+        super().__init__(n_in, n_out, name)
+        self._forward_fn = forward_fn
+
+    def forward(self, x: Any) -> Any:
+        """Returns `forward_fn(x)`."""
+        _check_n_in(x, self._n_in)
+        return self._forward_fn(x)
+
+
+def Fn(name: str, f: Callable[..., Any], n_out: int = 1) -> PureLayer:
+    """Returns a layer without weights that applies `f` to its inputs, one argument each.
+
+    Args:
+      name: what it prints as.
+      f: a function of positional arguments alone; their number is the layer's `n_in`. It returns
+        one tensor, or a tuple of `n_out`.
+      n_out: number of outputs.
+
+    Raises:
+      ValueError: if `f` has default, keyword or variable arguments, which leave `n_in` open.
+
+    Example:
+      >>> Fn('SumAndMax', lambda a, b: (a + b, torch.maximum(a, b)), n_out=2)
+      SumAndMax_in2_out2
+
+    Source: Trax `layers/base.py::Fn`.
+    """
+    spec = inspect.getfullargspec(f)
+    if spec.defaults or spec.kwonlyargs or spec.varargs or spec.varkw:
+        raise ValueError(
+            f"Fn needs a function of plain positional arguments; got {name}{inspect.signature(f)}. "
+            f"Wrap it: Fn({name!r}, lambda x: f(x, ...)), or use PureLayer."
+        )
+    return PureLayer(_Spread(f), n_in=len(spec.args), n_out=n_out, name=name)
+
+
+def as_layer(
+    module: nn.Module, n_in: int | None = None, n_out: int = 1, name: str | None = None
+) -> Layer:
+    """Returns any module as a layer; one that is a layer already is returned as it is.
+
+    Args:
+      module: takes its inputs as positional arguments.
+      n_in: number of inputs; by default the number of required positional parameters of
+        `module.forward`, at least 1.
+      n_out: number of outputs.
+      name: what it prints as; the module's class name by default.
+
+    Raises:
+      TypeError: if `module` is no `nn.Module`.
+
+    Example:
+      >>> as_layer(nn.CrossEntropyLoss()), as_layer(nn.Linear(2, 3))
+      (CrossEntropyLoss_in2, Linear)
+    """
+    if isinstance(module, Layer):
+        return module
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"A layer is made of an nn.Module; got {type(module).__name__}. For a function f(x), "
+            f"use layers.Fn('Name', f)."
+        )
+    return Wrapped(module, n_in, n_out, name)
+
+
+class Wrapped(Layer):
+    """A foreign module in the Layer protocol; made by `as_layer`."""
+
+    def __init__(self, module: nn.Module, n_in: int | None, n_out: int, name: str | None):
+        if n_in is None:
+            parameters = inspect.signature(module.forward).parameters.values()
+            required = [
+                p
+                for p in parameters
+                if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            ]
+            n_in = max(1, len(required))
+        super().__init__(n_in, n_out, name or type(module).__name__, sublayers_to_print=())
+        self.module = module
+        self.training = module.training
+
+    def forward(self, x: Any) -> Any:
+        """Returns what the module returns for `x`, spread over its positional arguments."""
+        if self._n_in == 1:
+            return self.module(x)
+        _check_n_in(x, self._n_in)
+        return self.module(*x)
+
+
+def flatten_weights_and_state(weights: Any, state: Any) -> tuple[list[Any], list[Any]]:
+    """Returns the flat lists of tensors that Trax stores, without empty and repeated entries."""
+
+    def flat(tree: Any) -> list[Any]:
+        if isinstance(tree, dict) and (tree in _MARKERS.values()):
+            return []
+        if isinstance(tree, (tuple, list)):
+            return [leaf for item in tree for leaf in flat(item)]
+        return [tree]
+
+    return flat(weights), flat(state)
+
+
+def unflatten_weights_and_state(
+    flat_weights: Any, flat_state: Any, weights_and_state_signature: Any, weights_only: bool = False
+) -> tuple[Any, Any]:
+    """Returns trees shaped like the two signatures, filled with the items of two flat lists.
+
+    Raises:
+      ValueError: if a list does not have as many items as its tree has places.
+    """
+
+    def fill(signature: Any, items: Iterator[Any]) -> Any:
+        if isinstance(signature, dict):
+            return signature
+        if isinstance(signature, (tuple, list)):
+            return tuple(fill(s, items) for s in signature)
+        return next(items)
+
+    results: list[Any] = []
+    for flat, signature in zip(
+        (flat_weights, flat_state), weights_and_state_signature, strict=True
+    ):
+        if weights_only and results:
+            results.append(None)
+            continue
+        places = len(flatten_weights_and_state(signature, ())[0])
+        if len(flat) != places:
+            raise ValueError(
+                f"The tree has {places} places, but {len(flat)} items came to fill it."
+            )
+        results.append(fill(signature, iter(flat)))
+    return results[0], results[1]
+
+
+def _when_reached(layer: Layer, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook of a layer without weights: makes them in `init`, and complains elsewhere."""
+    if layer._pass is None or layer._pass.rng is None:
+        raise ValueError(
+            f"{layer._name} has no weights yet. Initialize the model, model.init(signature), or "
+            f"load its weights, before it is called."
+        )
+    layer._init_here(shapes.signature(args[0]) if args else None)
+
+
+class _AndState(nn.Module):
+    """Calls a layer and reads its state while `functional_call`'s tensors are in place."""
+
+    def __init__(self, layer: Layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Any) -> tuple[Any, Any]:
+        outputs = self.layer(x)
+        return outputs, self.layer.state
+
+
+class _Spread:
+    """Calls `f` with the items of a tuple as its arguments. A class, so that layers pickle."""
+
+    def __init__(self, f: Callable[..., Any]):
+        self.f = f
+
+    def __call__(self, xs: Any) -> Any:
+        return self.f(*xs) if isinstance(xs, (tuple, list)) else self.f(xs)
+
+
+def expect_tensors(layer: Layer, tree: Any, names: tuple[str, ...], form: str) -> dict[str, Any]:
+    """Returns the leaves of `tree` by name; ValueError if there are more or fewer than names."""
+    values = list(_nest.leaves(tree))
+    if len(values) != len(names):
+        raise ValueError(
+            f"{layer.name} wants {form}; the tree brings {len(values)} tensors. "
+            f"Printing the layer's own tree shows the form."
+        )
+    return dict(zip(names, map(_nest.to_tensor, values), strict=True))
+
+
+def _check_n_in(x: Any, n_in: int) -> None:
+    if n_in == 1:
+        return
+    came = len(x) if isinstance(x, (tuple, list)) else type(x).__name__
+    if came != n_in:
+        raise ValueError(f"{n_in} inputs are needed as one tuple; got {came}.")
+
+
+def _tensors(module: nn.Module, kind: str) -> Mapping[str, torch.Tensor]:
+    if kind == "weights":
+        return dict(module.named_parameters())
+    return {k: v for k, v in module.named_buffers() if "_memory." not in k}
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return module.get_submodule(path), attribute
+
+
+def _check_fits(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
+    present = getattr(module, attribute, None)
+    making = isinstance(module, Layer) and module._pass is not None
+    if present is not None and not making and present.shape != value.shape:
+        raise ValueError(
+            f"{getattr(module, 'name', type(module).__name__)}.{attribute} has shape "
+            f"{tuple(present.shape)}; got {tuple(value.shape)}. init() makes weights of new shapes."
+        )
+
+
+@torch.no_grad()
+def _adopt(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
+    """Copies `value` into a parameter, or makes the parameter of it where there is none."""
+    present = module._parameters.get(attribute)
+    if present is not None and present.shape == value.shape:
+        present.copy_(value)
+    else:
+        own = value.detach().clone(memory_format=torch.contiguous_format)
+        parameter = nn.Parameter(own, requires_grad=own.is_floating_point())
+        module.__dict__.pop(attribute, None)
+        module.register_parameter(attribute, parameter)
+    if isinstance(module, Layer):
+        module._settle()
+
+
+@torch.no_grad()
+def _set_buffer(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
+    present = module._buffers.get(attribute)
+    if present is not None and present.shape == value.shape:
+        present.copy_(value)
+    else:
+        module.__dict__.pop(attribute, None)
+        module.register_buffer(attribute, value.detach().clone())
+
+
+def _signature_of_tree(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return tree
+    if isinstance(tree, (tuple, list)):
+        return tuple(map(_signature_of_tree, tree))
+    return shapes.signature(tree)
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    tensor = next(module.parameters(), None)
+    if tensor is None:
+        tensor = next(module.buffers(), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+@contextlib.contextmanager
+def _keyed(layer: Layer, rng: "int | torch.Generator | None") -> Iterator[None]:
+    """Draws from `rng` for a while; None draws from the default generators as ever."""
+    if rng is None:
+        yield
+        return
+    with _seeds.Keyed(_device_of(layer))(_seeds.as_seed(rng)):
+        yield
+
+
+@contextlib.contextmanager
+def _memories_aside(layer: Layer) -> Iterator[None]:
+    """Lets predict mode go on in a copy of its memory for a while."""
+    layers = [m for m in layer.modules() if isinstance(m, Layer) and m._memory is not None]
+    memories = [m._memory for m in layers]
+    for m in layers:
+        m._memory = copy.deepcopy(m._memory)
+    try:
+        yield
+    finally:
+        for m, memory in zip(layers, memories, strict=True):
+            m._memory = memory

@@ -1,0 +1,242 @@
+"""The layers most models are made of: Dense, Embedding, Dropout, and functions of one tensor."""
+
+import functools
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from trax_torch import _nest
+from trax_torch.layers import base
+from trax_torch.layers import initializers as init
+from trax_torch.layers.base import Layer, PureLayer
+
+
+class Dense(Layer):
+    """Maps vectors of any size to vectors of `n_units`: y = x w + b.
+
+    Applies to the last axis. Integer input is promoted to the weights' type.
+
+    Args:
+      n_units: size of the output vectors.
+      kernel_initializer: `(shape, rng) -> tensor` for w, shape (d_in, n_units); Glorot uniform by
+        default.
+      bias_initializer: likewise for b, shape (n_units,); normal with deviation 1e-6 by default.
+      use_bias: False leaves b out.
+      use_bfloat16: keeps the weights in bfloat16.
+
+    Weights in Trax's order: `(w, b)`, or `w` alone without bias. Inside it is `weight` with shape
+    (n_units, d_in), and `bias`, as in `torch.nn.Linear`.
+
+    Source: Trax `layers/core.py::Dense`.
+    """
+
+    def __init__(
+        self,
+        n_units: int,
+        kernel_initializer: init.Initializer | None = None,
+        bias_initializer: init.Initializer | None = None,
+        use_bias: bool = True,
+        use_bfloat16: bool = False,
+    ):
+        super().__init__(name=f"Dense_{n_units}")
+        self._n_units = n_units
+        self._kernel_initializer = kernel_initializer or init.GlorotUniformInitializer()
+        self._bias_initializer = bias_initializer or init.RandomNormalInitializer(1e-6)
+        self._use_bias = use_bias
+        self._dtype = torch.bfloat16 if use_bfloat16 else None
+        self.weight: Any
+        self.bias: Any
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+    def init_weights_and_state(self, input_signature: Any) -> None:
+        """Draws w, and b where there is one."""
+        d_in = input_signature.shape[-1]
+        w = _typed(self._kernel_initializer((d_in, self._n_units), self.rng), self._dtype)
+        if self._use_bias:
+            b = _typed(self._bias_initializer((self._n_units,), self.rng), self._dtype)
+            self.weights = (w, b)
+        else:
+            self.weights = w
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (..., d_in) to (..., n_units)."""
+        if not x.is_floating_point():
+            x = x.to(self.weight.dtype)
+        return F.linear(x, self.weight, self.bias)
+
+    def _own_tree(self, kind: str) -> Any:
+        if kind == "state" or self.weight is None:
+            return ()
+        return (self.weight.t(), self.bias) if self._use_bias else self.weight.t()
+
+    def _own_named(self, kind: str, tree: Any) -> dict[str, Any]:
+        if kind == "state":
+            return super()._own_named(kind, tree)
+        names = ("weight", "bias") if self._use_bias else ("weight",)
+        tensors = base.expect_tensors(self, tree, names, "(w, b)" if self._use_bias else "w")
+        if tensors["weight"].dim() != 2:
+            raise ValueError(
+                f"{self._name} needs w of shape (d_in, {self._n_units}); "
+                f"got {tuple(tensors['weight'].shape)}."
+            )
+        return {**tensors, "weight": tensors["weight"].t()}
+
+
+class Embedding(Layer):
+    """Maps ids to trainable vectors.
+
+    Ids are clipped into [0, vocab_size), as Trax does on every backend.
+
+    Args:
+      vocab_size: number of ids.
+      d_feature: size of the vectors.
+      use_bfloat16: keeps the weights in bfloat16.
+      kernel_initializer: `(shape, rng) -> tensor` for shape (vocab_size, d_feature); by default
+        uniform with limit sqrt(3 / d_feature).
+
+    Weights in Trax's order: the table alone, shape (vocab_size, d_feature).
+
+    Raises:
+      LayerError: if the ids are not integers.
+
+    Source: Trax `layers/core.py::Embedding`.
+    """
+
+    _weight_names = "weight"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_feature: int,
+        use_bfloat16: bool = False,
+        kernel_initializer: init.Initializer | None = None,
+    ):
+        super().__init__(name=f"Embedding_{vocab_size}_{d_feature}")
+        self._vocab_size = vocab_size
+        self._d_feature = d_feature
+        self._dtype = torch.bfloat16 if use_bfloat16 else None
+        self._kernel_initializer = kernel_initializer or init.ScaledInitializer(
+            out_dim=-1, in_dim=-2, scale=1.0, mode="fan_out", distribution="uniform"
+        )
+        self.weight: Any
+        self.register_parameter("weight", None)
+
+    def init_weights_and_state(self, input_signature: Any) -> None:
+        """Draws the table."""
+        shape = (self._vocab_size, self._d_feature)
+        self.weights = _typed(self._kernel_initializer(shape, self.rng), self._dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps integers (...) to vectors (..., d_feature)."""
+        if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise TypeError(
+                f"{self._name} looks up token ids, which are integers; got {x.dtype}. Convert the "
+                f"batch, x.astype(np.int32), or put the inputs first in it."
+            )
+        return F.embedding(x.clamp(0, self.weight.shape[0] - 1), self.weight)
+
+
+class Dropout(Layer):
+    """Sets a share of the values to zero while training, and scales up the rest to keep the mean.
+
+    Its state is, as in Trax, the rate; assign to it to change the rate.
+
+    Args:
+      rate: the probability that a value is dropped; 0 <= rate < 1.
+      shared_axes: axes along which values are dropped together.
+      mode: `'train'` drops; `'eval'` and `'predict'` pass all values on.
+
+    Raises:
+      ValueError: if the rate or the mode is out of range.
+
+    Source: Trax `layers/core.py::Dropout`; Srivastava et al. 2014.
+    """
+
+    def __init__(self, rate: float = 0.0, shared_axes: Any = None, mode: str = "train"):
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"A dropout rate is at least 0 and below 1; got {rate}.")
+        self._rate = float(rate)
+        self._shared_axes = tuple(shared_axes or ())
+        self._set_mode(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor of the same shape and type."""
+        if not self.training or self._rate == 0:
+            return x
+        if not self._shared_axes:
+            return F.dropout(x, self._rate)
+        shape = list(x.shape)
+        for axis in self._shared_axes:
+            shape[axis] = 1
+        keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self._rate)
+        return x * (keep / (1 - self._rate))
+
+    def _own_tree(self, kind: str) -> Any:
+        return torch.tensor(self._rate) if kind == "state" else ()
+
+    def _own_named(self, kind: str, tree: Any) -> dict[str, Any]:
+        if kind == "weights":
+            return super()._own_named(kind, tree)
+        return base.expect_tensors(self, tree, ("_rate",), "a rate") if tree != () else {}
+
+    def _set_own_state(self, attribute: str, value: torch.Tensor) -> None:
+        self._rate = float(value)
+
+
+def Flatten(n_axes_to_keep: int = 1) -> PureLayer:
+    """Returns a layer that merges all axes after the first `n_axes_to_keep` into one.
+
+    Raises:
+      LayerError: if a tensor has no more axes than are kept.
+
+    Example:
+      >>> Flatten()(torch.zeros(2, 3, 4)).shape
+      torch.Size([2, 12])
+    """
+    return PureLayer(
+        functools.partial(_flatten, n_axes_to_keep=n_axes_to_keep),
+        name=f"Flatten_keep{n_axes_to_keep}",
+    )
+
+
+def LogSoftmax(axis: int = -1) -> PureLayer:
+    """Returns a layer that computes the logarithm of the softmax along an axis, in nats."""
+    return PureLayer(functools.partial(log_softmax, axis=axis), name="LogSoftmax")
+
+
+def Softmax(axis: int = -1) -> PureLayer:
+    """Returns a layer that computes the softmax along an axis."""
+    return PureLayer(functools.partial(F.softmax, dim=axis), name="Softmax")
+
+
+def Mean(axis: Any = -1, keepdims: bool = False) -> PureLayer:
+    """Returns a layer that takes the mean over an axis, a tuple of axes, or all of them (None)."""
+    return PureLayer(functools.partial(torch.mean, dim=axis, keepdim=keepdims), name="Mean")
+
+
+def Sum(axis: Any = None, keepdims: bool = False) -> PureLayer:
+    """Returns a layer that sums over an axis, a tuple of axes, or, by default, all of them."""
+    return PureLayer(functools.partial(torch.sum, dim=axis, keepdim=keepdims), name="Sum")
+
+
+def log_softmax(x: Any, axis: int = -1) -> Any:
+    """Returns the logarithm of the softmax of a tensor or array along an axis, in nats."""
+    return F.log_softmax(x, dim=axis)
+
+
+def _flatten(x: torch.Tensor, n_axes_to_keep: int) -> torch.Tensor:
+    if x.dim() <= n_axes_to_keep:
+        raise ValueError(
+            f"Flatten keeps {n_axes_to_keep} axes and merges the rest, so it needs more of them; "
+            f"got a tensor of shape {tuple(x.shape)}."
+        )
+    return x.flatten(n_axes_to_keep)
+
+
+def _typed(x: Any, dtype: torch.dtype | None) -> Any:
+    """Returns what an initializer made, tensor or array, as a tensor of the wanted type."""
+    tensor = _nest.to_tensor(x)
+    return tensor if dtype is None else tensor.to(dtype)
