@@ -79,7 +79,8 @@ class Keyed:
                 g.set_state(state)
 
 
-def seed_python_and_numpy(seed: int) -> None:
-    """Seeds Python's and numpy's global generators, as Trax does when a Loop is built."""
+def seed_ambient(seed: int) -> None:
+    """Seeds the global generators of Python, numpy and torch, which the user's data may draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

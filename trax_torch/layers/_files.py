@@ -84,7 +84,7 @@ def load(
         if not any(name.rpartition(".")[0] == layer for name in tensors)
     ]
     if differences:
-        shown = "; ".join(differences[:3])
+        shown = "; ".join(sorted(differences)[:3])
         raise ValueError(
             f"{file_name} holds another model: {shown} ({len(differences)} differences in all). "
             f"Build the model with the arguments it was saved with."

@@ -21,7 +21,8 @@ class ShapePass:
     instead of shapes, since lazy modules know no other way.
     """
 
-    def __init__(self, layer: Any, rng: torch.Generator | None):
+    def __init__(self, layer: Any, rng: torch.Generator | None, renew: bool = True):
+        self._renew = renew and rng is not None
         self.rng = rng
         self._layers = [m for m in layer.modules() if hasattr(m, "_init_here")]
         self._modules = list(layer.modules())
@@ -36,7 +37,7 @@ class ShapePass:
         for layer in self._layers:
             layer._pass = self
             layer._memory = None
-            if self.rng is not None:
+            if self._renew:
                 layer._init_cached = False
                 layer._await_init()
         for module in self._modules:

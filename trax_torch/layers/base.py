@@ -16,6 +16,7 @@ from torch import nn
 from trax_torch import _nest, _seeds, shapes
 from trax_torch.layers import _errors, _files
 from trax_torch.layers._errors import LayerError
+from trax_torch.layers._predicting import Predicting
 from trax_torch.layers._shape_pass import ShapePass
 
 MODES = ("train", "eval", "predict")
@@ -85,7 +86,8 @@ class Layer(nn.Module):
         self._name = name or type(self).__name__
         self._sublayers_to_print = sublayers_to_print
         self._order: tuple[str, ...] = ()  # names of the sublayers; a shared one occurs twice
-        self._memory: nn.Module | None = None  # what predict mode remembers; None in other modes
+        self._memory: Any  # what predict mode remembers; None in other modes
+        self.register_module("_memory", None)
         self._pass: ShapePass | None = None  # the pass of shapes under way, if any
         self._init_cached = False
         self._caller = _errors.creation_site()
@@ -169,6 +171,19 @@ class Layer(nn.Module):
                 shape_pass.run(self, input_signature)
         return self.weights, self.state
 
+    def init_missing(self, input_signature: Any, rng: "int | torch.Generator") -> None:
+        """Makes weights for those sublayers alone that have none yet; arguments are `init`'s."""
+        generator = _seeds.generator(_seeds.as_seed(rng), "init")
+        with ShapePass(self, generator, renew=False) as shape_pass:
+            shape_pass.run(self, input_signature)
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether this layer, and all in it, have their weights."""
+        return all(
+            m._init_hook is None if isinstance(m, Layer) else True for m in self.modules()
+        ) and not any(nn.parameter.is_lazy(p) for p in self.parameters())
+
     def output_signature(self, input_signature: Any) -> Any:
         """Returns the signature of the outputs for inputs of a given signature; computes nothing."""
         with ShapePass(self, None) as shape_pass:
@@ -177,7 +192,8 @@ class Layer(nn.Module):
     def weights_and_state_signature(self, input_signature: Any) -> tuple[Any, Any]:
         """Returns the signatures of the weights and state that `init` would make."""
         twin = copy.deepcopy(self)
-        return tuple(map(_signature_of_tree, twin.init(input_signature, rng=0)))  # type: ignore
+        weights, state = twin.init(input_signature, rng=0)
+        return _map_tree(shapes.signature, weights), _map_tree(shapes.signature, state)
 
     def pure_fn(
         self, x: Any, weights: Any, state: Any, rng: Any = None, use_cache: bool = False
@@ -209,52 +225,45 @@ class Layer(nn.Module):
             outputs, new_state = torch.func.functional_call(_AndState(self), swapped, (x,))
         return outputs, new_state
 
-    @contextlib.contextmanager
-    def predict(
-        self, batch_size: int | None = None, max_length: int | None = None
-    ) -> Iterator["Layer"]:
-        """Puts the layer in predict mode for a `with` block, with an empty memory of the past.
+    def predict(self, batch_size: int | None = None, max_length: int | None = None) -> Predicting:
+        """Returns a context in which the layer predicts, with an empty memory of the past.
 
         In predict mode a model is called with the next positions of a sequence and remembers those
-        before. The weights are the same, not a copy; afterwards all is as it was.
+        before. The weights are the same, not a copy; after the `with` block all is as it was.
 
         Args:
           batch_size: number of sequences; None takes it from the first call.
           max_length: how many positions the memory holds; None leaves it to each layer. A position
             beyond is refused before anything is written.
 
-        Yields:
-          The layer itself.
+        Returns:
+          A context manager, which gives the layer itself. Entered again, it goes on where it was.
         """
-        modules = list(self.modules())
-        training = [m.training for m in modules]
-        layers = [m for m in modules if isinstance(m, Layer)]
-        memories = [m._memory for m in layers]
-        self.eval()
-        try:
-            for module in modules:
-                if hasattr(module, "init_cache"):
-                    module.init_cache(batch_size, max_length)  # type: ignore[operator]
-            yield self
-        finally:
-            for layer, memory in zip(layers, memories, strict=True):
-                layer._memory = memory
-            for module, flag in zip(modules, training, strict=True):
-                module.training = flag
+        return Predicting(self, batch_size, max_length)
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode, this layer alone; a layer that remembers makes its memory here."""
         self._memory = nn.Module()
 
     def reset_cache(self) -> None:
-        """Forgets the past; `max_length` positions are free again."""
-        if self._memory is not None and hasattr(self._memory, "reset"):
-            self._memory.reset()
+        """Forgets the past, in this layer and all in it; every position is free again."""
+        for memory in self._memories():
+            memory.reset()
 
     def reorder_cache(self, parents: torch.Tensor) -> None:
-        """Lets row r go on from the past of row `parents[r]`; `parents` has shape (batch,)."""
-        if self._memory is not None and hasattr(self._memory, "reorder"):
-            self._memory.reorder(parents)
+        """Lets row r go on from the past of row `parents[r]`, here and in all layers inside.
+
+        Args:
+          parents: integers (batch,).
+        """
+        for memory in self._memories():
+            memory.reorder(parents)
+
+    def _memories(self) -> Iterator[Any]:
+        for module in self.modules():
+            memory = module._memory if isinstance(module, Layer) else None
+            if hasattr(memory, "reset"):
+                yield memory
 
     def init_from_file(
         self, file_name: str, weights_only: bool = False, input_signature: Any = None
@@ -359,8 +368,7 @@ class Layer(nn.Module):
 
         Assigning such a tree copies the values in.
         """
-        tree = self._tree("state", set())
-        return _nest.map_leaves(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, tree)
+        return _map_tree(torch.Tensor.clone, self._tree("state", set()))
 
     @state.setter
     def state(self, tree: Any) -> None:
@@ -416,10 +424,6 @@ class Layer(nn.Module):
         self.init_weights_and_state(input_signature)
         self._settle()
         self._pass.set_aside(self)
-
-    def _is_ready(self) -> bool:
-        """Tells whether this layer, and all in it, have their weights."""
-        return all(m._init_hook is None for m in self.modules() if isinstance(m, Layer))
 
     def _settle(self) -> None:
         """Notes that the weights are there; the layer can be called from now on."""
@@ -766,12 +770,11 @@ def _set_buffer(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
         module.register_buffer(attribute, value.detach().clone())
 
 
-def _signature_of_tree(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return tree
+def _map_tree(fn: Callable[[Any], Any], tree: Any) -> Any:
+    """Returns a tree with `fn` applied to its tensors; markers of shared layers stay themselves."""
     if isinstance(tree, (tuple, list)):
-        return tuple(map(_signature_of_tree, tree))
-    return shapes.signature(tree)
+        return tuple(_map_tree(fn, item) for item in tree)
+    return tree if isinstance(tree, dict) else fn(tree)
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -1,0 +1,38 @@
+"""Keyed randomness."""
+
+import torch
+
+from trax_torch import _seeds
+
+
+def test_a_keyed_block_draws_the_same_and_leaves_the_ambient_stream_alone():
+    """What is drawn inside depends on the seed alone; what is drawn outside does not notice."""
+    keyed = _seeds.Keyed()
+    torch.manual_seed(5)
+    torch.rand(3)
+    undisturbed = torch.rand(2)
+
+    torch.manual_seed(5)
+    torch.rand(3)
+    with keyed(7):
+        first = torch.rand(4)
+    after = torch.rand(2)
+    with keyed(7):
+        second = torch.rand(4)
+
+    assert torch.equal(first, second)
+    assert torch.equal(after, undisturbed)
+
+
+def test_every_key_makes_another_seed():
+    seeds = {_seeds.derive(seed, key, n) for seed in (0, 1) for key in "ab" for n in range(50)}
+
+    assert len(seeds) == 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_generator_stands_for_a_seed_of_its_own():
+    generator = torch.Generator().manual_seed(3)
+
+    assert _seeds.as_seed(generator) != _seeds.as_seed(generator)
+    assert _seeds.as_seed(11) == 11

@@ -1,0 +1,13 @@
+"""What can be wrong with a file of weights or a checkpoint, whoever reads it."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint is damaged, incomplete or of another model; names the file and the reason."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A file holds what no well-formed checkpoint holds; nothing in it was run."""
+
+
+class MismatchError(CheckpointError, IndexError):
+    """A sound checkpoint belongs to another model, optimizer or set of tasks."""
