@@ -1,0 +1,323 @@
+"""A second run goes on where the first ended, bit for bit."""
+
+import functools
+import json
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from toys import assert_same_run, batches, eval_task, line_loop, line_model, state_of, train_task
+
+from trax_torch import layers as tl
+from trax_torch import optimizers
+from trax_torch._errors import CheckpointError
+from trax_torch.supervised import EvalTask, Loop, TrainTask
+
+
+def optimizer_named(name):
+    return {
+        "SGD": optimizers.SGD(0.01),
+        "Adam": optimizers.Adam(0.01),
+        "torch AdamW": functools.partial(torch.optim.AdamW, lr=0.01),
+        "torch SGD": functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "torch AdamW", "torch SGD"])
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(cuts=st.lists(st.integers(1, 8), min_size=1, max_size=3), period=st.integers(1, 4))
+def test_a_resumed_run_equals_an_uninterrupted_one(name, cuts, period, tmp_path_factory):
+    """However often it is cut: weights, slots, history and evals are the same, to the last bit."""
+    at = {"checkpoint_at": lambda step: True, "eval_at": lambda step: step % period == 0}
+
+    def loop(folder):
+        task = train_task(optimizer=optimizer_named(name))
+        return line_loop(folder, dropout=0.3, task=task, **at)
+
+    whole = loop(tmp_path_factory.mktemp("whole"))
+    whole.run(sum(cuts))
+    folder = tmp_path_factory.mktemp("cut")
+    for n_steps in cuts:
+        part = loop(folder)
+        part.run(n_steps)
+
+    assert_same_run(part, whole)
+
+
+def test_a_run_cut_between_checkpoints_goes_on_from_the_last(tmp_path):
+    whole = line_loop(tmp_path / "whole", dropout=0.3)
+    whole.run(20)
+    line_loop(tmp_path / "cut", dropout=0.3).run(13)  # saved at 10 the last time
+
+    resumed = line_loop(tmp_path / "cut", dropout=0.3)
+    assert resumed.step == 10
+    resumed.run(10)
+
+    assert_same_run(resumed, whole)
+
+
+def test_what_is_dropped_from_a_checkpoint_shows(tmp_path, monkeypatch):
+    """The comparison can fail: without the data's position, the resumed run is another."""
+    whole = line_loop(tmp_path / "whole")
+    whole.run(20)
+    line_loop(tmp_path / "cut").run(10)
+    monkeypatch.setattr("trax_torch.supervised._streams.BatchStream.seek", lambda *_: None)
+    resumed = line_loop(tmp_path / "cut")
+    resumed.run(10)
+
+    with pytest.raises(AssertionError):
+        assert_same_run(resumed, whole)
+
+
+class Rewindable:
+    """Data that keeps its own position."""
+
+    def __init__(self):
+        self.i = 0
+        self.asked_to_load = False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.i += 1
+        return next(batches(self.i))
+
+    def state_dict(self):
+        return {"i": self.i, "extra": (torch.tensor([self.i]), [None, b"x"], {1: 0.5})}
+
+    def load_state_dict(self, state):
+        assert state["extra"][1:] == ([None, b"x"], {1: 0.5})
+        assert state["extra"][0].item() == state["i"]
+        self.i, self.asked_to_load = state["i"], True
+
+
+def test_data_that_keeps_its_position_is_asked_for_it(tmp_path):
+    def loop(folder, data):
+        task = TrainTask(data, tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=5)
+        return line_loop(folder, task=task)
+
+    whole = loop(tmp_path / "whole", Rewindable())
+    whole.run(10)
+    loop(tmp_path / "cut", Rewindable()).run(5)
+    data = Rewindable()
+    resumed = loop(tmp_path / "cut", data)
+    assert data.asked_to_load
+    resumed.run(5)
+
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_shuffled_data_loader_is_resumed(tmp_path, n_workers):
+    """With a generator of its own, a DataLoader goes on with the batch it would have given."""
+
+    def loop(folder):
+        items = [(torch.randn(3, generator=torch.Generator().manual_seed(i)),) * 2 for i in range(7)]
+        items = [(x, y[:1], torch.ones(1)) for x, y in items]
+        loader = torch.utils.data.DataLoader(
+            items, 2, shuffle=True, generator=torch.Generator().manual_seed(3), num_workers=n_workers
+        )
+        task = TrainTask(loader, tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=5)
+        return line_loop(folder, task=task)
+
+    whole = loop(tmp_path / "whole")
+    whole.run(15)
+    loop(tmp_path / "cut").run(10)
+    resumed = loop(tmp_path / "cut")
+    resumed.run(5)
+
+    assert_same_run(resumed, whole)
+
+
+def test_data_drawn_from_the_default_generator_is_resumed(tmp_path):
+    """Steps and evals leave the ambient stream alone, so going forward draws the same numbers."""
+
+    def data():
+        while True:
+            x = torch.randn(4, 3)
+            yield x, x[:, :1], torch.ones(4, 1)
+
+    def loop(folder):
+        torch.manual_seed(0)
+        task = TrainTask(data(), tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=5)
+        return line_loop(folder, dropout=0.3, task=task)
+
+    whole = loop(tmp_path / "whole")
+    whole.run(15)
+    loop(tmp_path / "cut").run(10)
+    resumed = loop(tmp_path / "cut")
+    resumed.run(5)
+
+    assert_same_run(resumed, whole)
+
+
+def test_without_a_seed_the_run_keeps_the_one_it_found(tmp_path):
+    """The fresh seed is kept in the checkpoint, so dropout goes on as it would have."""
+    first = line_loop(tmp_path, dropout=0.3, random_seed=None)
+    first.run(5)
+    resumed = line_loop(tmp_path, dropout=0.3, random_seed=None)
+    resumed.run(4)
+    first.run(4)
+
+    assert_same_run(resumed, first)
+
+
+def test_buffers_and_torch_schedulers_are_resumed(tmp_path):
+    """BatchNorm's running statistics, and a scheduler that changes rates by its own count."""
+
+    def loop(folder):
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        torch.manual_seed(0)
+        for p in model.parameters():
+            nn.init.normal_(p)
+        data = ((torch.as_tensor(x), torch.as_tensor(y)) for x, y in batches(weights=False))
+        schedule = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=7)
+        task = TrainTask(
+            data,
+            nn.MSELoss(),
+            torch.optim.AdamW(model.parameters(), lr=0.01),
+            schedule,
+            n_steps_per_checkpoint=5,
+        )
+        evals = EvalTask(batches(3, weights=False), nn.MSELoss())
+        return line_loop(folder, model=model, task=task, evals=evals)
+
+    whole = loop(tmp_path / "whole")
+    whole.run(15)
+    loop(tmp_path / "cut").run(10)
+    resumed = loop(tmp_path / "cut")
+    resumed.run(5)
+
+    assert_same_run(resumed, whole)
+    assert resumed._schedulers[0].state_dict() == whole._schedulers[0].state_dict()
+    names = set(resumed.model.state_dict())
+    assert "1.running_mean" in names
+
+
+def test_several_tasks_are_resumed(tmp_path):
+    def loop(folder):
+        tasks = [train_task(0, loss_name="a"), train_task(1, loss_name="b")]
+        return line_loop(folder, task=tasks, evals=[eval_task(100), eval_task(101)])
+
+    whole = loop(tmp_path / "whole")
+    whole.run(20)
+    loop(tmp_path / "cut").run(15)
+    resumed = loop(tmp_path / "cut")
+    resumed.run(5)
+
+    assert_same_run(resumed, whole)
+
+
+def test_a_permanent_checkpoint_resumes_at_its_own_place(tmp_path):
+    """The position belongs to the checkpoint: model_5 goes on with the batches after step 5."""
+
+    def loop(folder):
+        return line_loop(folder, task=train_task(n_steps_per_permanent_checkpoint=5))
+
+    whole = loop(tmp_path)
+    whole.run(10)
+    early = line_loop(None, random_seed=9)
+    early.load_checkpoint(str(tmp_path), "model_5")
+    assert early.step == 5
+    early.run(5)
+
+    assert_same_run(early, whole)
+
+
+def test_generators_go_on_after_a_restart(tmp_path):
+    def first_draw(loop):
+        return torch.rand(1, generator=loop.new_rng()).item()
+
+    loop = line_loop(tmp_path)
+    draws = [first_draw(loop)]
+    loop.run(5)
+    draws += [first_draw(loop)]
+
+    assert first_draw(line_loop(tmp_path)) == draws[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model": lambda: tl.Serial(tl.Dense(4), tl.Tanh(), tl.Dense(1))}, "another model's"),
+        ({"task": lambda: train_task(optimizer=optimizers.SGD(0.1))}, "optimizer BoundAdam and now"),
+        ({"task": lambda: [train_task(), train_task(1)]}, "saved with 1 tasks; there are 2"),
+        ({"evals": lambda: [eval_task(), eval_task(1)]}, "saved with 1 evals; there are 2"),
+        (
+            {
+                "task": lambda: train_task(
+                    lr_schedule=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+                )
+            },
+            "saved with no torch scheduler and has a one",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_whole(tmp_path, change, match):
+    """An IndexError, as in Trax, that names the first differences; nothing is filled."""
+    line_loop(tmp_path).run(5)
+    loop = line_loop(None, **{key: make() for key, make in change.items()})
+    before = state_of(loop)
+
+    with pytest.raises(IndexError, match=match) as caught:
+        loop.load_checkpoint(str(tmp_path))
+
+    assert isinstance(caught.value, CheckpointError)
+    assert loop.step == 0
+    assert all(torch.equal(before[k], v) for k, v in state_of(loop).items())
+
+
+def test_where_there_is_no_checkpoint_nothing_is_loaded(tmp_path):
+    loop = line_loop()
+    loop.load_checkpoint()
+    loop.load_checkpoint(str(tmp_path))
+    loop.load_checkpoint(str(tmp_path / "nowhere"))
+
+    assert loop.step == 0
+
+
+def test_without_a_folder_saving_says_so(capsys):
+    line_loop().save_checkpoint("model")
+
+    assert "Did not save checkpoint as output_dir is None" in capsys.readouterr().out
+
+
+def test_a_manifest_tells_nothing_of_user_host_or_path(tmp_path):
+    import getpass
+    import socket
+
+    line_loop(tmp_path).run(1)
+    text = (tmp_path / "model.json").read_text()
+
+    assert socket.gethostname() not in text
+    assert str(tmp_path) not in text
+    assert f'"{getpass.getuser()}"' not in text
+    assert json.loads(text)["info"]["step"] == 1
+
+
+def test_a_model_of_the_same_names_trains_on_in_plain_pytorch(tmp_path):
+    """The weights file of a plain module loads with its own names."""
+    from safetensors.torch import load_file
+
+    model = nn.Sequential(nn.Linear(3, 1))
+    task = TrainTask(batches(weights=False), nn.MSELoss(), torch.optim.AdamW)
+    Loop(model, task, output_dir=str(tmp_path), progress=False).run(1)
+
+    (path,) = tmp_path.glob("model.*.weights.safetensors")
+    twin = nn.Sequential(nn.Linear(3, 1))
+    twin.load_state_dict(load_file(path))
+    assert torch.equal(twin[0].weight, model[0].weight)
+
+
+def test_line_model_is_worth_resuming():
+    """The toys learn something, or the laws above would hold of nothing."""
+    loop = line_loop(model=line_model(0.3))
+    loop.run(1)
+    before = [p.clone() for p in loop.model.parameters()]
+    loop.run(1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))

@@ -1,0 +1,71 @@
+"""Small models and data for the tests of the loop."""
+
+import numpy as np
+import torch
+
+from trax_torch import layers as tl
+from trax_torch import optimizers
+from trax_torch.supervised import EvalTask, Loop, TrainTask
+
+
+def batches(seed=0, n=4, weights=True):
+    """Yields batches of a noisy line, without end; batch i is the same for the same seed."""
+    i = 0
+    while True:
+        rng = np.random.default_rng([seed, i])
+        x = rng.normal(size=(n, 3)).astype(np.float32)
+        y = x @ np.array([[1.0], [-2.0], [0.5]], np.float32) + 0.1
+        yield (x, y, np.ones_like(y)) if weights else (x, y)
+        i += 1
+
+
+def line_model(dropout=0.0):
+    return tl.Serial(tl.Dense(8), tl.Tanh(), tl.Dropout(dropout), tl.Dense(1))
+
+
+def train_task(seed=0, optimizer=None, **kwargs):
+    kwargs.setdefault("n_steps_per_checkpoint", 5)
+    return TrainTask(batches(seed), tl.L2Loss(), optimizer or optimizers.Adam(0.01), **kwargs)
+
+
+def eval_task(seed=100, metrics=None, **kwargs):
+    return EvalTask(batches(seed), metrics or [tl.L2Loss()], **kwargs)
+
+
+def line_loop(output_dir=None, dropout=0.0, model=None, task=None, evals=None, **kwargs):
+    kwargs.setdefault("random_seed", 0)
+    return Loop(
+        model or line_model(dropout),
+        task or train_task(),
+        eval_tasks=evals or eval_task(),
+        output_dir=None if output_dir is None else str(output_dir),
+        progress=False,
+        **kwargs,
+    )
+
+
+def state_of(loop):
+    """Everything a run is made of that can be compared bit for bit."""
+    tensors = {k: v.clone() for k, v in loop.model.state_dict().items()}
+    for i, trainer in enumerate(loop._trainers):
+        for j, p in enumerate(trainer.params):
+            for key, value in trainer.optimizer.state[p].items():
+                tensors[f"slot{i}.{j}.{key}"] = torch.as_tensor(value).clone()
+    return tensors
+
+
+def history_of(loop):
+    """The history without what depends on the clock."""
+    values = loop.history.to_dict()["_values"]
+    return {
+        mode: {k: v for k, v in metrics.items() if "per second" not in k}
+        for mode, metrics in values.items()
+    }
+
+
+def assert_same_run(one, other):
+    mine, theirs = state_of(one), state_of(other)
+    assert mine.keys() == theirs.keys()
+    assert [k for k in mine if not torch.equal(mine[k], theirs[k])] == []
+    assert one.step == other.step
+    assert history_of(one) == history_of(other)

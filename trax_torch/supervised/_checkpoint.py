@@ -1,0 +1,329 @@
+"""What outlives the process: checkpoints that are whole or absent.
+
+A checkpoint is a manifest, `<basename>.json`, and the safetensors files it lists. Each save makes
+files under new names, and then replaces the manifest: that one step is the commit. What a file
+should hold is known by its size and hash before any of it is believed. Nothing read is ever run.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from trax_torch._errors import CheckpointError
+
+FORMAT = "trax_torch.checkpoint"
+VERSION = 1
+
+_BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_PART = re.compile(r"(?P<basename>.+)\.[0-9a-f]{16}\.(weights|state|opt_slots\d+)\.safetensors")
+
+Parts = dict[str, dict[str, torch.Tensor]]
+
+
+def check_basename(basename: str) -> str:
+    """Returns a basename that is a plain file name.
+
+    Raises:
+      ValueError: if it is not: letters, digits, '_', '.', '-', not beginning with the last two.
+    """
+    if not isinstance(basename, str) or not _BASENAME.fullmatch(basename):
+        raise ValueError(
+            f"A checkpoint's name has 1 to 128 letters, digits, '_', '.' or '-', and begins with "
+            f"none of the last two; got {basename!r}."
+        )
+    return basename
+
+
+class Folder:
+    """A folder of checkpoints.
+
+    Args:
+      path: the folder; it is made if it is not there.
+
+    Raises:
+      CheckpointError: if it cannot be made or written to.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        with _reasons(path, "make"):
+            os.makedirs(path, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise CheckpointError(
+                f"{path} cannot be written to. Give an output_dir of your own, or None."
+            )
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from writing here for a while.
+
+        Raises:
+          CheckpointError: if another process does so now.
+        """
+        name = os.path.join(self.path, ".lock")
+        with _reasons(name, "open"):
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            try:
+                # Not flock: DataLoader workers, forked meanwhile, would go on holding it.
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise CheckpointError(
+                    f"Another process is training into {self.path} now. Give this one an "
+                    f"output_dir of its own, or wait."
+                ) from None
+            yield
+        finally:
+            os.close(fd)
+
+    def save(self, basename: str, parts: Parts, info: Mapping[str, Any]) -> None:
+        """Saves a checkpoint under a name, in the place of an earlier one of that name.
+
+        Whatever happens meanwhile, the name stands for the old checkpoint or the new one, whole.
+
+        Args:
+          basename: the name.
+          parts: `{part: {name: tensor}}`; parts are 'weights', 'state' and 'opt_slots0', ...
+          info: plain data for the manifest.
+
+        Raises:
+          ValueError: if the name is not a plain one.
+          CheckpointError: if the files cannot be written, with the reason.
+        """
+        from safetensors.torch import save as to_bytes
+
+        check_basename(basename)
+        generation = os.urandom(8).hex()
+        staging = os.path.join(self.path, f".{basename}.{generation}.tmp")
+        final: list[str] = []
+        try:
+            with _reasons(staging, "write"):
+                os.mkdir(staging)
+                files = {}
+                for part, tensors in parts.items():
+                    name = f"{basename}.{generation}.{part}.safetensors"
+                    data = to_bytes(_plain(tensors), {"format": "pt"})
+                    _write(os.path.join(staging, name), data)
+                    files[part] = {"name": name, "size": len(data), "sha256": _hash(data)}
+                manifest = {
+                    "format": FORMAT,
+                    "version": VERSION,
+                    "generation": generation,
+                    "torch": str(torch.__version__),
+                    "files": files,
+                    "info": dict(info),
+                }
+                manifest["hash"] = _hash(_canonical(manifest))
+                staged = os.path.join(staging, "manifest.json")
+                _write(staged, _canonical(manifest))
+                for entry in files.values():
+                    path = os.path.join(self.path, entry["name"])
+                    final.append(path)
+                    os.rename(os.path.join(staging, entry["name"]), path)
+                _sync_folder(self.path)
+        except BaseException:
+            for path in final:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        with _reasons(self._manifest(basename), "write"):
+            # From here on nothing is taken back: the new manifest may be live already.
+            os.replace(staged, self._manifest(basename))
+            _sync_folder(self.path)
+        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
+            self._sweep()
+
+    def _manifest(self, basename: str) -> str:
+        return os.path.join(self.path, f"{basename}.json")
+
+    def _sweep(self) -> None:
+        """Deletes what no manifest lists; touches nothing of a name whose manifest is damaged."""
+        listed: set[str] = set()
+        doubtful: set[str] = set()
+        names = os.listdir(self.path)
+        for name in names:
+            if name.endswith(".json"):
+                path = os.path.join(self.path, name)
+                try:
+                    data = _read(path)
+                    manifest = _parse_manifest(path, data or b"")
+                    listed.update(entry["name"] for entry in manifest["files"].values())
+                except CheckpointError:
+                    doubtful.add(name.removesuffix(".json"))
+        for name in names:
+            match = _PART.fullmatch(name)
+            if match and name not in listed and match["basename"] not in doubtful:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(self.path, name))
+            if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", name):
+                shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+
+
+def read(directory: str, basename: str) -> tuple[Parts, dict[str, Any]] | None:
+    """Returns the parts and info of a checkpoint, or None if there is none of that name.
+
+    Raises:
+      CheckpointError: if it is damaged, or newer than this library, with the file's name.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    check_basename(basename)
+    path = os.path.join(directory, f"{basename}.json")
+    data = _read(path)
+    if data is None:
+        return None
+    manifest = _parse_manifest(path, data)
+    parts: Parts = {}
+    for part, entry in manifest["files"].items():
+        name = entry["name"]
+        match = _PART.fullmatch(name)
+        if not match or match["basename"] != basename:
+            raise CheckpointError(f"{path} lists a file of another name: {name!r}.")
+        content = _read(os.path.join(directory, name), entry["size"])
+        if content is None:
+            raise CheckpointError(f"{path} lists {name}, which is not there.")
+        if len(content) != entry["size"] or _hash(content) != entry["sha256"]:
+            raise CheckpointError(
+                f"{name} is damaged: it has {len(content)} bytes of {entry['size']}, or other "
+                f"ones than were saved. Load another checkpoint of {directory}."
+            )
+        try:
+            parts[part] = from_bytes(content)
+        except SafetensorError as error:
+            raise CheckpointError(f"{name} is damaged: {error}") from error
+    return parts, manifest["info"]
+
+
+def pack(nest: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Returns `nest` as plain data for JSON; its tensors go into `tensors`, under `prefix`.
+
+    Raises:
+      CheckpointError: if a leaf is neither plain data nor a tensor.
+    """
+    if isinstance(nest, torch.Tensor):
+        name = f"{prefix}.{len(tensors)}"
+        tensors[name] = nest
+        return {"tensor": name}
+    if isinstance(nest, dict):
+        return {"dict": [[pack(k, prefix, tensors), pack(v, prefix, tensors)] for k, v in nest.items()]}
+    if isinstance(nest, tuple):
+        return {"tuple": [pack(x, prefix, tensors) for x in nest]}
+    if isinstance(nest, list):
+        return [pack(x, prefix, tensors) for x in nest]
+    if isinstance(nest, bytes):
+        return {"bytes": nest.hex()}
+    if nest is None or isinstance(nest, (bool, int, float, str)):
+        return nest
+    raise CheckpointError(
+        f"A {type(nest).__name__} cannot be saved in {prefix}: a state is made of numbers, strings, "
+        f"tensors, lists, tuples and dicts."
+    )
+
+
+def unpack(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Returns the nest that `pack` packed."""
+    if isinstance(data, list):
+        return [unpack(x, tensors) for x in data]
+    if not isinstance(data, dict):
+        return data
+    ((kind, content),) = data.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "tuple":
+        return tuple(unpack(x, tensors) for x in content)
+    if kind == "bytes":
+        return bytes.fromhex(content)
+    return {unpack(k, tensors): unpack(v, tensors) for k, v in content}
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns tensors that safetensors takes: on the CPU, contiguous, none sharing memory."""
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        plain[name] = tensor
+    return plain
+
+
+def _canonical(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _parse_manifest(path: str, data: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(data)
+        form, version = manifest["format"], manifest["version"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged, or no checkpoint's manifest: {error}") from error
+    if form != FORMAT or not isinstance(version, int):
+        raise CheckpointError(f"{path} is no manifest of a trax_torch checkpoint.")
+    if version > VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}; this library reads up to {VERSION}. Update it."
+        )
+    claimed = manifest.pop("hash", None)
+    if claimed != _hash(_canonical(manifest)):
+        raise CheckpointError(f"{path} is damaged: its hash is not that of its content.")
+    return manifest
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(path: str, size: int | None = None) -> bytes | None:
+    """Returns a plain file's bytes, at most one more than `size`; None if there is no file."""
+    with _reasons(path, "read"):
+        try:
+            # Without O_NONBLOCK a pipe in the file's place would wait for a writer for ever.
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise CheckpointError(f"{path} is not a plain file.")
+        with os.fdopen(fd, "rb") as f:
+            return f.read(-1 if size is None else size + 1)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _reasons(path: str, verb: str) -> Iterator[None]:
+    """Turns the operating system's errors into CheckpointErrors that say what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(
+            f"Could not {verb} {error.filename or path}: {reason}. What was saved before is intact."
+        ) from error

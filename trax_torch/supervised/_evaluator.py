@@ -1,0 +1,58 @@
+"""A task's batches -> {metric: mean over batches}."""
+
+from typing import Any
+
+import torch
+
+from trax_torch import _nest, _seeds
+from trax_torch import layers as tl
+from trax_torch.layers import _stack
+from trax_torch.supervised import _tasks
+
+
+class Evaluator:
+    """Measures a model on the batches of one eval task.
+
+    Args:
+      model: the model; it is put in eval mode while it is measured, and back.
+      task: what to measure, on what.
+      device: where the model is.
+    """
+
+    def __init__(self, model: tl.Layer, task: _tasks.EvalTask, device: torch.device):
+        self._model = model
+        self._task = task
+        self._device = device
+        self._keyed = _seeds.Keyed(device)
+        for metric in task.metrics:
+            _tasks.check_fits(model, metric, task.sample_batch, is_loss=False)
+            metric.to(device)
+
+    def means(self, seed: int) -> dict[str, float]:
+        """Returns the mean of each metric over the task's next `n_eval_batches` batches.
+
+        Args:
+          seed: of the random numbers that the model or a metric may draw.
+        """
+        n_batches = self._task.n_eval_batches
+        modules = [self._model, *self._task.metrics]
+        flags = [(m, m.training) for module in modules for m in module.modules()]
+        for module in modules:
+            module.eval()
+        try:
+            with torch.no_grad(), self._keyed(seed):
+                sums = self._measure(self._task.next_batch())
+                for _ in range(n_batches - 1):
+                    sums = sums + self._measure(self._task.next_batch())
+        finally:
+            for module, flag in flags:
+                module.training = flag
+        means = (sums / n_batches).tolist()
+        return dict(zip(self._task.metric_names, means, strict=True))
+
+    def _measure(self, batch: tuple[Any, ...]) -> torch.Tensor:
+        stack = _nest.to_tensors(batch, self._device)
+        outputs = self._model(_stack.take(stack, self._model.n_in))
+        stack = _stack.put(outputs, stack, self._model.n_in)
+        values = [metric(_stack.take(stack, metric.n_in)) for metric in self._task.metrics]
+        return torch.stack([torch.as_tensor(v, device=self._device).double() for v in values])

@@ -1,0 +1,190 @@
+"""What of a training run is saved, and how it is put back: the Loop's parts <-> plain data.
+
+Putting back is all or nothing: everything is compared first, then everything is set.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trax_torch import _nest, optimizers
+from trax_torch import layers as tl
+from trax_torch._errors import MismatchError
+from trax_torch.supervised import _checkpoint, _tasks
+from trax_torch.supervised._checkpoint import pack, unpack
+
+Tensors = dict[str, torch.Tensor]
+
+
+def bare(model: tl.Layer) -> nn.Module:
+    """Returns the module that `as_layer` wrapped, or the layer itself."""
+    return model.module if isinstance(model, tl.Wrapped) else model
+
+
+def weights_of(model: tl.Layer) -> Tensors:
+    """Returns the trained tensors by the names that the user's module gives them."""
+    return dict(bare(model).named_parameters())
+
+
+def buffers_of(model: tl.Layer) -> Tensors:
+    """Returns the persistent buffers by name."""
+    everything = bare(model).state_dict(keep_vars=True)
+    return {k: v for k, v in everything.items() if not isinstance(v, nn.Parameter)}
+
+
+def take_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
+    """Puts weights and buffers into `parts`."""
+    parts["weights"] = weights_of(model)
+    parts["state"] = {f"buffer.{k}": v for k, v in buffers_of(model).items()}
+
+
+def compare_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
+    """Raises MismatchError, with the first differences, if weights or buffers do not fit."""
+    saved = {k[7:]: v for k, v in parts["state"].items() if k.startswith("buffer.")}
+    _compare("weights", weights_of(model), parts["weights"])
+    _compare("buffers", buffers_of(model), saved)
+
+
+@torch.no_grad()
+def put_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
+    """Sets weights and buffers; `compare_model` comes first."""
+    for name, tensor in weights_of(model).items():
+        tensor.copy_(parts["weights"][name])
+    for name, tensor in buffers_of(model).items():
+        tensor.copy_(parts["state"][f"buffer.{name}"])
+
+
+def take_task(
+    index: int,
+    task: _tasks.TrainTask,
+    trainer: optimizers.Trainer,
+    scheduler: Any,
+    parts: _checkpoint.Parts,
+) -> dict[str, Any]:
+    """Puts a task's slots into `parts`, and returns the rest of what it remembers."""
+    optimizer, slots = trainer.optimizer, {}
+    numbers: dict[str, Any] = {}
+    for name, p in _named_of(trainer):
+        for key, value in optimizer.state.get(p, {}).items():
+            if isinstance(value, torch.Tensor):
+                slots[f"{name}.{key}"] = value
+            else:
+                numbers[f"{name}.{key}"] = pack(value, "slot", parts["state"])
+    parts[f"opt_slots{index}"] = slots
+    kept = None
+    if scheduler is not None:
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        kept = pack((scheduler.state_dict(), groups), f"scheduler{index}", parts["state"])
+    return {
+        "optimizer": type(optimizer).__name__,
+        "numbers": numbers,
+        "scheduler": kept,
+        "position": pack(task.stream.position(), f"data{index}", parts["state"]),
+    }
+
+
+def compare_task(
+    index: int, trainer: optimizers.Trainer, scheduler: Any, parts: Any, info: dict[str, Any]
+) -> None:
+    """Raises MismatchError if a task's slots do not fit its optimizer."""
+    mine = type(trainer.optimizer).__name__
+    if info["optimizer"] != mine:
+        raise MismatchError(
+            f"Task {index} was saved with the optimizer {info['optimizer']} and now has {mine}. "
+            f"Give it the same one, or start in a new output_dir."
+        )
+    if (info["scheduler"] is None) != (scheduler is None):
+        saved, now = ("a", "no") if scheduler is None else ("no", "a")
+        raise MismatchError(
+            f"Task {index} was saved with {saved} torch scheduler and has {now} one now. Give it "
+            f"the same lr_schedule, or start in a new output_dir."
+        )
+    shapes = dict(_named_of(trainer))
+    for key in parts[f"opt_slots{index}"]:
+        if key.rpartition(".")[0] not in shapes:
+            raise MismatchError(f"Task {index} has a slot {key} of a weight that is not there.")
+
+
+def put_task(
+    index: int,
+    trainer: optimizers.Trainer,
+    scheduler: Any,
+    parts: _checkpoint.Parts,
+    info: dict[str, Any],
+) -> None:
+    """Sets a task's slots and scheduler; `compare_task` comes first."""
+    optimizer = trainer.optimizer
+    content = optimizer.state_dict()
+    names = {id(p): name for name, p in _named_of(trainer)}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    order = {names[id(p)]: i for i, p in enumerate(params)}
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in parts[f"opt_slots{index}"].items():
+        name, _, slot = key.rpartition(".")
+        state.setdefault(order[name], {})[slot] = tensor
+    for key, number in info["numbers"].items():
+        name, _, slot = key.rpartition(".")
+        state.setdefault(order[name], {})[slot] = unpack(number, parts["state"])
+    content["state"] = state
+    if scheduler is not None:
+        kept, groups = unpack(info["scheduler"], parts["state"])
+        scheduler.load_state_dict(kept)
+        for group, saved in zip(content["param_groups"], groups, strict=True):
+            group.update(saved)
+    optimizer.load_state_dict(content)
+
+
+def share_weights(model: tl.Layer, eval_model: tl.Layer) -> None:
+    """Lets `eval_model` use the very tensors of `model`.
+
+    Raises:
+      ValueError: if the two have not the same weights by name and shape.
+    """
+    own = {id(p) for p in model.parameters()}
+    if all(id(p) in own for p in eval_model.parameters()) and eval_model.is_initialized:
+        return
+    source, target = bare(model), bare(eval_model)
+    for kind, tensors in (("weights", weights_of(model)), ("buffers", buffers_of(model))):
+        theirs = weights_of(eval_model) if kind == "weights" else buffers_of(eval_model)
+        try:
+            _compare(kind, theirs, tensors)
+        except MismatchError as error:
+            raise ValueError(f"eval_model must be built like model. {error}") from error
+    for name, module in target.named_modules(remove_duplicate=False):
+        twin = source.get_submodule(name)
+        for tensors in ("_parameters", "_buffers"):
+            mine = getattr(module, tensors)
+            mine.update({k: v for k, v in getattr(twin, tensors).items() if k in mine})
+
+
+def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:
+    """Sets weights or buffers from a mapping of all their names; all or nothing."""
+    mine = weights_of(model) if kind == "weights" else buffers_of(model)
+    given = {name: _nest.to_tensor(value) for name, value in mapping.items()}
+    _compare(kind, mine, given)
+    with torch.no_grad():
+        for name, tensor in mine.items():
+            tensor.copy_(given[name])
+
+
+def _named_of(trainer: optimizers.Trainer) -> list[tuple[str, nn.Parameter]]:
+    """The trainable parameters of model and loss, by name."""
+    return [(k, p) for k, p in trainer.model_with_loss.named_parameters() if p.requires_grad]
+
+
+def _compare(kind: str, mine: Tensors, saved: Tensors) -> None:
+    differences = [f"{name} is not in the checkpoint" for name in mine if name not in saved]
+    differences += [f"{name} is not in the model" for name in saved if name not in mine]
+    differences += [
+        f"{name} is {tuple(saved[name].shape)} of {saved[name].dtype} in the checkpoint and "
+        f"{tuple(t.shape)} of {t.dtype} in the model"
+        for name, t in mine.items()
+        if name in saved and (saved[name].shape != t.shape or saved[name].dtype != t.dtype)
+    ]
+    if differences:
+        raise MismatchError(
+            f"The checkpoint's {kind} are another model's: {'; '.join(differences[:3])} "
+            f"({len(differences)} differences in all). Build the model as it was saved, or start "
+            f"in a new output_dir."
+        )

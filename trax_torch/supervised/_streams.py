@@ -1,0 +1,103 @@
+"""Labeled data as a stream of batches that knows its position.
+
+The position is what a checkpoint keeps, so that a resumed run sees the batches it would have seen.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+_log = logging.getLogger("trax_torch")
+
+
+class BatchStream:
+    """Batches from an iterator, or from an iterable gone through again and again.
+
+    Args:
+      labeled_data: an iterator of batches; or an iterable such as a `DataLoader`.
+      name: how messages call it.
+
+    Raises:
+      TypeError: if it is neither.
+    """
+
+    def __init__(self, labeled_data: Any, name: str):
+        if not hasattr(labeled_data, "__iter__") and not hasattr(labeled_data, "__next__"):
+            raise TypeError(
+                f"{name} needs labeled_data to be an iterator of batches or an iterable such as a "
+                f"DataLoader; got {type(labeled_data).__name__}. Call a generator function first."
+            )
+        self._data = labeled_data
+        self._name = name
+        self._repeats = not hasattr(labeled_data, "__next__")
+        self._iterator: Iterator[Any] | None = None if self._repeats else labeled_data
+        self.n_taken = 0
+
+    def next(self) -> tuple[Any, ...]:
+        """Returns the next batch as a tuple.
+
+        Raises:
+          ValueError: if the data has no (more) batches, or a batch is no tuple or list.
+        """
+        batch = self._draw()
+        if isinstance(batch, list):
+            batch = tuple(batch)
+        if not isinstance(batch, tuple):
+            raise ValueError(
+                f"{self._name} needs batches that are tuples of arrays or tensors, (inputs, "
+                f"targets) or (inputs, targets, weights); got {type(batch).__name__}."
+            )
+        self.n_taken += 1
+        return batch
+
+    def position(self) -> dict[str, Any]:
+        """Returns the position as plain data (and tensors, if the data's own state has them)."""
+        position: dict[str, Any] = {"n_taken": self.n_taken}
+        if self._keeps_state():
+            position["state"] = self._data.state_dict()
+        return position
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Goes to a position that `position` gave, in this process or an earlier one.
+
+        Data with `load_state_dict` is asked to go there itself; any other is drawn from until as
+        many batches have gone by.
+
+        Raises:
+          ValueError: if more batches were drawn already.
+        """
+        if "state" in position and self._keeps_state():
+            self._data.load_state_dict(position["state"])
+            if self._repeats:
+                self._iterator = None
+            self.n_taken = position["n_taken"]
+            return
+        missing = position["n_taken"] - self.n_taken
+        if missing < 0:
+            raise ValueError(
+                f"{self._name} is to go on after batch {position['n_taken']}, but {self.n_taken} "
+                f"were drawn already. Build the task with fresh data before resuming."
+            )
+        if missing:
+            _log.info("%s: going forward by %d batches to where it was saved", self._name, missing)
+        for _ in range(missing):
+            self.next()
+
+    def _keeps_state(self) -> bool:
+        return hasattr(self._data, "state_dict") and hasattr(self._data, "load_state_dict")
+
+    def _draw(self) -> Any:
+        if self._iterator is not None:
+            try:
+                return next(self._iterator)
+            except StopIteration:
+                if not self._repeats:
+                    raise ValueError(
+                        f"{self._name} ended after {self.n_taken} batches. Give an iterator that "
+                        f"goes on for as long as you train, or an iterable such as a DataLoader."
+                    ) from None
+        self._iterator = iter(self._data)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise ValueError(f"{self._name} is empty: going through it gives no batch.") from None

@@ -1,0 +1,36 @@
+"""Hooks into the training loop."""
+
+from typing import Any
+
+
+class TrainingStepCallback:
+    """Is called before and after training steps; base class of callbacks.
+
+    `Loop(callbacks=[MyCallback])` builds each class as `MyCallback(loop)`; a
+    `functools.partial(MyCallback, ...)` serves as well where it needs more.
+
+    Args:
+      loop: the `Loop` that calls.
+
+    Example:
+      >>> class Shout(TrainingStepCallback):
+      ...     def call_at(self, step):
+      ...         return step % 100 == 0
+      ...     def on_step_end(self, step):
+      ...         print('step', step, 'is done')
+
+    Source: Trax `supervised/callbacks.py::TrainingStepCallback`.
+    """
+
+    def __init__(self, loop: Any):
+        self._loop = loop
+
+    def call_at(self, step: int) -> bool:
+        """Tells whether to call at this step; always, unless overridden."""
+        return True
+
+    def on_step_begin(self, step: int) -> None:
+        """Is called before the step, when `call_at(step)`."""
+
+    def on_step_end(self, step: int) -> None:
+        """Is called after the step, when `call_at(step)`, before it is saved and measured."""
