@@ -1,0 +1,139 @@
+"""Importing the library is cheap and quiet."""
+
+import ast
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trax_torch
+
+PACKAGE = Path(trax_torch.__file__).parent
+
+QUIET = """
+import sys, threading, time
+import torch
+threads, before = threading.active_count(), set(sys.modules)
+events = []
+sys.addaudithook(lambda name, args: events.append(name)
+                 if name.split('.')[0] in ('socket', 'subprocess') or name in ('os.fork', 'os.system')
+                 else None)
+start = time.perf_counter()
+import trax_torch
+print(time.perf_counter() - start, threading.active_count() - threads, events,
+      sorted({'tensorboard', 'tqdm', 'safetensors'} & (set(sys.modules) - before)))
+"""
+
+
+def test_importing_is_quick_and_starts_nothing():
+    """At most 0.3 s more than torch; no socket, process or thread; heavy helpers come later."""
+    outcomes = [
+        subprocess.run(
+            [sys.executable, "-c", QUIET], capture_output=True, text=True, check=True
+        ).stdout.split(" ", 1)
+        for _ in range(3)
+    ]
+
+    assert all(rest == "0 [] []\n" for _, rest in outcomes)
+    assert min(float(seconds) for seconds, _ in outcomes) <= 0.3
+
+
+def modules():
+    return [name for _, name, _ in pkgutil.walk_packages([str(PACKAGE)], "trax_torch.")]
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["trax_torch", *(f"trax_torch.{name}" for name in ("layers", "models", "optimizers"))]
+    + ["trax_torch.supervised", "trax_torch.supervised.training"],
+)
+def test_every_exported_name_is_there(package):
+    module = importlib.import_module(package)
+
+    assert sorted(set(module.__all__)) == sorted(module.__all__)
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    ("word", "speakers"),
+    [
+        ("torch.distributed", {"_world.py"}),
+        (
+            "safetensors",
+            {"supervised/_checkpoint.py", "layers/_files.py", "interop/trax_checkpoint.py"},
+        ),
+        ("torch.utils.tensorboard", {"supervised/_summaries.py"}),
+        ("tqdm", {"supervised/_summaries.py"}),
+        ("pickle", set()),
+    ],
+)
+def test_some_words_have_one_speaker(word, speakers):
+    """A search shows who talks to the outside world."""
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if any(name == word or name.startswith(word + ".") for name in imports_of(path))
+    }
+    assert found <= speakers
+
+
+def test_nobody_runs_what_a_file_says():
+    """No torch.save, torch.load or pickle.load anywhere; one place calls backward."""
+    for path in PACKAGE.rglob("*.py"):
+        calls = {
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call)
+        }
+        assert not calls & {"torch.save", "torch.load", "pickle.load", "pickle.loads"}, path
+        if any(call.endswith(".backward") for call in calls):
+            assert path.name == "trainer.py", path
+
+
+FLOORS = [
+    {"supervised.training", "supervised.decoding", "examples"},
+    {"supervised"},
+    {"models", "optimizers", "interop"},
+    {"layers"},
+    {"shapes", "_nest", "_world", "_seeds", "_errors", "_version"},
+]
+
+
+def floor_of(name):
+    """The height of a module: 0 is the top, where imports may not come from."""
+    short = name.removeprefix("trax_torch.")
+    for height, residents in enumerate(FLOORS):
+        if any(short == r or short.startswith(r + ".") for r in residents):
+            return height
+    return None
+
+
+def test_imports_go_down():
+    """No module imports from a floor above its own."""
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(["trax_torch", *path.relative_to(PACKAGE).with_suffix("").parts])
+        if path.name == "__init__.py":
+            continue
+        for imported in imports_of(path):
+            above = floor_of(imported)
+            if imported.startswith("trax_torch.") and above is not None:
+                assert above >= floor_of(name), f"{name} imports {imported}"
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").exists()
+    assert os.fspath(trax_torch.__version__) == trax_torch.__version__
+    assert len(modules()) > 20
