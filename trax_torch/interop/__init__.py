@@ -1,0 +1,7 @@
+"""Files of other libraries, read without running anything in them.
+
+`trax_checkpoint` reads what Trax wrote: checkpoints in today's format and in the one before, and
+the files of `Layer.save_to_file`. Nothing here writes another library's format.
+"""
+
+__all__ = ["trax_checkpoint"]
