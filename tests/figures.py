@@ -67,6 +67,15 @@ def flat_gradients(layer: tl.Layer) -> list[np.ndarray]:
     return flat_weights(twin)
 
 
+def assert_close_together(got: list[Any], want: list[Any], tolerance: float = 2e-4) -> None:
+    """Asserts that lists of arrays agree, relative to the largest value of all wanted ones.
+
+    Some gradients, such as those by the bias of attention's keys, are 0 but for rounding.
+    """
+    assert [np.shape(a) for a in got] == [np.shape(b) for b in want]
+    assert_close(*(np.concatenate([np.ravel(a) for a in arrays]) for arrays in (got, want)), tolerance)
+
+
 def assert_close(got: Any, want: Any, tolerance: float = 2e-4) -> None:
     """Asserts that two arrays agree, relative to the largest value of the wanted one."""
     got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)

@@ -84,7 +84,8 @@ def to_tensor(x: Any, device: torch.device | str | None = None) -> Any:
     moved. A read-only array is copied, so that no write can reach it.
     """
     if isinstance(x, torch.Tensor):
-        return x if device is None else x.to(device, non_blocking=True)
+        same = device is None or x.device == device
+        return x if same else x.to(device, non_blocking=True)
     if not is_foreign(x):
         return x
     array = np.asarray(x)

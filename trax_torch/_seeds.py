@@ -4,11 +4,9 @@ Randomness is keyed, not remembered: the generator of step 7 is made from (seed,
 nothing to steps 1 to 6, so a resumed run draws what the uninterrupted one would have drawn.
 """
 
-import contextlib
 import hashlib
 import os
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -55,6 +53,14 @@ class Keyed:
 
     Args:
       device: the device whose default generator is keyed besides the CPU's.
+
+    Example:
+      >>> with Keyed()(7):
+      ...     a = torch.rand(1)
+      >>> with Keyed()(7):
+      ...     b = torch.rand(1)
+      >>> bool(a == b)
+      True
     """
 
     def __init__(self, device: torch.device | None = None):
@@ -66,17 +72,28 @@ class Keyed:
             index = device.index if device.index is not None else torch.cuda.current_device()
             self._generators.append(torch.cuda.default_generators[index])
 
-    @contextlib.contextmanager
-    def __call__(self, seed: int) -> Iterator[None]:
-        """Runs the block on generators seeded with `seed`."""
-        saved = [g.get_state() for g in self._generators]
+    def __call__(self, seed: int) -> "_Scope":
+        """Returns a context that runs its block on generators seeded with `seed`."""
+        return _Scope(self._generators, seed)
+
+
+class _Scope:
+    """A block on keyed generators. A class, since a step cannot afford contextlib."""
+
+    __slots__ = ("_generators", "_saved", "_seed")
+
+    def __init__(self, generators: list[torch.Generator], seed: int):
+        self._generators = generators
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._saved = [g.get_state() for g in self._generators]
         for g in self._generators:
-            g.manual_seed(seed)
-        try:
-            yield
-        finally:
-            for g, state in zip(self._generators, saved, strict=True):
-                g.set_state(state)
+            g.manual_seed(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        for g, state in zip(self._generators, self._saved, strict=True):
+            g.set_state(state)
 
 
 def seed_ambient(seed: int) -> None:

@@ -55,8 +55,16 @@ def test_a_training_run_has_the_losses_of_trax(name):
     for metric in info["metrics"]:
         want = figures.part(name, f"eval_{metric}")
         figures.assert_close(recorded("eval", f"metrics/{metric}"), want, 1e-3)
-    for got, want in zip(figures.flat_weights(model), figures.parts(name, "final"), strict=True):
-        figures.assert_close(got, want, 1e-3)
+    got, want = figures.flat_weights(model), figures.parts(name, "final")
+    for i in free_weights(info):  # moved by rounding errors alone, which SM3 magnifies
+        got.pop(i), want.pop(i)
+    for mine, theirs in zip(got, want, strict=True):
+        figures.assert_close(mine, theirs, 1e-3)
+
+
+def free_weights(info):
+    """Positions of weights that no output depends on: a transformer's key biases, last first."""
+    return [23, 7] if info["model"] == "TransformerLM" else []
 
 
 @pytest.fixture(params=["train", "predict"])

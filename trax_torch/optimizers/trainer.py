@@ -1,6 +1,7 @@
 """One training step: forward, loss, backward, clip, update."""
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -8,6 +9,9 @@ import torch
 from trax_torch import _seeds
 from trax_torch import layers as tl
 from trax_torch.optimizers import base
+
+
+Stats = dict[str, Any]  # floats on a CPU, else scalar tensors on the device
 
 
 class NonFiniteError(ArithmeticError):
@@ -29,16 +33,16 @@ class Trainer:
         self.params = [p for p in model_with_loss.parameters() if p.requires_grad]
         self.optimizer = base.bind(optimizer, self.params)
         self._clip_grad_norm = base.clip_norm_of(optimizer)
-        # Fused kernels take the verdict on a step as a tensor, so that no step waits for the device.
-        self._on_device = bool(self.optimizer.defaults.get("fused")) and any(
-            p.device.type == "cuda" for p in self.params
-        )
+        # On a CPU nothing is waited for when a number is read. Elsewhere numbers stay on the
+        # device, and fused kernels take the verdict on a step there, so that no step waits for it.
+        self._on_cpu = all(p.device.type == "cpu" for p in self.params)
+        self._decides_on_device = not self._on_cpu and bool(self.optimizer.defaults.get("fused"))
         self._bad_steps: torch.Tensor | None = None
         self._keyed = _seeds.Keyed(self.params[0].device if self.params else None)
 
     def one_step(
         self, batch: Any, rng: Any = None, step: int = 0, learning_rate: float | None = None
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    ) -> tuple[torch.Tensor, Stats]:
         """Updates the weights by the gradient of one batch.
 
         Args:
@@ -48,8 +52,8 @@ class Trainer:
           learning_rate: the rate for this step; None leaves the optimizer's own.
 
         Returns:
-          `(loss, stats)`, scalars on the device: stats holds `loss`, `gradients_l2` before
-          clipping, and `weights_l2` before the update.
+          `(loss, stats)`: the loss as a tensor; and `loss`, `gradients_l2` before clipping and
+          `weights_l2` before the update by name: floats on a CPU, else scalars on the device.
 
         Raises:
           NonFiniteError: if the loss or the gradients' norm is not finite; no weight has changed.
@@ -62,10 +66,9 @@ class Trainer:
         with self._random_numbers(rng):
             loss = self.model_with_loss(batch)
             loss.backward()
-        stats = self._clip_and_measure(loss.detach())
-        if self._stop_bad_step(stats, step):
-            self.optimizer.step()
-        return stats["loss"], stats
+        loss = loss.detach()
+        self._finish(stats := self._measure(loss), step)
+        return loss, stats
 
     def check(self) -> None:
         """Raises NonFiniteError if a step was skipped on the device since the last check."""
@@ -77,46 +80,46 @@ class Trainer:
     def _random_numbers(self, rng: Any) -> Any:
         return contextlib.nullcontext() if rng is None else self._keyed(_seeds.as_seed(rng))
 
-    def _clip_and_measure(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _measure(self, loss: torch.Tensor) -> Stats:
         grads = [p.grad for p in self.params if p.grad is not None]
-        gradients_l2, weights_l2 = global_norms(grads, self.params)
-        limit = self._clip_grad_norm
-        if limit is not None and grads:
-            factor = torch.where(gradients_l2 >= limit, limit / gradients_l2, 1.0)
-            torch._foreach_mul_(grads, factor)
-        return {"loss": loss, "gradients_l2": gradients_l2, "weights_l2": weights_l2}
+        norms = torch._foreach_norm([*grads, *self.params]) if self.params else []
+        gradients_l2 = self._norm_of_norms(norms[: len(grads)])
+        weights_l2 = self._norm_of_norms(norms[len(grads) :])
+        return {
+            "loss": loss.item() if self._on_cpu else loss,
+            "gradients_l2": gradients_l2,
+            "weights_l2": weights_l2,
+        }
 
-    def _stop_bad_step(self, stats: dict[str, torch.Tensor], step: int) -> bool:
-        """Returns whether to update; where the device decides, tells the optimizer what it said."""
+    def _norm_of_norms(self, norms: list[torch.Tensor]) -> Any:
+        if self._on_cpu:
+            return math.sqrt(sum(n.item() ** 2 for n in norms))
+        if not norms:
+            return torch.zeros((), device=self.params[0].device)
+        return torch.linalg.vector_norm(torch.stack([n.float() for n in norms]))
+
+    def _finish(self, stats: Stats, step: int) -> None:
+        """Takes the step that was measured, if all is finite."""
         verdict = stats["loss"] + stats["gradients_l2"]  # finite if both are
-        if self._on_device:
+        if self._decides_on_device:
             bad = torch.logical_not(torch.isfinite(verdict)).float()
             self._bad_steps = bad if self._bad_steps is None else self._bad_steps + bad
             self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        elif not bool(torch.isfinite(verdict)):
+        elif not math.isfinite(verdict):
             raise NonFiniteError(
                 f"Step {step}: the loss is {float(stats['loss'])} and the gradients' norm "
                 f"{float(stats['gradients_l2'])}, so the step was not taken. Look at this batch, "
                 f"lower the learning rate, or clip: clip_grad_norm=1.0."
             )
-        return True
+        self._clip(stats["gradients_l2"])
+        self.optimizer.step()
 
-
-def global_norms(
-    grads: list[torch.Tensor], weights: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the L2 norms of all gradients and of all weights, in one pass over both.
-
-    Args:
-      grads: tensors of any shapes; an empty list has norm 0.
-      weights: likewise, on the same device.
-    """
-    with torch.no_grad():
-        norms = torch._foreach_norm([*grads, *weights])
-        if len({n.dtype for n in norms}) > 1:
-            norms = [n.float() for n in norms]
-        stacked = torch.stack(norms)
-        return (
-            torch.linalg.vector_norm(stacked[: len(grads)]),
-            torch.linalg.vector_norm(stacked[len(grads) :]),
-        )
+    def _clip(self, gradients_l2: Any) -> None:
+        limit = self._clip_grad_norm
+        if limit is None or (self._on_cpu and gradients_l2 < limit):
+            return
+        if self._on_cpu:
+            factor = limit / gradients_l2
+        else:
+            factor = torch.where(gradients_l2 >= limit, limit / gradients_l2, 1.0)
+        torch._foreach_mul_([p.grad for p in self.params if p.grad is not None], factor)

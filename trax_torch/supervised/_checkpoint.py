@@ -217,7 +217,9 @@ def pack(nest: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
         tensors[name] = nest
         return {"tensor": name}
     if isinstance(nest, dict):
-        return {"dict": [[pack(k, prefix, tensors), pack(v, prefix, tensors)] for k, v in nest.items()]}
+        return {
+            "dict": [[pack(k, prefix, tensors), pack(v, prefix, tensors)] for k, v in nest.items()]
+        }
     if isinstance(nest, tuple):
         return {"tuple": [pack(x, prefix, tensors) for x in nest]}
     if isinstance(nest, list):

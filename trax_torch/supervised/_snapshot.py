@@ -3,6 +3,7 @@
 Putting back is all or nothing: everything is compared first, then everything is set.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +12,76 @@ from torch import nn
 from trax_torch import _nest, optimizers
 from trax_torch import layers as tl
 from trax_torch._errors import MismatchError
-from trax_torch.supervised import _checkpoint, _tasks
+from trax_torch.supervised import _checkpoint, _tally, _tasks
 from trax_torch.supervised._checkpoint import pack, unpack
 
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Members:
+    """The parts of a run that remember something.
+
+    Attributes:
+      model: the model in training.
+      tasks: the training tasks, and eval_tasks: the eval tasks; their data has a position.
+      trainers: one for each training task, with its slots.
+      schedulers: one for each training task: a torch scheduler, or None.
+      tallies: one for each training task: what happened since the last report.
+    """
+
+    model: tl.Layer
+    tasks: list[_tasks.TrainTask]
+    eval_tasks: list[_tasks.EvalTask]
+    trainers: list[optimizers.Trainer]
+    schedulers: list[Any]
+    tallies: list[_tally.Tally]
+
+    def take(self) -> tuple[_checkpoint.Parts, dict[str, Any]]:
+        """Returns tensors by part and name, and the rest as plain data."""
+        parts: _checkpoint.Parts = {}
+        _take_model(self.model, parts)
+        info = {
+            "tasks": [
+                _take_task(i, *each, parts)
+                for i, each in enumerate(
+                    zip(self.tasks, self.trainers, self.schedulers, strict=True)
+                )
+            ],
+            "evals": [
+                pack(task.stream.position(), f"eval{i}", parts["state"])
+                for i, task in enumerate(self.eval_tasks)
+            ],
+            "tallies": [tally.to_dict() for tally in self.tallies],
+        }
+        return parts, info
+
+    def put(self, parts: _checkpoint.Parts, info: dict[str, Any]) -> None:
+        """Puts everything where `take` found it.
+
+        Raises:
+          MismatchError: if what was saved does not fit; nothing has changed then.
+          ValueError: if the data cannot go to its place; no weight has changed then.
+        """
+        for kind, mine in (("tasks", self.tasks), ("evals", self.eval_tasks)):
+            if len(info[kind]) != len(mine):
+                raise MismatchError(
+                    f"The checkpoint was saved with {len(info[kind])} {kind}; there are "
+                    f"{len(mine)} now. Give Loop the same tasks, or another output_dir."
+                )
+        pairs = list(zip(self.trainers, self.schedulers, info["tasks"], strict=True))
+        _compare_model(self.model, parts)
+        for i, pair in enumerate(pairs):
+            _compare_task(i, *pair[:2], parts, pair[2])
+        for task, kept in zip(self.tasks, info["tasks"], strict=True):
+            task.stream.seek(unpack(kept["position"], parts["state"]))
+        for eval_task, kept in zip(self.eval_tasks, info["evals"], strict=True):
+            eval_task.stream.seek(unpack(kept, parts["state"]))
+        _put_model(self.model, parts)
+        for i, pair in enumerate(pairs):
+            _put_task(i, *pair[:2], parts, pair[2])
+        for tally, kept in zip(self.tallies, info["tallies"], strict=True):
+            tally.fill(kept)
 
 
 def bare(model: tl.Layer) -> nn.Module:
@@ -33,13 +100,13 @@ def buffers_of(model: tl.Layer) -> Tensors:
     return {k: v for k, v in everything.items() if not isinstance(v, nn.Parameter)}
 
 
-def take_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
+def _take_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
     """Puts weights and buffers into `parts`."""
     parts["weights"] = weights_of(model)
     parts["state"] = {f"buffer.{k}": v for k, v in buffers_of(model).items()}
 
 
-def compare_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
+def _compare_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
     """Raises MismatchError, with the first differences, if weights or buffers do not fit."""
     saved = {k[7:]: v for k, v in parts["state"].items() if k.startswith("buffer.")}
     _compare("weights", weights_of(model), parts["weights"])
@@ -47,15 +114,15 @@ def compare_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
 
 
 @torch.no_grad()
-def put_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
-    """Sets weights and buffers; `compare_model` comes first."""
+def _put_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
+    """Sets weights and buffers; `_compare_model` comes first."""
     for name, tensor in weights_of(model).items():
         tensor.copy_(parts["weights"][name])
     for name, tensor in buffers_of(model).items():
         tensor.copy_(parts["state"][f"buffer.{name}"])
 
 
-def take_task(
+def _take_task(
     index: int,
     task: _tasks.TrainTask,
     trainer: optimizers.Trainer,
@@ -84,7 +151,7 @@ def take_task(
     }
 
 
-def compare_task(
+def _compare_task(
     index: int, trainer: optimizers.Trainer, scheduler: Any, parts: Any, info: dict[str, Any]
 ) -> None:
     """Raises MismatchError if a task's slots do not fit its optimizer."""
@@ -106,14 +173,14 @@ def compare_task(
             raise MismatchError(f"Task {index} has a slot {key} of a weight that is not there.")
 
 
-def put_task(
+def _put_task(
     index: int,
     trainer: optimizers.Trainer,
     scheduler: Any,
     parts: _checkpoint.Parts,
     info: dict[str, Any],
 ) -> None:
-    """Sets a task's slots and scheduler; `compare_task` comes first."""
+    """Sets a task's slots and scheduler; `_compare_task` comes first."""
     optimizer = trainer.optimizer
     content = optimizer.state_dict()
     names = {id(p): name for name, p in _named_of(trainer)}

@@ -16,7 +16,7 @@ class Tally:
         """Begins a new span."""
         self.n_steps = 0
         self.learning_rate = 0.0
-        self._sums: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, Any] = {}
         self._earlier_seconds = 0.0
         self.start_clock()
 
@@ -24,13 +24,12 @@ class Tally:
         """Counts time from now, on top of what an interrupted run had counted."""
         self._start = time.perf_counter()
 
-    def add(self, stats: dict[str, torch.Tensor], learning_rate: float) -> None:
-        """Adds one step's statistics, scalars by name; in float64, and without waiting for them."""
+    def add(self, stats: dict[str, Any], learning_rate: float) -> None:
+        """Adds one step's statistics by name: floats, or scalars that are not waited for."""
         for name, value in stats.items():
-            if name in self._sums:
-                self._sums[name].add_(value)
-            else:
-                self._sums[name] = value.double()
+            if isinstance(value, torch.Tensor):
+                value = value.double()  # float32 would lose small values beside a long sum
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self.n_steps += 1
         self.learning_rate = learning_rate
 
@@ -51,13 +50,10 @@ class Tally:
             "seconds": self.seconds(),
         }
 
-    def fill(self, kept: dict[str, Any], device: torch.device) -> None:
+    def fill(self, kept: dict[str, Any]) -> None:
         """Takes up the span that `to_dict` gave."""
         self.n_steps = kept["n_steps"]
         self.learning_rate = kept["learning_rate"]
-        self._sums = {
-            name: torch.tensor(total, dtype=torch.float64, device=device)
-            for name, total in kept["sums"].items()
-        }
+        self._sums = dict(kept["sums"])
         self._earlier_seconds = kept["seconds"]
         self.start_clock()

@@ -119,9 +119,12 @@ class TrainTask:
             return float(self._schedule(step))
         if self._scheduler_maker is not None:
             return None
-        optimizer = self._optimizer() if inspect.isclass(self._optimizer) and issubclass(
-            self._optimizer, optimizers.Optimizer
-        ) else self._optimizer
+        optimizer = (
+            self._optimizer()
+            if inspect.isclass(self._optimizer)
+            and issubclass(self._optimizer, optimizers.Optimizer)
+            else self._optimizer
+        )
         return optimizer.learning_rate if isinstance(optimizer, optimizers.Optimizer) else None
 
 

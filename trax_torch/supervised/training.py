@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
-from trax_torch import _nest, _seeds, _world, optimizers, shapes
+from trax_torch import _nest, _seeds, _world, optimizers
 from trax_torch import layers as tl
-from trax_torch._errors import MismatchError
 from trax_torch.supervised import (
+    _assembly,
     _checkpoint,
     _evaluator,
     _events,
     _snapshot,
     _summaries,
     _tally,
-    _tasks,
 )
 from trax_torch.supervised import history as _history
 from trax_torch.supervised._tasks import EvalTask, TrainTask
@@ -98,14 +97,14 @@ class Loop:
         device: str | torch.device | None = None,
         progress: bool | None = None,
     ):
-        _refuse(
+        _assembly.refuse(
             loss_chunk_size=loss_chunk_size,
             use_memory_efficient_trainer=use_memory_efficient_trainer,
             adasum=adasum,
         )
         self._world = _world.join(n_devices, device)
-        self._tasks = _as_list(tasks, TrainTask, "tasks")
-        self._eval_tasks = _as_list(eval_tasks, EvalTask, "eval_tasks")
+        self._tasks = _assembly.as_tasks(tasks, TrainTask, "tasks")
+        self._eval_tasks = _assembly.as_tasks(eval_tasks, EvalTask, "eval_tasks")
         if not self._tasks:
             raise ValueError("Loop needs at least one TrainTask; got none.")
         if random_seed is not None:
@@ -129,21 +128,30 @@ class Loop:
         self._best = {"lowest": checkpoint_low_metric, "highest": checkpoint_high_metric}
         self._check_best_metrics()
 
-        self._model = self._prepare(model, self._tasks[0].sample_batch, "init")
-        self._trainers = [self._make_trainer(task) for task in self._tasks]
+        sample, device = self._tasks[0].sample_batch, self._world.device
+        init_seed = _seeds.derive(self._seed, "init")
+        self._model = _assembly.prepare_model(model, sample, init_seed, device)
+        self._trainers = [_assembly.make_trainer(self._model, t, device) for t in self._tasks]
         self._schedulers = [
-            _make_scheduler(task, trainer)
+            _assembly.make_scheduler(task, trainer)
             for task, trainer in zip(self._tasks, self._trainers, strict=True)
         ]
         self._tallies = [_tally.Tally() for _ in self._tasks]
         self._eval_model = self._model
         if eval_model is not None:
-            self._eval_model = self._prepare(eval_model, self._tasks[0].sample_batch, "init")
+            self._eval_model = _assembly.prepare_model(eval_model, sample, init_seed, device)
             _snapshot.share_weights(self._model, self._eval_model)
         self._evaluators = [
-            _evaluator.Evaluator(self._eval_model, task, self._world.device)
-            for task in self._eval_tasks
+            _evaluator.Evaluator(self._eval_model, task, device) for task in self._eval_tasks
         ]
+        self._members = _snapshot.Members(
+            self._model,
+            self._tasks,
+            self._eval_tasks,
+            self._trainers,
+            self._schedulers,
+            self._tallies,
+        )
 
         self._output_dir = None if output_dir is None else os.path.expanduser(output_dir)
         self._folder: _checkpoint.Folder | None = None
@@ -187,7 +195,7 @@ class Loop:
                     self._report(writers)
 
     def _take_step(self, step: int) -> None:
-        callbacks = [c for c in self._callbacks if c.call_at(step)]
+        callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
         for callback in callbacks:
             callback.on_step_begin(step)
         index = self._which_task(step)
@@ -235,9 +243,7 @@ class Loop:
             self._console.say_step(1, f"Total number of trainable weights: {count}")
         n_steps = sum(tally.n_steps for tally in self._tallies)
         seconds = max((tally.seconds() for tally in self._tallies), default=0.0)
-        self._console.say_step(
-            self._step, f"Ran {n_steps} train steps in {seconds:0.2f} secs"
-        )
+        self._console.say_step(self._step, f"Ran {n_steps} train steps in {seconds:0.2f} secs")
         for task, tally in zip(self._tasks, self._tallies, strict=True):
             if not tally.n_steps:
                 continue
@@ -311,24 +317,15 @@ class Loop:
             self._console.say("Did not save checkpoint as output_dir is None")
             return
         self._check_finite()
-        parts: _checkpoint.Parts = {}
-        _snapshot.take_model(self._model, parts)
+        parts, members = self._members.take()
         info = {
             "step": self._step,
+            "reported_step": self._reported_step,
             "history": self._history.to_dict(),
             "seed": self._seed,
             "n_rngs": self._n_rngs,
             "world_size": self._world.size,
-            "tallies": [tally.to_dict() for tally in self._tallies],
-            "tasks": [
-                _snapshot.take_task(i, task, self._trainers[i], self._schedulers[i], parts)
-                for i, task in enumerate(self._tasks)
-            ],
-            "evals": [
-                _checkpoint.pack(task.stream.position(), f"eval{i}", parts["state"])
-                for i, task in enumerate(self._eval_tasks)
-            ],
-            "reported_step": self._reported_step,
+            "members": members,
         }
         with self._locked():
             self._folder.save(basename, parts, info)
@@ -354,24 +351,7 @@ class Loop:
         if found is None:
             return
         parts, info = found
-        for kind, mine in (("tasks", self._tasks), ("evals", self._eval_tasks)):
-            if len(info[kind]) != len(mine):
-                raise MismatchError(
-                    f"{directory} was saved with {len(info[kind])} {kind}; there are {len(mine)} "
-                    f"now. Give Loop the same tasks, or another output_dir."
-                )
-        _snapshot.compare_model(self._model, parts)
-        for i, kept in enumerate(info["tasks"]):
-            _snapshot.compare_task(i, self._trainers[i], self._schedulers[i], parts, kept)
-        for task, kept in zip(self._tasks, info["tasks"], strict=True):
-            task.stream.seek(_checkpoint.unpack(kept["position"], parts["state"]))
-        for eval_task, kept in zip(self._eval_tasks, info["evals"], strict=True):
-            eval_task.stream.seek(_checkpoint.unpack(kept, parts["state"]))
-        _snapshot.put_model(self._model, parts)
-        for i, kept in enumerate(info["tasks"]):
-            _snapshot.put_task(i, self._trainers[i], self._schedulers[i], parts, kept)
-        for tally, kept in zip(self._tallies, info["tallies"], strict=True):
-            tally.fill(kept, self._world.device)
+        self._members.put(parts, info["members"])
         self._step, self._seed, self._n_rngs = info["step"], info["seed"], info["n_rngs"]
         self._history = _history.History.from_dict(info["history"])
         self._reported_step = info["reported_step"]
@@ -445,29 +425,6 @@ class Loop:
         """Where checkpoints and logs go."""
         return self._output_dir
 
-    def _prepare(self, model: Any, batch: tuple[Any, ...], key: str) -> tl.Layer:
-        """Returns a model as a layer with weights, on the device."""
-        layer = tl.as_layer(model)
-        if not layer.is_initialized:
-            if len(batch) < layer.n_in:
-                raise ValueError(
-                    f"The model takes {layer.n_in} inputs, but a batch has {len(batch)} items."
-                )
-            inputs = shapes.signature(batch[0] if layer.n_in == 1 else batch[: layer.n_in])
-            layer.init_missing(inputs, rng=_seeds.derive(self._seed, key))
-        return layer.to(self._world.device)
-
-    def _make_trainer(self, task: TrainTask) -> optimizers.Trainer:
-        _tasks.check_fits(self._model, task.loss_layer, task.sample_batch, is_loss=True)
-        both = tl.Serial(self._model, task.loss_layer)
-        if not isinstance(self._model, tl.Wrapped):  # foreign code may not run on shapes alone
-            outcome = both.output_signature(shapes.signature(task.sample_batch))
-            if getattr(outcome, "shape", None) != ():
-                raise ValueError(
-                    f"A loss is one number; {task.loss_name} gives {outcome}. Take its mean."
-                )
-        return optimizers.Trainer(both.to(self._world.device), task.optimizer)
-
     def _folder_of(self, task: Any, tasks: list[Any], kind: str) -> str | None:
         index = tasks.index(task)
         folder = _summaries.folder_of(self._output_dir, len(tasks), index, task.export_prefix)
@@ -539,47 +496,7 @@ def init_host_and_devices(
     return world.is_chief, 1, world.size, seed
 
 
-def _make_scheduler(task: TrainTask, trainer: optimizers.Trainer) -> Any:
-    """Returns the torch scheduler of a task whose rates change that way, or None."""
-    rates = {group["lr"] for group in trainer.optimizer.param_groups}
-    if task.scheduler_maker is None:
-        if task.learning_rate(1) is not None and len(rates) > 1:
-            raise ValueError(
-                f"The optimizer has parameter groups of rates {sorted(rates)}, and a schedule of "
-                f"steps would set them all to one. Scale them instead: lr_schedule="
-                f"functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=...)."
-            )
-        return None
-    try:
-        scheduler = task.scheduler_maker(trainer.optimizer)
-    except Exception as error:
-        raise TypeError(
-            f"lr_schedule={task.scheduler_maker!r} is no function of a step, and made no torch "
-            f"scheduler of the optimizer either: {error}"
-        ) from error
-    if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
-        raise TypeError(
-            f"lr_schedule, called with the optimizer, made {scheduler!r}; a torch scheduler was "
-            f"needed. A function of a step gives a number at step 1."
-        )
-    return scheduler
-
-
 def _summaries_of(model: tl.Layer) -> dict[str, Any]:
     """Returns what SummaryScalar and SummaryImage layers saw last, by their 'summary_...' names."""
     found = (getattr(module, "summary", None) for module in model.modules())
     return {name: value for name, value in filter(None, found) if value is not None}
-
-
-def _as_list(items: Any, kind: type, name: str) -> list[Any]:
-    items = [] if items is None else list(items) if isinstance(items, (list, tuple)) else [items]
-    for item in items:
-        if not isinstance(item, kind):
-            raise TypeError(f"{name} are {kind.__name__}s; got {type(item).__name__}.")
-    return items
-
-
-def _refuse(**settings: Any) -> None:
-    for name, value in settings.items():
-        if value:
-            raise ValueError(f"{name}={value!r} is not there yet; build Loop without it.")
