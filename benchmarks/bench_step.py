@@ -133,8 +133,11 @@ def main():
     rows = [
         measure("tiny MLP", tiny, args.steps or 1000, args.repeats, args.full),
         measure(
-            "TransformerLM 256x4", language_model, args.steps or 10 + 90 * args.full,
-            args.repeats if not args.full else 5, args.full,
+            "TransformerLM 256x4",
+            language_model,
+            args.steps or 10 + 90 * args.full,
+            args.repeats if not args.full else 5,
+            args.full,
         ),
     ]
     print(f"torch {torch.__version__}, {args.threads} threads, median of {args.repeats} pairs")

@@ -73,7 +73,9 @@ def assert_close_together(got: list[Any], want: list[Any], tolerance: float = 2e
     Some gradients, such as those by the bias of attention's keys, are 0 but for rounding.
     """
     assert [np.shape(a) for a in got] == [np.shape(b) for b in want]
-    assert_close(*(np.concatenate([np.ravel(a) for a in arrays]) for arrays in (got, want)), tolerance)
+    assert_close(
+        *(np.concatenate([np.ravel(a) for a in arrays]) for arrays in (got, want)), tolerance
+    )
 
 
 def assert_close(got: Any, want: Any, tolerance: float = 2e-4) -> None:

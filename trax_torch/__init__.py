@@ -4,4 +4,3 @@ from trax_torch import layers, models, optimizers, shapes, supervised
 from trax_torch._version import __version__
 
 __all__ = ["__version__", "layers", "models", "optimizers", "shapes", "supervised"]
-

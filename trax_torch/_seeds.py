@@ -97,7 +97,7 @@ class _Scope:
 
 
 def seed_ambient(seed: int) -> None:
-    """Seeds the global generators of Python, numpy and torch, which the user's data may draw from."""
+    """Seeds Python's, numpy's and torch's global generators, which data may draw from."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -55,7 +55,9 @@ def test_a_position_beyond_the_memory_is_refused_before_anything_is_written(mode
     with torch.no_grad(), model.predict(1, 4):
         model(tokens)
         before = [t.clone() for t in tl.flatten_weights_and_state((), model.state)[1]]
-        with pytest.raises(tl.LayerError, match="has room for 4 positions; 3 are filled and 3 more"):
+        with pytest.raises(
+            tl.LayerError, match="has room for 4 positions; 3 are filled and 3 more"
+        ):
             model(tokens)
         after = tl.flatten_weights_and_state((), model.state)[1]
 

@@ -126,8 +126,9 @@ def test_the_sawtooth_of_trax_is_a_cosine_that_starts_again():
         optimizer.step()
         scheduler.step()
 
-    steps, values = figures.part("schedule_sawtooth", "steps"), figures.part(
-        "schedule_sawtooth", "values"
+    steps, values = (
+        figures.part("schedule_sawtooth", "steps"),
+        figures.part("schedule_sawtooth", "values"),
     )
     for step, value in zip(steps.tolist(), values.tolist(), strict=True):
         assert rates[step] == pytest.approx(value, rel=1e-6)

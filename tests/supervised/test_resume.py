@@ -117,10 +117,16 @@ def test_a_shuffled_data_loader_is_resumed(tmp_path, n_workers):
     """With a generator of its own, a DataLoader goes on with the batch it would have given."""
 
     def loop(folder):
-        items = [(torch.randn(3, generator=torch.Generator().manual_seed(i)),) * 2 for i in range(7)]
+        items = [
+            (torch.randn(3, generator=torch.Generator().manual_seed(i)),) * 2 for i in range(7)
+        ]
         items = [(x, y[:1], torch.ones(1)) for x, y in items]
         loader = torch.utils.data.DataLoader(
-            items, 2, shuffle=True, generator=torch.Generator().manual_seed(3), num_workers=n_workers
+            items,
+            2,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(3),
+            num_workers=n_workers,
         )
         task = TrainTask(loader, tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=5)
         return line_loop(folder, task=task)
@@ -245,7 +251,10 @@ def test_generators_go_on_after_a_restart(tmp_path):
     ("change", "match"),
     [
         ({"model": lambda: tl.Serial(tl.Dense(4), tl.Tanh(), tl.Dense(1))}, "another model's"),
-        ({"task": lambda: train_task(optimizer=optimizers.SGD(0.1))}, "optimizer BoundAdam and now"),
+        (
+            {"task": lambda: train_task(optimizer=optimizers.SGD(0.1))},
+            "optimizer BoundAdam and now",
+        ),
         ({"task": lambda: [train_task(), train_task(1)]}, "saved with 1 tasks; there are 2"),
         ({"evals": lambda: [eval_task(), eval_task(1)]}, "saved with 1 evals; there are 2"),
         (

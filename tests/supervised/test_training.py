@@ -255,9 +255,7 @@ def test_schedules_that_are_none_are_refused():
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": r} for r in (0.1, 0.2)]
     model = nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1))
     groups = [{"params": m.parameters(), "lr": r} for m, r in zip(model, (0.1, 0.2), strict=True)]
-    task = train_task(
-        optimizer=torch.optim.SGD(groups), lr_schedule=lr_schedules.constant(0.1)
-    )
+    task = train_task(optimizer=torch.optim.SGD(groups), lr_schedule=lr_schedules.constant(0.1))
     with pytest.raises(ValueError, match=r"groups of rates \[0.1, 0.2\]"):
         line_loop(model=model, task=task)
 
@@ -332,9 +330,7 @@ def test_the_best_so_far_is_kept(tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0, 1.5, 0.5])
 
     def fake(loop):
-        monkeypatch.setattr(
-            loop._evaluators[0], "means", lambda seed: {"L2Loss": next(values)}
-        )
+        monkeypatch.setattr(loop._evaluators[0], "means", lambda seed: {"L2Loss": next(values)})
         return loop
 
     settings = {"checkpoint_at": lambda step: True, "eval_at": lambda step: True}

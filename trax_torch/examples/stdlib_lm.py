@@ -129,7 +129,9 @@ def read_texts(path: str | None) -> tuple[np.ndarray, np.ndarray]:
         )
         texts = tuple(np.frombuffer(part, dtype=np.uint8) for part in parts)  # type: ignore
     if min(text.size for text in texts) < 2:
-        raise SystemExit(f"There is too little text in {root}: two files, or one long one, at least.")
+        raise SystemExit(
+            f"There is too little text in {root}: two files, or one long one, at least."
+        )
     return texts
 
 

@@ -3,13 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trax_torch._errors import CheckpointError
-
 Shape = tuple[int, ...]
-
-
-class MismatchError(CheckpointError, IndexError):
-    """A checkpoint is whole, but of another model or optimizer; names the first differences."""
 
 
 def shapes(items: Sequence[Any]) -> list[Shape]:

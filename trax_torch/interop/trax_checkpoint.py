@@ -19,9 +19,8 @@ from typing import Any
 import torch
 
 from trax_torch import layers as tl
-from trax_torch._errors import CheckpointError, UnsafeCheckpointError
+from trax_torch._errors import CheckpointError, MismatchError, UnsafeCheckpointError
 from trax_torch.interop import _arrays, _contents, _gzip, _mismatch, _safe_pickle, _slots
-from trax_torch.interop._mismatch import MismatchError
 from trax_torch.shapes import ShapeDtype
 
 __all__ = [

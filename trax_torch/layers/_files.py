@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from trax_torch._errors import CheckpointError, MismatchError
+
 
 def save(module: nn.Module, file_name: str, weights_only: bool, input_signature: Any) -> None:
     """Writes the parameters, and the buffers unless `weights_only`, under their PyTorch names."""
@@ -56,7 +58,7 @@ def load(
     try:
         tensors = from_bytes(data)
     except SafetensorError as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{file_name} is not a whole safetensors file ({error}). Save it again."
         ) from error
     have = _named(module, weights_only=False)
@@ -85,7 +87,7 @@ def load(
     ]
     if differences:
         shown = "; ".join(sorted(differences)[:3])
-        raise ValueError(
+        raise MismatchError(
             f"{file_name} holds another model: {shown} ({len(differences)} differences in all). "
             f"Build the model with the arguments it was saved with."
         )
@@ -100,7 +102,7 @@ def load(
 
 
 def _named(module: nn.Module, weights_only: bool) -> dict[str, torch.Tensor]:
-    weights = dict(module.named_parameters())
+    weights: dict[str, torch.Tensor] = dict(module.named_parameters())
     if weights_only:
         return weights
     state = module.state_dict(keep_vars=True)

@@ -41,6 +41,9 @@ class Position(nn.Module):
         """Goes back to the start."""
         self.filled = 0
 
+    def reorder(self, parents: torch.Tensor) -> None:
+        """Changes nothing: all rows are at the same position."""
+
     def tree(self) -> Any:
         """The position, as a scalar of int32."""
         return torch.tensor(self.filled, dtype=torch.int32)
@@ -87,7 +90,8 @@ class KVCache(Position):
         start = self.advance(n)
         if self.keys is None or self.values is None or start == 0:
             self._make(keys, values)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         if self.keys.shape[:-2] != keys.shape[:-2]:
             self.filled = start
             raise ValueError(
@@ -132,3 +136,71 @@ class KVCache(Position):
                 or buffer.device != like.device
             ):
                 self._buffers[name] = like.new_zeros(shape)
+
+
+class Carry(nn.Module):
+    """Tensors that one call leaves for the next, such as a recurrence's state.
+
+    Their first axis is rows, except in scalars. Unlike the other memories this one has no length:
+    what is new takes the place of what was.
+
+    Args:
+      in_place: writes into buffers that fit; False leaves what `tree` gave before as it is.
+    """
+
+    def __init__(self, in_place: bool = True):
+        super().__init__()
+        self.n_held = 0
+        self._in_place = in_place
+
+    def read(self, first: tuple[torch.Tensor, ...] = ()) -> tuple[torch.Tensor, ...]:
+        """Returns a copy of what was written last, or `first` where nothing was.
+
+        Raises:
+          ValueError: if `first`, which is what a sequence's first call would start from, has other
+            shapes.
+        """
+        held = self.tree()
+        if not held:
+            return first
+        came = [tuple(t.shape) for t in first]
+        if first and came != [tuple(t.shape) for t in held]:
+            raise ValueError(
+                f"The predict-mode memory holds a carry of shapes "
+                f"{[tuple(t.shape) for t in held]}; this call's would be {came}. Reset the cache "
+                f"before another batch."
+            )
+        return tuple(t.clone() for t in held)
+
+    def write(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        """Remembers copies of `tensors`."""
+        self.n_held = 0
+        for position, tensor in enumerate(tensors):
+            buffer = self._buffers.get(f"held{position}")
+            if (
+                self._in_place
+                and buffer is not None
+                and buffer.shape == tensor.shape
+                and buffer.dtype == tensor.dtype
+                and buffer.device == tensor.device
+            ):
+                buffer.copy_(tensor.detach())
+            else:
+                self.register_buffer(f"held{position}", tensor.detach().clone(), persistent=False)
+        self.n_held = len(tensors)
+
+    def reset(self) -> None:
+        """Forgets what was written."""
+        self.n_held = 0
+
+    def reorder(self, parents: torch.Tensor) -> None:
+        """Lets row r go on from what row `parents[r]` left."""
+        self.write(tuple(t[parents] if t.dim() else t for t in self.tree()))
+
+    def tree(self) -> Any:
+        """What was written, itself, as a tuple; `()` before the first call."""
+        return tuple(getattr(self, f"held{position}") for position in range(self.n_held))
+
+    def fill(self, values: list[torch.Tensor]) -> None:
+        """Takes back what `tree` gave."""
+        self.write(tuple(values))

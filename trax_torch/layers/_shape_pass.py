@@ -74,7 +74,8 @@ class ShapePass:
         """Puts shape-only twins in the place of a module's own tensors."""
         if self._is_real:
             return
-        for tensors in (module._parameters, module._buffers):
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in stores:
             for name, tensor in tensors.items():
                 if tensor is not None and not tensor.is_meta:
                     twin = self._twins.get(id(tensor))

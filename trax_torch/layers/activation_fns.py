@@ -1,16 +1,43 @@
-"""Activations: layers without weights, each a function of PyTorch's, element by element."""
+"""Activations: layers that apply a function of PyTorch's, nearly all of them element by element."""
 
 import functools
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from trax_torch.layers.base import PureLayer
+from trax_torch.layers.base import Layer, PureLayer
 
 
 def Relu() -> PureLayer:
     """Returns a layer that computes max(0, x)."""
     return PureLayer(F.relu, name="Relu")
+
+
+def ParametricRelu(a: float = 1.0) -> PureLayer:
+    """Returns a layer that computes max(0, a x)."""
+    return PureLayer(functools.partial(_parametric_relu, a=a), name="ParametricRelu")
+
+
+def LeakyRelu(a: float = 0.01) -> PureLayer:
+    """Returns a layer that computes x where it is positive, and a x elsewhere."""
+    return PureLayer(functools.partial(F.leaky_relu, negative_slope=a), name="LeakyRelu")
+
+
+def Elu(a: float = 1.0) -> PureLayer:
+    """Returns a layer that computes x where it is positive, and a (exp(x) - 1) elsewhere."""
+    return PureLayer(functools.partial(F.elu, alpha=a), name="Elu")
+
+
+def Selu(
+    alpha: float = 1.6732632423543772848170429916717,
+    lmbda: float = 1.0507009873554804934193349852946,
+) -> PureLayer:
+    """Returns a layer that computes `lmbda` times an Elu of slope `alpha`.
+
+    Source: Trax `layers/activation_fns.py::Selu`; Klambauer et al. 2017, arXiv:1706.02515.
+    """
+    return PureLayer(functools.partial(_selu, alpha=alpha, lmbda=lmbda), name="Selu")
 
 
 def Gelu() -> PureLayer:
@@ -33,6 +60,94 @@ def Tanh() -> PureLayer:
     return PureLayer(torch.tanh, name="Tanh")
 
 
+def HardSigmoid() -> PureLayer:
+    """Returns a layer that computes 1 + x, cut off below 0 and above 1.
+
+    Source: Trax `layers/activation_fns.py::HardSigmoid`, whose code this follows; its formula shows
+      x where the code has 1 + x.
+    """
+    return PureLayer(_hard_sigmoid, name="HardSigmoid")
+
+
+def HardTanh() -> PureLayer:
+    """Returns a layer that computes x, cut off below -1 and above 1."""
+    return PureLayer(F.hardtanh, name="HardTanh")
+
+
+def Softplus() -> PureLayer:
+    """Returns a layer that computes log(1 + exp(x))."""
+    return PureLayer(F.softplus, name="Softplus")
+
+
+def Exp() -> PureLayer:
+    """Returns a layer that computes exp(x)."""
+    return PureLayer(torch.exp, name="Exp")
+
+
+def Log() -> PureLayer:
+    """Returns a layer that computes the natural logarithm; -inf at 0, NaN below."""
+    return PureLayer(torch.log, name="Log")
+
+
 def Swish() -> PureLayer:
     """Returns a layer that computes x * sigmoid(x)."""
     return PureLayer(F.silu, name="Swish")
+
+
+def Glu() -> PureLayer:
+    """Returns a layer that gates one half of each vector by the other: a * sigmoid(b).
+
+    It maps (..., 2 d) to (..., d); a is the first half.
+
+    Raises:
+      LayerError: if the vectors have an odd size.
+
+    Source: Trax `layers/activation_fns.py::Glu`; Dauphin et al. 2017, arXiv:1612.08083.
+    """
+    return PureLayer(_glu, name="Glu")
+
+
+class ThresholdedLinearUnit(Layer):
+    """Computes max(x, t) with one trained threshold t for all elements, 0 at first.
+
+    Weights in Trax's order: t alone, a scalar.
+
+    Source: Trax `layers/activation_fns.py::ThresholdedLinearUnit`; Singh and Krishnan 2019,
+      arXiv:1911.09737.
+    """
+
+    _weight_names = "threshold"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold: Any
+        self.register_parameter("threshold", None)
+
+    def init_weights_and_state(self, input_signature: Any) -> None:
+        """Makes the threshold, 0."""
+        self.weights = torch.zeros(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns a tensor of the same shape."""
+        return torch.maximum(x, self.threshold)
+
+
+def _parametric_relu(x: torch.Tensor, a: float) -> torch.Tensor:
+    return F.relu(a * x)
+
+
+def _selu(x: torch.Tensor, alpha: float, lmbda: float) -> torch.Tensor:
+    return lmbda * F.elu(x, alpha)
+
+
+def _hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    return (1 + x).clamp(0, 1)
+
+
+def _glu(x: torch.Tensor) -> torch.Tensor:
+    if x.shape[-1] % 2:
+        raise ValueError(
+            f"Glu splits vectors in two halves, so their size is even; got {x.shape[-1]}. Make the "
+            f"layer before it twice as wide as what comes out."
+        )
+    return F.glu(x)

@@ -6,15 +6,141 @@ The scores are computed by `torch.nn.functional.scaled_dot_product_attention` th
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
 from trax_torch.layers import _kv_cache
-from trax_torch.layers import initializers as init
+from trax_torch.layers._positions import PositionalEncoding as PositionalEncoding
+from trax_torch.layers._positions import ShiftRight as ShiftRight
 from trax_torch.layers.base import Layer, PureLayer
-from trax_torch.layers.combinators import Branch, Serial
+from trax_torch.layers.combinators import Branch, Cache, Parallel, Select, Serial
 from trax_torch.layers.core import Dense
+
+
+def Attention(d_feature: int, n_heads: int = 1, dropout: float = 0.0, mode: str = "train") -> Layer:
+    """Returns a layer of self-attention over the positions that a mask shows.
+
+    Args:
+      d_feature: size of the vectors that come in and go out.
+      n_heads: number of heads, each of size d_feature / n_heads.
+      dropout: the probability that an attention weight is dropped while training.
+      mode: `'train'`, `'eval'` or `'predict'`.
+
+    Returns:
+      A layer that maps (vectors, mask) to (vectors, mask). The vectors are (batch, length,
+      d_feature); the mask, see `PureAttention`, goes on as it came. Weights in Trax's order: the
+      Dense layers of the queries, keys, values, and of the output.
+
+    Raises:
+      ValueError: if n_heads does not divide d_feature.
+
+    Source: Trax `layers/attention.py::Attention`; Vaswani et al. 2017, arXiv:1706.03762.
+    """
+    return Serial(Select([0, 0, 0]), AttentionQKV(d_feature, n_heads, dropout, mode))
+
+
+def AttentionQKV(
+    d_feature: int,
+    n_heads: int = 1,
+    dropout: float = 0.0,
+    mode: str = "train",
+    cache_KV_in_predict: bool = False,
+    q_sparsity: Any = None,
+    result_sparsity: Any = None,
+) -> Layer:
+    """Returns a layer of attention whose queries, keys and values come from where you like.
+
+    Args:
+      d_feature: size of the vectors that come out; what comes in may have another.
+      n_heads: number of heads, each of size d_feature / n_heads.
+      dropout: the probability that an attention weight is dropped while training.
+      mode: `'train'`, `'eval'` or `'predict'`.
+      cache_KV_in_predict: in predict mode, keys and values are those of the first call from then
+        on, as fits an encoder's output, which stays the same.
+      q_sparsity: None maps the queries by a Dense layer; `'noop'` takes them as they are.
+      result_sparsity: likewise for what the heads found.
+
+    Returns:
+      A layer that maps (queries, keys, values, mask) to (vectors, mask). Queries are (batch, n,
+      d_in), keys and values (batch, length, d_in); the mask is as in `PureAttention`. Weights in
+      Trax's order: the Dense layers of the queries, keys, values, and of the output.
+
+    Raises:
+      ValueError: if n_heads does not divide d_feature, or for Trax's sparse layers.
+
+    Source: Trax `layers/attention.py::AttentionQKV`.
+    """
+    _check_heads(d_feature, n_heads)
+
+    def dense_unless(name: str, sparsity: Any) -> Layer:
+        if sparsity not in (None, "noop"):
+            raise ValueError(
+                f"{name} is None, for a Dense layer, or 'noop', for none; got {sparsity!r}. Trax's "
+                f"sparse layers are not built here."
+            )
+        return Dense(d_feature) if sparsity is None else Serial()
+
+    def kept_dense() -> Layer:
+        return Cache(Dense(d_feature), mode) if cache_KV_in_predict else Dense(d_feature)
+
+    return Serial(
+        Parallel(dense_unless("q_sparsity", q_sparsity), kept_dense(), kept_dense()),
+        PureAttention(n_heads, dropout, mode),
+        dense_unless("result_sparsity", result_sparsity),
+    )
+
+
+class PureAttention(Layer):
+    """Splits queries, keys and values into heads, attends, and merges what the heads found.
+
+    It maps (queries, keys, values, mask) to (vectors, mask). A mask is True or not 0 where a
+    position may be seen: (batch, 1, 1, length), or (batch, 1, n, length) with a row for each query;
+    None shows all. A query that sees nothing attends to all positions evenly.
+
+    Args:
+      n_heads: number of heads.
+      dropout: the probability that an attention weight is dropped while training.
+      mode: `'train'`, `'eval'` or `'predict'`.
+
+    Source: Trax `layers/attention.py::PureAttention`.
+    """
+
+    def __init__(self, n_heads: int = 1, dropout: float = 0.0, mode: str = "train"):
+        super().__init__(n_in=4, n_out=2)
+        self._n_heads = n_heads
+        self._dropout = _checked_dropout(dropout)
+        self._set_mode(mode)
+
+    def forward(self, x: Any) -> Any:
+        """Maps queries (batch, n, d), keys and values (batch, length, d) to (batch, n, d)."""
+        queries, keys, values, mask = x
+        q, k, v = (_split_heads(t, self._n_heads, merged=False) for t in (queries, keys, values))
+        found = _attend(q, k, v, mask, self._dropout if self.training else 0.0)
+        return _merge_heads(found, self._n_heads, merged=False), mask
+
+
+class DotProductAttention(Layer):
+    """Attends head by head: maps per-head (queries, keys, values, mask) to per-head vectors.
+
+    Args:
+      dropout: the probability that an attention weight is dropped while training.
+      mode: `'train'`, `'eval'` or `'predict'`.
+
+    Source: Trax `layers/attention.py::DotProductAttention`.
+    """
+
+    def __init__(self, dropout: float = 0.0, mode: str = "train"):
+        super().__init__(n_in=4)
+        self._dropout = _checked_dropout(dropout)
+        self._set_mode(mode)
+
+    def forward(self, x: Any) -> torch.Tensor:
+        """Maps queries (..., n, d_head), keys and values (..., length, d_head) to (..., n, d_head).
+
+        The mask broadcasts to (..., n, length); what it means, and None, is as in `PureAttention`.
+        """
+        queries, keys, values, mask = x
+        return _attend(queries, keys, values, mask, self._dropout if self.training else 0.0)
 
 
 def CausalAttention(
@@ -91,7 +217,7 @@ def ConfigurableAttention(
 class DotProductCausalAttention(Layer):
     """Attends from each position to itself and those before, head by head.
 
-    In predict mode the positions of earlier calls are remembered; new ones are any number at a time.
+    In predict mode the positions of earlier calls are remembered; new ones come in any number.
 
     Args:
       dropout: the probability that an attention weight is dropped while training.
@@ -103,9 +229,7 @@ class DotProductCausalAttention(Layer):
 
     def __init__(self, dropout: float = 0.0, max_inference_length: int = 2048, mode: str = "train"):
         super().__init__(n_in=3)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"A dropout rate is at least 0 and below 1; got {dropout}.")
-        self._dropout = dropout
+        self._dropout = _checked_dropout(dropout)
         self._max_inference_length = max_inference_length
         self._set_mode(mode)
 
@@ -151,148 +275,35 @@ def MergeHeads(n_heads: int, merged_batch_and_head: bool = True) -> PureLayer:
     return PureLayer(f, name="MergeHeads")
 
 
-class ShiftRight(Layer):
-    """Moves a sequence to the right by `n_positions` and fills up with zeros from the left.
+def PaddingMask(pad: int = 0) -> PureLayer:
+    """Returns a layer that marks where a sequence has content.
 
-    So a model sees, at each position, what came before it. In predict mode, where what comes in is
-    already the past, it passes all on.
-
-    Args:
-      n_positions: how far; at least 1.
-      mode: `'train'`, `'eval'` or `'predict'`.
-
-    Source: Trax `layers/attention.py::ShiftRight`.
-    """
-
-    def __init__(self, n_positions: int = 1, mode: str = "train"):
-        super().__init__(name=f"ShiftRight({n_positions})")
-        if n_positions < 1:
-            raise ValueError(f"ShiftRight moves by at least 1 position; got {n_positions}.")
-        self._n_positions = n_positions
-        self._set_mode(mode)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, length, ...) to the same shape."""
-        if self._memory is not None:
-            return x
-        n = min(self._n_positions, x.shape[1])
-        return torch.cat([torch.zeros_like(x[:, :n]), x[:, : x.shape[1] - n]], dim=1)
-
-
-class PositionalEncoding(Layer):
-    """Adds to each vector of a sequence one that stands for its position.
-
-    Args:
-      max_len: the longest sequence it knows positions for.
-      dropout: the probability that a position gets no mark while training.
-      dropout_broadcast_dims: axes along which marks are dropped together.
-      use_bfloat16: keeps the weights in bfloat16.
-      start_from_zero_prob: while training, how often positions count from 0; else from a random
-        offset, the same for the whole batch.
-      max_offset_to_add: the offsets are below this.
-      d_feature: size of the table's vectors, if another than the input's; a trained matrix maps
-        them to it.
-      mode: `'train'`, `'eval'` or `'predict'`.
-
-    Weights in Trax's order: the table alone, shape (max_len, d_feature), which starts as sines and
-    cosines and is trained; `(table, matrix)` where `d_feature` is given.
+    It maps (batch, length) to booleans (batch, 1, 1, length), False where the item is `pad`.
 
     Raises:
-      LayerError: if a sequence is longer than `max_len`.
+      LayerError: if what comes has not two axes.
 
-    Source: Trax `layers/attention.py::PositionalEncoding`; Vaswani et al. 2017.
+    Example:
+      >>> PaddingMask()(torch.tensor([[5, 3, 0]]))
+      tensor([[[[ True,  True, False]]]])
+
+    Source: Trax `layers/attention.py::PaddingMask`.
     """
+    return PureLayer(functools.partial(_padding_mask, pad=pad), name=f"PaddingMask({pad})")
 
-    def __init__(
-        self,
-        max_len: int = 2048,
-        dropout: float = 0.0,
-        dropout_broadcast_dims: Any = (-2,),
-        use_bfloat16: bool = False,
-        start_from_zero_prob: float = 1.0,
-        max_offset_to_add: int = 0,
-        d_feature: int | None = None,
-        mode: str = "train",
-    ):
-        super().__init__()
-        if not 0 <= dropout < 1:
-            raise ValueError(f"A dropout rate is at least 0 and below 1; got {dropout}.")
-        self._max_len = max_len
-        self._dropout = dropout
-        self._dropout_broadcast_dims = tuple(dropout_broadcast_dims)
-        self._dtype = torch.bfloat16 if use_bfloat16 else torch.float32
-        self._start_from_zero_prob = start_from_zero_prob
-        self._max_offset_to_add = max_offset_to_add
-        self._d_feature = d_feature
-        self._weight_names = "table" if d_feature is None else ("table", "matrix")
-        self.table: Any
-        self.matrix: Any
-        self.register_parameter("table", None)
-        self.register_parameter("matrix", None)
-        self._set_mode(mode)
 
-    def init_weights_and_state(self, input_signature: Any) -> None:
-        """Makes the table of sines and cosines, and draws the matrix where there is one."""
-        d_in = input_signature.shape[-1]
-        d = d_in if self._d_feature is None else self._d_feature
-        angles = np.arange(self._max_len)[:, None] * np.exp(
-            np.arange(0, d, 2) * -(np.log(10000.0) / d)
-        )
-        table = np.zeros((self._max_len, d), dtype=np.float32)
-        table[:, 0::2] = np.sin(angles)
-        table[:, 1::2] = np.cos(angles[:, : d // 2])
-        tensor = torch.from_numpy(table).to(self._dtype)
-        if self._d_feature is None:
-            self.weights = tensor
-        else:
-            matrix = init.GlorotUniformInitializer()((d, d_in), self.rng)
-            self.weights = tensor, matrix.to(self._dtype)
+def EncoderDecoderMask() -> PureLayer:
+    """Returns a layer that gives a source's mask a row for each position of the target.
 
-    def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
-        """Enters predict mode at position 0."""
-        limit = self._max_len if max_length is None else min(max_length, self._max_len)
-        self._memory = _kv_cache.Position(limit)
+    It maps (vectors, mask), (batch, n, d) and (batch, 1, 1, length), to a mask (batch, 1, n,
+    length) of the mask's type, a view without storage of its own.
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (batch, length, d_feature) to the same shape."""
-        n, start = x.shape[1], 0
-        if self._memory is not None:
-            start = self._memory.advance(n)  # type: ignore[operator]
-        elif n > self._max_len:
-            raise ValueError(
-                f"A sequence of {n} positions came, but the model was built for max_len="
-                f"{self._max_len}. Cut the sequences, or build it with a larger max_len."
-            )
-        elif self.training and self._start_from_zero_prob < 1:
-            start = self._random_start(n)
-        marks = self.table[start : start + n]
-        if self._d_feature is not None:
-            marks = marks @ self.matrix
-        if self.training and self._dropout:
-            shape = [1, *marks.shape]
-            for axis in self._dropout_broadcast_dims:
-                shape[axis] = 1
-            keep = torch.empty(shape, dtype=marks.dtype, device=x.device)
-            marks = marks * (keep.bernoulli_(1 - self._dropout) / (1 - self._dropout))
-        return x + marks
+    Raises:
+      LayerError: if the vectors have not three axes.
 
-    def _random_start(self, n: int) -> int:
-        if n + self._max_offset_to_add > self._max_len:
-            raise ValueError(
-                f"{n} positions and offsets below {self._max_offset_to_add} need a max_len of at "
-                f"least {n + self._max_offset_to_add}; got {self._max_len}."
-            )
-        if not self._max_offset_to_add or float(torch.rand(())) < self._start_from_zero_prob:
-            return 0
-        return int(torch.randint(self._max_offset_to_add, ()))
-
-    def _own_named(self, kind: str, tree: Any) -> dict[str, Any]:
-        named = super()._own_named(kind, tree)
-        if (
-            kind == "weights" and named["table"].dim() == 3
-        ):  # Trax's older files have (1, max_len, d)
-            named["table"] = named["table"][0]
-        return named
+    Source: Trax `layers/attention.py::EncoderDecoderMask`, which gives floats.
+    """
+    return PureLayer(_encoder_decoder_mask, n_in=2, name="EncoderDecoderMask")
 
 
 def _check_heads(d_feature: int, n_heads: int) -> None:
@@ -301,6 +312,59 @@ def _check_heads(d_feature: int, n_heads: int) -> None:
             f"n_heads must divide d_feature, so that heads are of equal size; got d_feature="
             f"{d_feature} and n_heads={n_heads}."
         )
+
+
+def _checked_dropout(dropout: float) -> float:
+    if not 0 <= dropout < 1:
+        raise ValueError(f"A dropout rate is at least 0 and below 1; got {dropout}.")
+    return dropout
+
+
+def _attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Attends where the mask is not 0; a query that sees nothing attends evenly."""
+    if mask is None:
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+    n, length = queries.shape[-2], keys.shape[-2]
+    # Written out, since the compiler does not find a size of its own in a tuple of sizes.
+    fits = mask.shape[-1] == length or mask.shape[-1] == 1
+    if not (fits and (mask.shape[-2] == n or mask.shape[-2] == 1)):
+        raise ValueError(
+            f"A mask for {n} queries and {length} keys ends in the axes ({n} or 1, {length}); got "
+            f"the shape {tuple(mask.shape)}. PaddingMask makes one of the keys' tokens."
+        )
+    visible = mask if mask.dtype == torch.bool else mask != 0
+    # A score of -1e9 everywhere is the same score everywhere. So is the score of a query of zeros,
+    # and that holds in half precision too, where -1e9 is -inf and its softmax NaN.
+    blind = ~visible.any(dim=-1, keepdim=True)
+    return F.scaled_dot_product_attention(
+        queries.masked_fill(blind, 0.0), keys, values, attn_mask=visible | blind, dropout_p=dropout
+    )
+
+
+def _padding_mask(x: torch.Tensor, pad: int) -> torch.Tensor:
+    if x.dim() != 2:
+        raise ValueError(
+            f"PaddingMask takes sequences of tokens, (batch, length); got a tensor of shape "
+            f"{tuple(x.shape)}. Put it before the embedding."
+        )
+    return (x != pad)[:, None, None, :]
+
+
+def _encoder_decoder_mask(xs: Any) -> torch.Tensor:
+    vectors, mask = xs
+    if vectors.dim() != 3:
+        raise ValueError(
+            f"EncoderDecoderMask takes a decoder's vectors, (batch, n, d), and the source's mask; "
+            f"got vectors of shape {tuple(vectors.shape)}. Put it after the embedding."
+        )
+    batch, length = mask.shape[0], mask.shape[-1]
+    return mask.reshape(batch, 1, 1, length).expand(batch, 1, vectors.shape[1], length)
 
 
 def _split_heads(x: torch.Tensor, n_heads: int, merged: bool) -> torch.Tensor:

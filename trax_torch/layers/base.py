@@ -7,25 +7,32 @@ laid out in Trax's order, and what an error says. It computes nothing of its own
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from trax_torch import _nest, _seeds, shapes
-from trax_torch.layers import _errors, _files
+from trax_torch.layers import _errors, _files, _trees
 from trax_torch.layers._errors import LayerError
 from trax_torch.layers._predicting import Predicting
 from trax_torch.layers._shape_pass import ShapePass
+from trax_torch.layers._trees import expect_tensors
+
+__all__ = [
+    "Fn",
+    "Layer",
+    "LayerError",
+    "PureLayer",
+    "Wrapped",
+    "as_layer",
+    "call",
+    "expect_tensors",
+]
 
 MODES = ("train", "eval", "predict")
-EMPTY_WEIGHTS = ()
-EMPTY_STATE = ()
-GET_WEIGHTS_FROM_CACHE: dict[str, tuple[()]] = {"__marker_for_cached_weights_": ()}
-GET_STATE_FROM_CACHE: dict[str, tuple[()]] = {"__marker_for_cached_state_": ()}
-
-_MARKERS = {"weights": GET_WEIGHTS_FROM_CACHE, "state": GET_STATE_FROM_CACHE}
 
 # How a layer calls another: without the outermost call's care for numpy and error messages.
 call = nn.Module.__call__
@@ -161,7 +168,7 @@ class Layer(nn.Module):
           LayerError: if the layer cannot take inputs of this signature.
         """
         if self._init_cached and use_cache:
-            return GET_WEIGHTS_FROM_CACHE, GET_STATE_FROM_CACHE
+            return _trees.GET_WEIGHTS_FROM_CACHE, _trees.GET_STATE_FROM_CACHE
         self._init_cached = use_cache
         if self._pass is not None:  # called by a layer that initializes its sublayers by hand
             self._pass.run(self, input_signature)
@@ -185,7 +192,7 @@ class Layer(nn.Module):
         ) and not any(nn.parameter.is_lazy(p) for p in self.parameters())
 
     def output_signature(self, input_signature: Any) -> Any:
-        """Returns the signature of the outputs for inputs of a given signature; computes nothing."""
+        """Returns the signature of the outputs for inputs of a signature; computes nothing."""
         with ShapePass(self, None) as shape_pass:
             return shapes.signature(shape_pass.run(self, input_signature))
 
@@ -193,7 +200,7 @@ class Layer(nn.Module):
         """Returns the signatures of the weights and state that `init` would make."""
         twin = copy.deepcopy(self)
         weights, state = twin.init(input_signature, rng=0)
-        return _map_tree(shapes.signature, weights), _map_tree(shapes.signature, state)
+        return _trees.map_tree(shapes.signature, weights), _trees.map_tree(shapes.signature, state)
 
     def pure_fn(
         self, x: Any, weights: Any, state: Any, rng: Any = None, use_cache: bool = False
@@ -220,7 +227,7 @@ class Layer(nn.Module):
         swapped = {f"layer.{name}": tensor for name, tensor in tensors.items()}
         with _memories_aside(self), _keyed(self, rng):
             for name, value in memories.items():
-                module, attribute = _owner(self, name)
+                module, attribute = _trees.owner_of(self, name)
                 module._set_own_state(attribute, value)  # type: ignore[operator]
             outputs, new_state = torch.func.functional_call(_AndState(self), swapped, (x,))
         return outputs, new_state
@@ -268,13 +275,14 @@ class Layer(nn.Module):
     def init_from_file(
         self, file_name: str, weights_only: bool = False, input_signature: Any = None
     ) -> tuple[Any, Any]:
-        """Fills weights, and state unless `weights_only`, from a file that `save_to_file` wrote.
+        """Fills weights, and state unless `weights_only`, from a file.
 
         Nothing in the file is run. A layer that was never initialized takes its shapes from the
         file; one that was keeps its own, and a file that does not fit changes nothing.
 
         Args:
-          file_name: path of a safetensors file.
+          file_name: path of a safetensors file that `save_to_file` wrote; or, ending in `.pkl.gz`,
+            of a file or a checkpoint that Trax wrote.
           weights_only: leaves the state as it is.
           input_signature: initializes the layer first; by default only what the file holds is set.
 
@@ -283,17 +291,26 @@ class Layer(nn.Module):
 
         Raises:
           FileNotFoundError: if there is no such file.
-          ValueError: if the file is damaged or holds another model, with the first differences.
+          CheckpointError: if the file is damaged, or holds another model (an `IndexError` too),
+            with the first differences.
         """
         if input_signature is not None:
             self.init(input_signature)
-        _files.load(self, file_name, weights_only, adopt=_adopt)
+        if str(file_name).endswith(".pkl.gz"):
+            from trax_torch.interop import trax_checkpoint  # a room above, needed for such files
+
+            checkpoint = trax_checkpoint.read(file_name, with_slots=False)
+            trax_checkpoint.load_into(self, checkpoint, weights_only)
+        else:
+            _files.load(self, file_name, weights_only, adopt=_trees.adopt)
         return self.weights, self.state
 
     def save_to_file(
         self, file_name: str, weights_only: bool = False, input_signature: Any = None
     ) -> None:
-        """Writes weights, and state unless `weights_only`, to a safetensors file, whole or not at all.
+        """Writes weights, and state unless `weights_only`, to a safetensors file.
+
+        The file is whole or not there.
 
         `input_signature` is Trax's and is kept in the file's header for people to read.
         """
@@ -368,7 +385,7 @@ class Layer(nn.Module):
 
         Assigning such a tree copies the values in.
         """
-        return _map_tree(torch.Tensor.clone, self._tree("state", set()))
+        return _trees.map_tree(torch.Tensor.clone, self._tree("state", set()))
 
     @state.setter
     def state(self, tree: Any) -> None:
@@ -403,7 +420,7 @@ class Layer(nn.Module):
             self.init_cache(None, max_length)
 
     def _set_sublayers(self, layers: Any) -> None:
-        """Registers the sublayers, each instance once, under '0', '1', ..., as nn.Sequential does."""
+        """Registers the sublayers, each instance once, as '0', '1', ..., like nn.Sequential."""
         names: dict[int, str] = {}
         for position, layer in enumerate(layers):
             names.setdefault(id(layer), str(position))
@@ -436,7 +453,7 @@ class Layer(nn.Module):
 
     def _tree(self, kind: str, seen: set[int]) -> Any:
         if id(self) in seen:
-            return _MARKERS[kind]
+            return _trees.MARKERS[kind]
         seen.add(id(self))
         if self._order:
             return tuple(layer._tree(kind, seen) for layer in self.sublayers)
@@ -447,13 +464,13 @@ class Layer(nn.Module):
             return self._memory.tree()
         names = self._weight_names if kind == "weights" else self._state_names
         if names is None:
-            return tuple(_tensors(self, kind).values())
+            return tuple(_trees.tensors_of(self, kind).values())
         tensors = _nest.map_leaves(lambda name: getattr(self, name, None), names)
         return () if any(t is None for t in _nest.leaves(tensors)) else tensors
 
     def _named(self, kind: str, tree: Any) -> dict[str, Any]:
         """Returns the tensors of `tree` in the layouts PyTorch wants, by name below this layer."""
-        if isinstance(tree, dict) and tree == _MARKERS[kind]:
+        if _trees.is_marker(tree):
             return {}
         if not self._order:
             return self._own_named(kind, tree)
@@ -474,7 +491,7 @@ class Layer(nn.Module):
             return {"_memory": list(_nest.leaves(tree))}
         names = self._weight_names if kind == "weights" else self._state_names
         if names is None:
-            names = tuple(_tensors(self, kind))
+            names = tuple(_trees.tensors_of(self, kind))
             if not names and any(True for _ in _nest.leaves(tree)):  # Trax's tongue: the first time
                 letter = kind[0]
                 count = iter(range(1_000_000))
@@ -495,25 +512,25 @@ class Layer(nn.Module):
         if attribute == "_memory":
             self._memory.fill(value)  # type: ignore[union-attr, operator]
         else:
-            _set_buffer(self, attribute, value)
+            _trees.set_buffer(self, attribute, value)
 
     def _fill(self, kind: str, tree: Any) -> None:
         named = self._named(kind, tree)
-        owners = {name: _owner(self, name) for name in named}
+        owners = {name: _trees.owner_of(self, name) for name in named}
         for (
             name,
             value,
         ) in named.items():  # all shapes first: a tree that does not fit fills nothing
             if kind == "weights":
-                _check_fits(*owners[name], value)
+                _trees.check_fits(*owners[name], value)
         for name, value in named.items():
             module, attribute = owners[name]
             if kind == "weights":
-                _adopt(module, attribute, value)
+                _trees.adopt(module, attribute, value)
             elif isinstance(module, Layer):
                 module._set_own_state(attribute, value)
             else:
-                _set_buffer(module, attribute, value)
+                _trees.set_buffer(module, attribute, value)
 
 
 class PureLayer(Layer):
@@ -628,53 +645,8 @@ class Wrapped(Layer):
         return self.module(*x)
 
 
-def flatten_weights_and_state(weights: Any, state: Any) -> tuple[list[Any], list[Any]]:
-    """Returns the flat lists of tensors that Trax stores, without empty and repeated entries."""
-
-    def flat(tree: Any) -> list[Any]:
-        if isinstance(tree, dict) and (tree in _MARKERS.values()):
-            return []
-        if isinstance(tree, (tuple, list)):
-            return [leaf for item in tree for leaf in flat(item)]
-        return [tree]
-
-    return flat(weights), flat(state)
-
-
-def unflatten_weights_and_state(
-    flat_weights: Any, flat_state: Any, weights_and_state_signature: Any, weights_only: bool = False
-) -> tuple[Any, Any]:
-    """Returns trees shaped like the two signatures, filled with the items of two flat lists.
-
-    Raises:
-      ValueError: if a list does not have as many items as its tree has places.
-    """
-
-    def fill(signature: Any, items: Iterator[Any]) -> Any:
-        if isinstance(signature, dict):
-            return signature
-        if isinstance(signature, (tuple, list)):
-            return tuple(fill(s, items) for s in signature)
-        return next(items)
-
-    results: list[Any] = []
-    for flat, signature in zip(
-        (flat_weights, flat_state), weights_and_state_signature, strict=True
-    ):
-        if weights_only and results:
-            results.append(None)
-            continue
-        places = len(flatten_weights_and_state(signature, ())[0])
-        if len(flat) != places:
-            raise ValueError(
-                f"The tree has {places} places, but {len(flat)} items came to fill it."
-            )
-        results.append(fill(signature, iter(flat)))
-    return results[0], results[1]
-
-
 def _when_reached(layer: Layer, args: tuple[Any, ...]) -> None:
-    """Forward pre-hook of a layer without weights: makes them in `init`, and complains elsewhere."""
+    """Forward pre-hook of a layer without weights: makes them in `init`, elsewhere complains."""
     if layer._pass is None or layer._pass.rng is None:
         raise ValueError(
             f"{layer._name} has no weights yet. Initialize the model, model.init(signature), or "
@@ -705,17 +677,6 @@ class _Spread:
         return self.f(*xs) if isinstance(xs, (tuple, list)) else self.f(xs)
 
 
-def expect_tensors(layer: Layer, tree: Any, names: tuple[str, ...], form: str) -> dict[str, Any]:
-    """Returns the leaves of `tree` by name; ValueError if there are more or fewer than names."""
-    values = list(_nest.leaves(tree))
-    if len(values) != len(names):
-        raise ValueError(
-            f"{layer.name} wants {form}; the tree brings {len(values)} tensors. "
-            f"Printing the layer's own tree shows the form."
-        )
-    return dict(zip(names, map(_nest.to_tensor, values), strict=True))
-
-
 def _check_n_in(x: Any, n_in: int) -> None:
     if n_in == 1:
         return
@@ -724,63 +685,8 @@ def _check_n_in(x: Any, n_in: int) -> None:
         raise ValueError(f"{n_in} inputs are needed as one tuple; got {came}.")
 
 
-def _tensors(module: nn.Module, kind: str) -> Mapping[str, torch.Tensor]:
-    if kind == "weights":
-        return dict(module.named_parameters())
-    return {k: v for k, v in module.named_buffers() if "_memory." not in k}
-
-
-def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, attribute = name.rpartition(".")
-    return module.get_submodule(path), attribute
-
-
-def _check_fits(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
-    present = getattr(module, attribute, None)
-    making = isinstance(module, Layer) and module._pass is not None
-    if present is not None and not making and present.shape != value.shape:
-        raise ValueError(
-            f"{getattr(module, 'name', type(module).__name__)}.{attribute} has shape "
-            f"{tuple(present.shape)}; got {tuple(value.shape)}. init() makes weights of new shapes."
-        )
-
-
-@torch.no_grad()
-def _adopt(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
-    """Copies `value` into a parameter, or makes the parameter of it where there is none."""
-    present = module._parameters.get(attribute)
-    if present is not None and present.shape == value.shape:
-        present.copy_(value)
-    else:
-        own = value.detach().clone(memory_format=torch.contiguous_format)
-        parameter = nn.Parameter(own, requires_grad=own.is_floating_point())
-        module.__dict__.pop(attribute, None)
-        module.register_parameter(attribute, parameter)
-    if isinstance(module, Layer):
-        module._settle()
-
-
-@torch.no_grad()
-def _set_buffer(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
-    present = module._buffers.get(attribute)
-    if present is not None and present.shape == value.shape:
-        present.copy_(value)
-    else:
-        module.__dict__.pop(attribute, None)
-        module.register_buffer(attribute, value.detach().clone())
-
-
-def _map_tree(fn: Callable[[Any], Any], tree: Any) -> Any:
-    """Returns a tree with `fn` applied to its tensors; markers of shared layers stay themselves."""
-    if isinstance(tree, (tuple, list)):
-        return tuple(_map_tree(fn, item) for item in tree)
-    return tree if isinstance(tree, dict) else fn(tree)
-
-
 def _device_of(module: nn.Module) -> torch.device:
-    tensor = next(module.parameters(), None)
-    if tensor is None:
-        tensor = next(module.buffers(), None)
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 

@@ -1,12 +1,64 @@
-"""Layers made of layers: in series, in parallel, and the moves of the data stack between them."""
+"""Layers made of layers: in series, in parallel, conditionally, in chunks.
 
+The layers that only move items of the data stack, and those that remember, have rooms of their own
+and are shown here.
+"""
+
+import copy
+import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from trax_torch import _nest
 from trax_torch.layers import _stack, base
-from trax_torch.layers.base import Fn, Layer, PureLayer
+from trax_torch.layers._remembering import Cache, Scan
+from trax_torch.layers._stack import put as outputs_onto_stack
+from trax_torch.layers._stack import take as inputs_from_stack
+from trax_torch.layers._stack_moves import (
+    Add,
+    Concatenate,
+    Drop,
+    Dup,
+    FlattenList,
+    Gate,
+    Multiply,
+    Select,
+    Split,
+    SubtractTop,
+    Swap,
+)
+from trax_torch.layers.base import Layer, PureLayer
+
+__all__ = [
+    "Add",
+    "BatchLeadingAxes",
+    "Bidirectional",
+    "Branch",
+    "Cache",
+    "Chunk",
+    "Concatenate",
+    "Cond",
+    "Drop",
+    "Dup",
+    "FlattenList",
+    "Gate",
+    "Multiply",
+    "Parallel",
+    "Residual",
+    "Scan",
+    "Select",
+    "Serial",
+    "SerialWithSideOutputs",
+    "Split",
+    "SubtractTop",
+    "Swap",
+    "ensure_flat",
+    "inputs_from_stack",
+    "outputs_onto_stack",
+]
 
 
 class Serial(Layer):
@@ -23,7 +75,8 @@ class Serial(Layer):
       sublayers_to_print: what to print instead of the sublayers.
 
     Example:
-      >>> Serial(Add(), Fn('Double', lambda x: 2 * x))((torch.tensor(1), torch.tensor(2), 'rest'))
+      >>> double = base.Fn('Double', lambda x: 2 * x)
+      >>> Serial(Add(), double)((torch.tensor(1), torch.tensor(2), 'rest'))
       (tensor(6), 'rest')
 
     Source: Trax `layers/combinators.py::Serial`.
@@ -116,10 +169,10 @@ def Branch(*layers: Any, name: str = "Branch") -> Layer:
 
 
 def Residual(*layers: Any, shortcut: Any = None) -> Layer:
-    """Returns a layer that adds its input, or `shortcut` of it, to what layers in series make of it.
+    """Returns a layer that adds its input, or `shortcut` of it, to what `layers` make of it.
 
     Example:
-      >>> Residual(Fn('Double', lambda x: 2 * x))(torch.tensor(3.))
+      >>> Residual(base.Fn('Double', lambda x: 2 * x))(torch.tensor(3.))
       tensor(9.)
 
     Source: Trax `layers/combinators.py::Residual`.
@@ -129,114 +182,216 @@ def Residual(*layers: Any, shortcut: Any = None) -> Layer:
     return Serial(Branch(shortcut, layer), Add())
 
 
-def Select(indices: Any, n_in: int | None = None, name: str | None = None) -> PureLayer:
-    """Returns a layer that copies, reorders or drops items of the stack.
+def SerialWithSideOutputs(layers: Any, n_side_outputs: Any = 1) -> Serial:
+    """Returns a layer that runs layers in series and sets some outputs of each aside.
+
+    What is set aside is the end of a layer's outputs. It waits below the stack, the first layer's
+    first, and comes out after the last layer's outputs.
 
     Args:
-      indices: positions from the top, 0 first; one for each output.
-      n_in: how many items it takes; by default `max(indices) + 1`.
-      name: what it prints as; by default the indices.
+      layers: a list of layers.
+      n_side_outputs: how many outputs of each layer are set aside: an int, or one for each layer.
 
     Raises:
-      ValueError: if an index is not below `n_in`.
+      ValueError: if there are not as many numbers as layers, or a layer has fewer outputs.
 
     Example:
-      >>> Select([1, 1, 0])(('a', 'b'))
-      ('b', 'b', 'a')
+      >>> halve = base.Fn('DivMod', lambda x: (x // 2, x % 2), n_out=2)
+      >>> SerialWithSideOutputs([halve, halve])(torch.tensor(6))
+      (tensor(1), tensor(0), tensor(1))
 
-    Source: Trax `layers/combinators.py::Select`.
+    Source: Trax `layers/combinators.py::SerialWithSideOutputs`.
     """
-    indices = tuple(indices)
-    if n_in is None:
-        n_in = max(indices) + 1
-    if any(not 0 <= i < n_in for i in indices):
-        raise ValueError(f"Select takes {n_in} items, so indices are below that; got {indices}.")
-    name = name or f"Select{list(indices)}".replace(" ", "")
-    return PureLayer(_Pick(indices), n_in=n_in, n_out=len(indices), name=name)
+    layers = [base.as_layer(layer) for layer in layers]
+    aside = [n_side_outputs] * len(layers) if isinstance(n_side_outputs, int) else n_side_outputs
+    if len(aside) != len(layers) or any(
+        not 0 <= n <= layer.n_out for n, layer in zip(aside, layers, strict=True)
+    ):
+        raise ValueError(
+            f"SerialWithSideOutputs sets aside at most all outputs of each layer; got "
+            f"n_side_outputs={n_side_outputs} for layers with {[x.n_out for x in layers]} outputs."
+        )
+    arities = [(x.n_in, x.n_out - n) for x, n in zip(layers, aside, strict=True)]
+    size, _ = _stack.n_inputs_n_outputs(arities)
+    series: list[Layer] = []
+    for layer, n in zip(layers, aside, strict=True):
+        size += layer.n_out - layer.n_in
+        first = layer.n_out - n
+        order = [*range(first), *range(layer.n_out, size), *range(first, layer.n_out)]
+        series += [layer, Select(order, n_in=size)]
+    return Serial(series)
 
 
-class _Pick:
-    def __init__(self, indices: tuple[int, ...]):
-        self.indices = indices
+class Cond(Layer):
+    """Runs one of two layers, as a third one says.
 
-    def __call__(self, xs: Any) -> Any:
-        xs = xs if isinstance(xs, (tuple, list)) else (xs,)
-        picked = tuple(xs[i] for i in self.indices)
-        return picked[0] if len(picked) == 1 else picked
-
-
-def Drop() -> PureLayer:
-    """Returns a layer that drops the top item."""
-    return Fn("Drop", _nothing, n_out=0)
-
-
-def Dup() -> PureLayer:
-    """Returns a layer that copies the top item."""
-    return Select([0, 0], name="Dup")
-
-
-def Swap() -> PureLayer:
-    """Returns a layer that swaps the two top items."""
-    return Select([1, 0], name="Swap")
-
-
-class Concatenate(Layer):
-    """Joins `n_items` tensors along an axis.
+    `cond` takes the first items and gives one Boolean; the layer that is chosen takes the items
+    after them. The other is not run, and its state stays as it is.
 
     Args:
-      n_items: how many.
-      axis: along which; the last by default.
-    """
-
-    def __init__(self, n_items: int = 2, axis: int = -1):
-        name = "Concatenate" if axis == -1 else f"Concatenate_axis{axis}"
-        super().__init__(n_in=n_items, name=name)
-        self._axis = axis
-
-    def forward(self, x: Any) -> torch.Tensor:
-        """Returns the joined tensor."""
-        return torch.cat(x, dim=self._axis)
-
-
-class Split(Layer):
-    """Splits a tensor into `n_items` equal parts along an axis.
-
-    Args:
-      n_items: how many.
-      axis: along which; the last by default.
+      cond: a layer with one output, a single Boolean.
+      true: the layer for True.
+      false: the layer for False, with the same numbers of inputs and outputs; by default it passes
+        one item on.
+      name: what it prints as.
 
     Raises:
-      LayerError: if the axis cannot be divided evenly.
+      ValueError: if the numbers of inputs and outputs do not fit.
+
+    Example:
+      >>> negative = base.Fn('IsNegative', lambda x: x < 0)
+      >>> Serial(Dup(), Cond(negative, base.Fn('Negate', lambda x: -x)))(torch.tensor(-3))
+      tensor(3)
+
+    Source: Trax `layers/combinators.py::Cond`.
     """
 
-    def __init__(self, n_items: int = 2, axis: int = -1):
-        super().__init__(n_out=n_items)
+    def __init__(self, cond: Any, true: Any, false: Any = None, name: str | None = None):
+        super().__init__(name=name)
+        cond, true = base.as_layer(cond), base.as_layer(true)
+        false = Serial() if false is None else base.as_layer(false)
+        if cond.n_out != 1:
+            raise ValueError(f"Cond needs a cond with one output, a Boolean; got {cond!r}.")
+        if (true.n_in, true.n_out) != (false.n_in, false.n_out):
+            raise ValueError(
+                f"Cond's two branches need as many inputs, and as many outputs; got true with "
+                f"n_in={true.n_in}, n_out={true.n_out} and false with n_in={false.n_in}, n_out="
+                f"{false.n_out}. A false branch left out takes and gives one item."
+            )
+        self._set_sublayers([cond, true, false])
+        self._n_in = cond.n_in + true.n_in
+        self._n_out = true.n_out
+
+    def forward(self, x: Any) -> Any:
+        """Returns the outputs of the branch that `cond` chooses."""
+        cond, true, false = self.sublayers
+        n_came = len(x) if isinstance(x, (tuple, list)) else 1
+        if n_came != self._n_in:
+            raise ValueError(
+                f"Cond takes {self._n_in} items, {cond.n_in} to choose by and {true.n_in} for the "
+                f"branch; got {n_came}."
+            )
+        choice = base.call(cond, _stack.take(x, cond.n_in))
+        items = _stack.put((), x, cond.n_in) if cond.n_in else x
+        items = _stack.take(items, true.n_in)
+        if self._pass is not None:  # both branches have weights to make
+            base.call(false, items)
+            return base.call(true, items)
+        if isinstance(choice, torch.Tensor) and choice.numel() != 1:
+            raise ValueError(
+                f"Cond chooses once for all rows, by a single Boolean; got one of shape "
+                f"{tuple(choice.shape)}. To choose row by row, use torch.where."
+            )
+        return base.call(true if bool(choice) else false, items)
+
+
+def Chunk(layer: Any, chunk_size: int, pass_unchunkable: bool = True) -> Layer:
+    """Returns a layer that runs `layer` on chunks of the batch, to save memory.
+
+    A chunk's activations are not kept for the backward pass, but computed again there.
+
+    Args:
+      layer: works row by row, along axis 0.
+      chunk_size: rows in a chunk; below 1, `layer` itself is returned.
+      pass_unchunkable: a batch that cannot be cut evenly is passed whole; if False, it is refused.
+
+    Source: Trax `layers/combinators.py::Chunk`; Chen et al. 2016, arXiv:1604.06174.
+    """
+    layer = base.as_layer(layer)
+    if chunk_size < 1:
+        return layer
+    cut = functools.partial(_to_chunks, size=chunk_size, pass_unchunkable=pass_unchunkable)
+    return Serial(
+        PureLayer(cut, n_in=layer.n_in, n_out=layer.n_in, name="ReshapeToChunks"),
+        Scan(layer, axis=0, n_carry=0, remat=True),
+        PureLayer(_from_chunks, n_in=layer.n_out, n_out=layer.n_out, name="ReshapeFromChunks"),
+    )
+
+
+class BatchLeadingAxes(Layer):
+    """Applies a layer to tensors with any number of leading axes, which it makes one batch axis.
+
+    Args:
+      layer: takes tensors (batch, ...) and gives one such tensor.
+      n_last_axes_to_keep: how many axes after the batch the layer takes; all before are batch.
+
+    Raises:
+      ValueError: if the layer has several outputs, or no axis is kept.
+
+    Example:
+      >>> count_rows = base.Fn('CountRows', lambda x: x + len(x))
+      >>> BatchLeadingAxes(count_rows)(torch.zeros(2, 3, 1, 1)).flatten()
+      tensor([6., 6., 6., 6., 6., 6.])
+
+    Source: Trax `layers/combinators.py::BatchLeadingAxes`.
+    """
+
+    def __init__(self, layer: Any, n_last_axes_to_keep: int = 1):
+        layer = base.as_layer(layer)
+        if layer.n_out != 1 or n_last_axes_to_keep < 1:
+            raise ValueError(
+                f"BatchLeadingAxes needs a layer with one output and keeps at least one axis; got "
+                f"n_out={layer.n_out} and n_last_axes_to_keep={n_last_axes_to_keep}."
+            )
+        super().__init__(n_in=layer.n_in)
+        self._n_last = n_last_axes_to_keep
+        self._set_sublayers([layer])
+
+    @property
+    def sublayer(self) -> Any:
+        """The layer that is applied."""
+        return self._modules["0"]
+
+    def forward(self, x: Any) -> torch.Tensor:
+        """Returns the layer's output with the leading axes of the inputs."""
+        inputs = (x,) if self._n_in == 1 else tuple(x)
+        leading = {tuple(t.shape[: -self._n_last]) for t in inputs}
+        if len(leading) != 1 or any(t.dim() < self._n_last for t in inputs):
+            raise ValueError(
+                f"BatchLeadingAxes keeps {self._n_last} axes of its inputs, and those before must "
+                f"agree; got shapes {[tuple(t.shape) for t in inputs]}."
+            )
+        lead = leading.pop()
+        batch = math.prod(lead)  # not -1, which an empty tensor leaves open
+        flat = tuple(t.reshape(batch, *t.shape[-self._n_last :]) for t in inputs)
+        output = base.call(self._modules["0"], flat[0] if self._n_in == 1 else flat)
+        return output.reshape(*lead, *output.shape[1:])
+
+
+def Bidirectional(forward_layer: Any, axis: int = 1, merge_layer: Any = None) -> Serial:
+    """Returns a layer that reads sequences from both ends and joins what it finds.
+
+    The layer for the way back is a copy of `forward_layer`, with weights of its own once they are
+    drawn. Predict mode is refused, since the last positions come last: put it in a `Cache`.
+
+    Args:
+      forward_layer: such as `GRU(n_units)`.
+      axis: the axis of time.
+      merge_layer: joins the two outputs; `Concatenate()` by default.
+
+    Source: Trax `layers/combinators.py::Bidirectional`; Schuster and Paliwal 1997.
+    """
+    forward_layer = base.as_layer(forward_layer)
+    flip = _Flip(axis)
+    backward = Serial(flip, copy.deepcopy(forward_layer), flip)
+    return Serial(
+        Branch(forward_layer, backward),
+        Concatenate() if merge_layer is None else merge_layer,
+    )
+
+
+class _Flip(Layer):
+    def __init__(self, axis: int):
+        super().__init__(name="_FlipAlongTimeAxis")
         self._axis = axis
 
-    def forward(self, x: torch.Tensor) -> Any:
-        """Returns the parts, first to last."""
-        size = x.shape[self._axis]
-        if size % self._n_out:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._memory is not None:
             raise ValueError(
-                f"Split needs an axis that {self._n_out} divides; axis {self._axis} has {size}."
+                "A Bidirectional layer reads sequences from their end, so it cannot go on where it "
+                "left off. Decode in eval mode, or put it in a Cache if its input is known whole."
             )
-        parts = torch.chunk(x, self._n_out, dim=self._axis)
-        return parts[0] if self._n_out == 1 else tuple(parts)
-
-
-def Add() -> PureLayer:
-    """Returns a layer that adds two tensors."""
-    return Fn("Add", _add)
-
-
-def SubtractTop() -> PureLayer:
-    """Returns a layer that subtracts the top item from the second."""
-    return Fn("SubtractTop", _subtract_top)
-
-
-def Multiply() -> PureLayer:
-    """Returns a layer that multiplies two tensors."""
-    return Fn("Multiply", _multiply)
+        return x.flip(self._axis)
 
 
 def ensure_flat(layers: Any) -> list[Layer]:
@@ -258,20 +413,20 @@ def ensure_flat(layers: Any) -> list[Layer]:
     return [base.as_layer(layer) for layer in flat(layers)]
 
 
-# Named functions, so that layers pickle.
+def _to_chunks(xs: Any, size: int, pass_unchunkable: bool) -> Any:
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        batch = x.shape[0]
+        if batch % size == 0:
+            return x.unflatten(0, (batch // size, size))
+        if pass_unchunkable:
+            return x.unsqueeze(0)
+        raise ValueError(
+            f"Chunk cuts batches into chunks of {size} rows, and this one has {batch}. Choose a "
+            f"size that divides it, or pass_unchunkable=True."
+        )
+
+    return _nest.map_leaves(cut, xs)
 
 
-def _nothing(x: Any) -> tuple[()]:
-    return ()
-
-
-def _add(x0: Any, x1: Any) -> Any:
-    return x0 + x1
-
-
-def _subtract_top(x0: Any, x1: Any) -> Any:
-    return x1 - x0
-
-
-def _multiply(x0: Any, x1: Any) -> Any:
-    return x0 * x1
+def _from_chunks(xs: Any) -> Any:
+    return _nest.map_leaves(functools.partial(torch.flatten, start_dim=0, end_dim=1), xs)

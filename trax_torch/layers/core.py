@@ -6,9 +6,19 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trax_torch import _nest
+from trax_torch import _nest, shapes
 from trax_torch.layers import base
 from trax_torch.layers import initializers as init
+from trax_torch.layers._locally_connected import LocallyConnected1d as LocallyConnected1d
+from trax_torch.layers._looking import PrintShape as PrintShape
+from trax_torch.layers._looking import SummaryImage as SummaryImage
+from trax_torch.layers._looking import SummaryScalar as SummaryScalar
+from trax_torch.layers._probabilities import log_gaussian_diag_pdf as log_gaussian_diag_pdf
+from trax_torch.layers._probabilities import log_gaussian_pdf as log_gaussian_pdf
+from trax_torch.layers._probabilities import log_softmax as log_softmax
+from trax_torch.layers._probabilities import logsoftmax_sample as logsoftmax_sample
+from trax_torch.layers._probabilities import multigaussian_loss as multigaussian_loss
+from trax_torch.layers._probabilities import one_hot as one_hot
 from trax_torch.layers.base import Layer, PureLayer
 
 
@@ -186,6 +196,98 @@ class Dropout(Layer):
         self._rate = float(value)
 
 
+class Weights(Layer):
+    """Gives a trained tensor, and takes nothing.
+
+    Args:
+      initializer: `(shape, rng) -> tensor` for its first value.
+      shape: its shape; a scalar by default.
+      use_bfloat16: keeps it in bfloat16.
+
+    Weights in Trax's order: the tensor alone. Its size owes nothing to any input, so `init(())` and
+    `init(None)` do.
+
+    Example:
+      >>> layer = Weights(init.RandomNormalInitializer(), shape=(2, 3))
+      >>> _ = layer.init(())
+      >>> layer, layer().shape
+      (Weights_(2, 3)_in0, torch.Size([2, 3]))
+
+    Source: Trax `layers/core.py::Weights`.
+    """
+
+    _weight_names = "weight"
+
+    def __init__(self, initializer: init.Initializer, shape: Any = (), use_bfloat16: bool = False):
+        super().__init__(n_in=0, name=f"Weights_{shape}")
+        self._initializer = initializer
+        self._shape = shape
+        self._dtype = torch.bfloat16 if use_bfloat16 else None
+        self.weight: Any
+        self.register_parameter("weight", None)
+
+    def init_weights_and_state(self, input_signature: Any) -> None:
+        """Draws the tensor."""
+        self.weights = _typed(self._initializer(self._shape, self.rng), self._dtype)
+
+    def forward(self, x: Any = ()) -> torch.Tensor:
+        """Returns the tensor."""
+        return self.weight
+
+
+class RandomUniform(Layer):
+    """Gives a new tensor of uniform random numbers at each call, and takes nothing.
+
+    Args:
+      min_val: they are at least this,
+      max_val: and below this.
+      shape: of the tensor; a scalar by default.
+      dtype: its type, one of floats.
+      sync: Trax's wish for the same numbers on all devices; refused, since each rank draws from its
+        own generator.
+
+    Raises:
+      ValueError: if `sync` is True.
+      TypeError: if `dtype` is not a type of floats.
+
+    Source: Trax `layers/core.py::RandomUniform`.
+    """
+
+    _state_names = ()
+
+    def __init__(
+        self,
+        min_val: float = 0.0,
+        max_val: float = 1.0,
+        shape: Any = (),
+        dtype: Any = torch.float32,
+        sync: bool = False,
+    ):
+        super().__init__(n_in=0)
+        if sync:
+            raise ValueError(
+                "RandomUniform draws on each rank from that rank's generator; got sync=True. Build "
+                "it without, or draw outside the model and pass the numbers in."
+            )
+        signature = shapes.ShapeDtype(shape, dtype)
+        if not signature.dtype.is_floating_point:
+            raise TypeError(
+                f"RandomUniform draws floats; got dtype={dtype}. Draw floats and round them."
+            )
+        self._min_val = min_val
+        self._max_val = max_val
+        self._signature = signature
+        # It has no weights and no input that could tell which device the model is on.
+        self._here: torch.Tensor
+        self.register_buffer("_here", torch.empty(0), persistent=False)
+
+    def forward(self, x: Any = ()) -> torch.Tensor:
+        """Returns new numbers."""
+        shape, dtype = self._signature.as_tuple()
+        numbers = torch.empty(shape, dtype=dtype, device=self._here.device)
+        return numbers.uniform_(self._min_val, self._max_val)
+
+
 def Flatten(n_axes_to_keep: int = 1) -> PureLayer:
     """Returns a layer that merges all axes after the first `n_axes_to_keep` into one.
 
@@ -212,6 +314,54 @@ def Softmax(axis: int = -1) -> PureLayer:
     return PureLayer(functools.partial(F.softmax, dim=axis), name="Softmax")
 
 
+def LogSumExp(axis: int = -1) -> PureLayer:
+    """Returns a layer that computes log(sum(exp(x))) along an axis, which stays with size 1."""
+    f = functools.partial(torch.logsumexp, dim=axis, keepdim=True)
+    return PureLayer(f, name="LogSumExp")
+
+
+def ToFloat() -> PureLayer:
+    """Returns a layer that converts a tensor to float32."""
+    return PureLayer(_to_float, name="ToFloat")
+
+
+def Negate() -> PureLayer:
+    """Returns a layer that computes -x."""
+    return PureLayer(torch.neg, name="Negate")
+
+
+def StopGradient() -> PureLayer:
+    """Returns a layer that passes a tensor on, and no gradient back."""
+    return PureLayer(torch.detach, name="StopGradient")
+
+
+def ArgMax(axis: int = -1) -> PureLayer:
+    """Returns a layer that gives the place of the largest value along an axis, the first of equals.
+
+    With `axis=None` it is the place among all values, row by row.
+    """
+    return PureLayer(functools.partial(torch.argmax, dim=axis), name="ArgMax")
+
+
+def ThresholdToBinary(threshold: float = 0.5) -> PureLayer:
+    """Returns a layer that gives 1 (int32) where a value is above `threshold`, and 0 elsewhere."""
+    f = functools.partial(_threshold_to_binary, threshold=threshold)
+    return PureLayer(f, name="ThresholdToBinary")
+
+
+def Max(axis: Any = -1, keepdims: bool = False) -> PureLayer:
+    """Returns a layer that takes the maximum over an axis, a tuple of axes, or all of them (None).
+
+    Where several values are the largest, they share the gradient.
+    """
+    return PureLayer(functools.partial(_max, axis=axis, keepdims=keepdims), name="Max")
+
+
+def Min(axis: Any = -1, keepdims: bool = False) -> PureLayer:
+    """Returns a layer like `Max` that takes the minimum."""
+    return PureLayer(functools.partial(_min, axis=axis, keepdims=keepdims), name="Min")
+
+
 def Mean(axis: Any = -1, keepdims: bool = False) -> PureLayer:
     """Returns a layer that takes the mean over an axis, a tuple of axes, or all of them (None)."""
     return PureLayer(functools.partial(torch.mean, dim=axis, keepdim=keepdims), name="Mean")
@@ -222,11 +372,6 @@ def Sum(axis: Any = None, keepdims: bool = False) -> PureLayer:
     return PureLayer(functools.partial(torch.sum, dim=axis, keepdim=keepdims), name="Sum")
 
 
-def log_softmax(x: Any, axis: int = -1) -> Any:
-    """Returns the logarithm of the softmax of a tensor or array along an axis, in nats."""
-    return F.log_softmax(x, dim=axis)
-
-
 def _flatten(x: torch.Tensor, n_axes_to_keep: int) -> torch.Tensor:
     if x.dim() <= n_axes_to_keep:
         raise ValueError(
@@ -234,6 +379,22 @@ def _flatten(x: torch.Tensor, n_axes_to_keep: int) -> torch.Tensor:
             f"got a tensor of shape {tuple(x.shape)}."
         )
     return x.flatten(n_axes_to_keep)
+
+
+def _to_float(x: torch.Tensor) -> torch.Tensor:
+    return x.float()
+
+
+def _threshold_to_binary(x: torch.Tensor, threshold: float) -> torch.Tensor:
+    return (x > threshold).int()
+
+
+def _max(x: torch.Tensor, axis: Any, keepdims: bool) -> torch.Tensor:
+    return x.amax(dim=() if axis is None else axis, keepdim=keepdims)
+
+
+def _min(x: torch.Tensor, axis: Any, keepdims: bool) -> torch.Tensor:
+    return x.amin(dim=() if axis is None else axis, keepdim=keepdims)
 
 
 def _typed(x: Any, dtype: torch.dtype | None) -> Any:

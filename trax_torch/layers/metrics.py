@@ -1,6 +1,8 @@
 """Losses and metrics: layers that take (output, targets) or (output, targets, weights) to a scalar.
 
 A weighted one is sum(weights * value) / sum(weights); one without weights is the mean over items.
+Weights broadcast to the values; weights that sum to 0 give NaN. All sums are taken in float32 or
+better, whatever type the model computes in.
 """
 
 import functools
@@ -10,7 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from trax_torch import shapes
-from trax_torch.layers.base import PureLayer
+from trax_torch.layers.base import Layer, PureLayer
+from trax_torch.layers.combinators import Serial
+from trax_torch.layers.core import ArgMax, LogSoftmax
 
 
 def CategoryAccuracy() -> PureLayer:
@@ -30,6 +34,18 @@ def WeightedCategoryAccuracy() -> PureLayer:
     The weights have the targets' shape or broadcast to it.
     """
     return PureLayer(_category_accuracy, n_in=3, name="WeightedCategoryAccuracy")
+
+
+def MaskedSequenceAccuracy() -> PureLayer:
+    """Returns a layer that gives the share of sequences that are right from end to end.
+
+    Its inputs are activations (..., length, categories), integer targets (..., length), and weights
+    that broadcast to the targets: where they are 0, any category is right. What else they are does
+    not matter.
+
+    Source: Trax `layers/metrics.py::MaskedSequenceAccuracy`.
+    """
+    return PureLayer(_masked_sequence_accuracy, n_in=3, name="MaskedSequenceAccuracy")
 
 
 def CategoryCrossEntropy(label_smoothing: float | None = None) -> PureLayer:
@@ -69,6 +85,21 @@ def WeightedCategoryCrossEntropy(
     return PureLayer(f, n_in=3, name="WeightedCategoryCrossEntropy")
 
 
+def BinaryCrossEntropy() -> PureLayer:
+    """Returns a layer that gives the mean cross-entropy of yes-or-no targets, in nats.
+
+    Its inputs are activations, before the sigmoid, and targets in {0, 1} of the same shape. It is
+    finite for every finite activation, where Trax's takes the logarithm of a rounded 0.
+
+    Example:
+      >>> BinaryCrossEntropy()((torch.tensor([200.]), torch.tensor([0])))
+      tensor(200.)
+
+    Source: Trax `layers/metrics.py::BinaryCrossEntropy`.
+    """
+    return PureLayer(_binary_cross_entropy, n_in=2, name="BinaryCrossEntropy")
+
+
 def L2Loss() -> PureLayer:
     """Returns a layer that gives the weighted mean of squared differences.
 
@@ -76,29 +107,214 @@ def L2Loss() -> PureLayer:
 
     Source: Trax `layers/metrics.py::L2Loss`.
     """
-    return PureLayer(_l2, n_in=3, name="L2Loss")
+    return PureLayer(functools.partial(_regression, loss=F.mse_loss), n_in=3, name="L2Loss")
+
+
+def SmoothL1Loss() -> PureLayer:
+    """Returns a layer that gives the weighted mean of Huber losses.
+
+    Its inputs are output, targets and weights, all of one shape. A difference d costs d^2 / 2 below
+    1 and |d| - 1/2 from there on.
+
+    Source: Trax `layers/metrics.py::SmoothL1Loss`.
+    """
+    f = functools.partial(_regression, loss=F.smooth_l1_loss)
+    return PureLayer(f, n_in=3, name="SmoothL1Loss")
+
+
+def MacroAveragedFScore(beta: float = 1.0, initial_category_index: int = 0) -> PureLayer:
+    """Returns a layer that gives the mean F-score over categories, each counting alike.
+
+    Its inputs are activations (..., categories) and integer targets (...). Where precision, recall
+    or their F-score is 0 / 0, it counts as 0.
+
+    Args:
+      beta: recall weighs `beta` times as much as precision.
+      initial_category_index: the first category that counts; 1 leaves out padding.
+
+    Source: Trax `layers/metrics.py::MacroAveragedFScore`.
+    """
+    f = functools.partial(_f_score, beta=beta, first=initial_category_index, weighted=False)
+    return PureLayer(f, n_in=2, name="MacroAveragedFScore")
+
+
+def WeightedFScore(beta: float = 1.0, initial_category_index: int = 0) -> PureLayer:
+    """Returns a layer like `MacroAveragedFScore`, each category counting by its targets' number.
+
+    Source: Trax `layers/metrics.py::WeightedFScore`.
+    """
+    f = functools.partial(_f_score, beta=beta, first=initial_category_index, weighted=True)
+    return PureLayer(f, n_in=2, name="WeightedFScore")
+
+
+def WeightedSum() -> PureLayer:
+    """Returns a layer that gives sum(values * weights)."""
+    return PureLayer(_weighted_sum, n_in=2, name="WeightedSum")
+
+
+# Older names, which Trax keeps, and whose parts it puts in series.
+
+
+def Accuracy(classifier: Layer | None = None) -> Layer:
+    """Returns a layer that gives the weighted share of right predictions.
+
+    Args:
+      classifier: maps activations to predictions of the targets' shape; `ArgMax()` by default.
+
+    Its inputs are activations, targets and weights. `WeightedCategoryAccuracy` is its newer name.
+
+    Example:
+      >>> Accuracy()
+      Accuracy_in3
+
+    Source: Trax `layers/metrics.py::Accuracy`.
+    """
+    return _series("Accuracy", classifier or ArgMax(), _Accuracy(), _WeightedMean())
+
+
+def SequenceAccuracy(classifier: Layer | None = None) -> Layer:
+    """Returns a layer that gives the share of sequences that are right wherever weights are not 0.
+
+    Args:
+      classifier: maps activations to predictions of the targets' shape; `ArgMax()` by default.
+
+    Its inputs are activations, targets and weights, the batch first. `MaskedSequenceAccuracy` is
+    its newer name.
+
+    Source: Trax `layers/metrics.py::SequenceAccuracy`.
+    """
+    return _series("SequenceAccuracy", classifier or ArgMax(), _Accuracy(), _WeightedSequenceMean())
+
+
+def CrossEntropyLoss() -> Layer:
+    """Returns a layer that gives the weighted mean of -log p of the targets, in nats.
+
+    Its inputs are log-probabilities (..., categories), such as `LogSoftmax` gives, category numbers
+    (...), and weights. `WeightedCategoryCrossEntropy` takes activations instead.
+
+    Source: Trax `layers/metrics.py::CrossEntropyLoss`.
+    """
+    return _series("CrossEntropyLoss", _CrossEntropy(), _WeightedMean())
+
+
+def CrossEntropyLossWithLogSoftmax() -> Layer:
+    """Returns a layer like `CrossEntropyLoss` that takes activations before the softmax."""
+    name = "CrossEntropyLossWithLogSoftmax"
+    return _series(name, LogSoftmax(), _CrossEntropy(), _WeightedMean())
+
+
+def CrossEntropySum() -> Layer:
+    """Returns a layer like `CrossEntropyLoss` that gives sum(weights * value)."""
+    return _series("CrossEntropySum", _CrossEntropy(), WeightedSum())
+
+
+def BinaryCrossEntropyLoss() -> Layer:
+    """Returns a layer that gives the weighted mean cross-entropy of yes-or-no targets, in nats.
+
+    Its inputs are probabilities, after the sigmoid, targets in {0, 1} and weights, all of one
+    shape. A probability of 0 for what came true costs 100 nats, not infinitely many.
+
+    Source: Trax `layers/metrics.py::BinaryCrossEntropyLoss`, where the items are averaged first and
+      the weights have no say; equal weights give its numbers.
+    """
+    return _series("BinaryCrossEntropyLoss", _BinaryCrossEntropy(), _WeightedMean())
+
+
+def BinaryCrossEntropySum() -> Layer:
+    """Returns a layer like `BinaryCrossEntropyLoss` that gives sum(weights * value)."""
+    return _series("BinaryCrossEntropySum", _BinaryCrossEntropy(), WeightedSum())
+
+
+def _series(name: str, *layers: Layer) -> Layer:
+    return Serial(*layers, name=name, sublayers_to_print=[])
+
+
+def _Accuracy() -> PureLayer:
+    return PureLayer(_is_right, n_in=2, name="_Accuracy")
+
+
+def _CrossEntropy() -> PureLayer:
+    return PureLayer(_surprise, n_in=2, name="_CrossEntropy")
+
+
+def _BinaryCrossEntropy() -> PureLayer:
+    return PureLayer(_binary_surprise, n_in=2, name="_BinaryCrossEntropy")
+
+
+def _WeightedMean() -> PureLayer:
+    return PureLayer(_weighted_mean, n_in=2, name="_WeightedMean")
+
+
+def _WeightedSequenceMean() -> PureLayer:
+    return PureLayer(_weighted_sequence_mean, n_in=2, name="_WeightedSequenceMean")
+
+
+def _precise(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _fit(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Returns the weights in the values' shape, so that their sum counts every item."""
+    try:
+        return weights.expand(values.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Weights have the items' shape, {tuple(values.shape)}, or broadcast to it; got "
+            f"{tuple(weights.shape)}. A batch is (inputs, targets, weights), one weight a target."
+        ) from error
 
 
 def _mean(values: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     """The mean over items, or sum(w * value) / sum(w)."""
+    values = _precise(values)
     if weights is None:
-        return values.float().mean()
+        return values.mean()
+    weights = _precise(_fit(weights, values))
     return (values * weights).sum() / weights.sum()
+
+
+def _weighted_mean(xs: Any) -> torch.Tensor:
+    return _mean(*xs)
+
+
+def _weighted_sum(xs: Any) -> torch.Tensor:
+    values, weights = xs
+    return (_precise(values) * _precise(_fit(weights, values))).sum()
 
 
 def _category_accuracy(xs: Any) -> torch.Tensor:
     output, targets, *weights = xs
-    predictions = output.argmax(dim=-1)
+    return _mean(_is_right((output.argmax(dim=-1), targets)), *(weights or [None]))
+
+
+def _is_right(xs: Any) -> torch.Tensor:
+    predictions, targets = xs
     shapes.assert_same_shape(predictions, targets)
-    return _mean((predictions == targets).float(), *(weights or [None]))
+    return (predictions == targets).float()
+
+
+def _masked_sequence_accuracy(xs: Any) -> torch.Tensor:
+    output, targets, weights = xs
+    right = _is_right((output.argmax(dim=-1), targets)).bool()
+    return (right | (_fit(weights, targets) == 0)).all(dim=-1).float().mean()
+
+
+def _weighted_sequence_mean(xs: Any) -> torch.Tensor:
+    right, weights = xs
+    passes = right.bool() | (_fit(weights, right) == 0)
+    return passes.flatten(1).all(dim=1).float().mean()
 
 
 def _category_cross_entropy(xs: Any, label_smoothing: float | None, cutoff: float) -> torch.Tensor:
     output, targets, *weights = xs
+    if targets.is_floating_point():
+        raise TypeError(
+            f"Targets are category numbers, so integers; got {targets.dtype} of shape "
+            f"{tuple(targets.shape)}. A batch is (inputs, targets, weights), in this order."
+        )
     _check_targets(output, targets)
-    output = output if output.dtype == torch.float64 else output.float()
     values = F.cross_entropy(
-        output.flatten(0, -2),
+        _precise(output).flatten(0, -2),
         targets.flatten().long(),
         reduction="none",
         label_smoothing=label_smoothing or 0.0,
@@ -108,19 +324,53 @@ def _category_cross_entropy(xs: Any, label_smoothing: float | None, cutoff: floa
     return _mean(values, *(weights or [None]))
 
 
-def _l2(xs: Any) -> torch.Tensor:
+def _surprise(xs: Any) -> torch.Tensor:
+    log_probs, targets = xs
+    _check_targets(log_probs, targets)
+    # Trax takes category numbers of any type here, and old programs pass them as floats.
+    return -_precise(log_probs).gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
+
+
+def _binary_cross_entropy(xs: Any) -> torch.Tensor:
+    output, targets = xs
+    shapes.assert_same_shape(output, targets)
+    output = _precise(output)
+    return F.binary_cross_entropy_with_logits(output, targets.to(output.dtype))
+
+
+def _binary_surprise(xs: Any) -> torch.Tensor:
+    probabilities, targets = xs
+    shapes.assert_same_shape(probabilities, targets)
+    probabilities = _precise(probabilities)
+    return F.binary_cross_entropy(probabilities, targets.to(probabilities.dtype), reduction="none")
+
+
+def _regression(xs: Any, loss: Any) -> torch.Tensor:
     output, targets, weights = xs
     shapes.assert_same_shape(output, targets)
     shapes.assert_same_shape(output, weights)
-    return _mean((output - targets) ** 2, weights)
+    return _mean(loss(_precise(output), _precise(targets), reduction="none"), weights)
+
+
+def _f_score(xs: Any, beta: float, first: int, weighted: bool) -> torch.Tensor:
+    output, targets = xs
+    _check_targets(output, targets)
+    categories = torch.arange(first, output.shape[-1], device=output.device)
+    predicted = output.argmax(dim=-1).flatten()[:, None] == categories
+    wanted = targets.flatten()[:, None] == categories
+    n_right, n_predicted, n_wanted = (
+        x.sum(dim=0).float() for x in (predicted & wanted, predicted, wanted)
+    )
+    precision, recall = _or_zero(n_right, n_predicted), _or_zero(n_right, n_wanted)
+    scores = _or_zero((beta**2 + 1) * precision * recall, beta**2 * precision + recall)
+    return _mean(scores, n_wanted if weighted else None)
+
+
+def _or_zero(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+    return torch.where(denominator == 0, 0.0, numerator / denominator)
 
 
 def _check_targets(output: torch.Tensor, targets: torch.Tensor) -> None:
-    if targets.is_floating_point():
-        raise TypeError(
-            f"Targets are category numbers, so integers; got {targets.dtype} of shape "
-            f"{tuple(targets.shape)}. A batch is (inputs, targets, weights), in this order."
-        )
     if output.shape[:-1] != targets.shape:
         raise ValueError(
             f"Activations (..., categories) and targets (...) must agree; got shapes "

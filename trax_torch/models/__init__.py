@@ -1,5 +1,24 @@
 """Models."""
 
-from trax_torch.models.transformer import TransformerLM
+from trax_torch.models.mlp import MLP
+from trax_torch.models.resnet import Resnet50, WideResnet
+from trax_torch.models.rnn import GRULM, RNNLM, LSTMSeq2SeqAttn
+from trax_torch.models.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerEncoder,
+    TransformerLM,
+)
 
-__all__ = ["TransformerLM"]
+__all__ = [
+    "GRULM",
+    "MLP",
+    "RNNLM",
+    "LSTMSeq2SeqAttn",
+    "Resnet50",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerEncoder",
+    "TransformerLM",
+    "WideResnet",
+]

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ import torch
 from trax_torch import _seeds
 from trax_torch import layers as tl
 from trax_torch.optimizers import base
-
 
 Stats = dict[str, Any]  # floats on a CPU, else scalar tensors on the device
 
@@ -91,7 +91,7 @@ class Trainer:
             "weights_l2": weights_l2,
         }
 
-    def _norm_of_norms(self, norms: list[torch.Tensor]) -> Any:
+    def _norm_of_norms(self, norms: Sequence[torch.Tensor]) -> Any:
         if self._on_cpu:
             return math.sqrt(sum(n.item() ** 2 for n in norms))
         if not norms:

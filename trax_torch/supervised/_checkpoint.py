@@ -108,7 +108,7 @@ class Folder:
         try:
             with _reasons(staging, "write"):
                 os.mkdir(staging)
-                files = {}
+                files: dict[str, dict[str, Any]] = {}
                 for part, tensors in parts.items():
                     name = f"{basename}.{generation}.{part}.safetensors"
                     data = to_bytes(_plain(tensors), {"format": "pt"})
@@ -229,8 +229,8 @@ def pack(nest: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
     if nest is None or isinstance(nest, (bool, int, float, str)):
         return nest
     raise CheckpointError(
-        f"A {type(nest).__name__} cannot be saved in {prefix}: a state is made of numbers, strings, "
-        f"tensors, lists, tuples and dicts."
+        f"A {type(nest).__name__} cannot be saved in {prefix}: a state is made of numbers, "
+        f"strings, tensors, lists, tuples and dicts."
     )
 
 

@@ -35,10 +35,10 @@ class Evaluator:
           seed: of the random numbers that the model or a metric may draw.
         """
         n_batches = self._task.n_eval_batches
-        modules = [self._model, *self._task.metrics]
-        flags = [(m, m.training) for module in modules for m in module.modules()]
-        for module in modules:
-            module.eval()
+        measured = [self._model, *self._task.metrics]
+        flags = [(m, m.training) for layer in measured for m in layer.modules()]
+        for layer in measured:
+            layer.eval()
         try:
             with torch.no_grad(), self._keyed(seed):
                 sums = self._measure(self._task.next_batch())

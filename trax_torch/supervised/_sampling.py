@@ -1,7 +1,7 @@
 """Logits -> token.
 
-A token is `argmax(log_prob + temperature * g)` with Gumbel noise g: at temperature 1 this draws from
-the softmax exactly, and at 0 it is the argmax exactly.
+A token is `argmax(log_prob + temperature * g)` with Gumbel noise g: at temperature 1 this draws
+from the softmax exactly, and at 0 it is the argmax exactly.
 """
 
 from collections.abc import Sequence

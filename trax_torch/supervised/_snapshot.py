@@ -220,9 +220,12 @@ def share_weights(model: tl.Layer, eval_model: tl.Layer) -> None:
             raise ValueError(f"eval_model must be built like model. {error}") from error
     for name, module in target.named_modules(remove_duplicate=False):
         twin = source.get_submodule(name)
-        for tensors in ("_parameters", "_buffers"):
-            mine = getattr(module, tensors)
-            mine.update({k: v for k, v in getattr(twin, tensors).items() if k in mine})
+        stores: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (module._parameters, twin._parameters),
+            (module._buffers, twin._buffers),
+        ]
+        for own, shared in stores:
+            own.update({k: v for k, v in shared.items() if k in own})
 
 
 def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:

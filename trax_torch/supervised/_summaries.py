@@ -43,7 +43,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, first: int, n_steps: int, wanted: bool | None) -> Iterator[Iterable[int]]:
-        """Yields the steps `first`, ..., `first + n_steps - 1`, under a progress bar if there is one.
+        """Yields the steps `first`, ..., `first + n_steps - 1`, under a progress bar or not.
 
         Args:
           first: the first step.
@@ -106,7 +106,7 @@ class Writer:
         self._writer.add_scalar(tag, value, step)
 
     def image(self, tag: str, image: Any, step: int) -> None:
-        """Writes an image: (height, width, channels) or (height, width), floats in [0, 1] or bytes."""
+        """Writes an image, (height, width) or (height, width, channels): floats in [0, 1] or bytes."""
         image = np.asarray(image)
         self._writer.add_image(tag, image, step, dataformats="HWC" if image.ndim == 3 else "HW")
 

@@ -114,7 +114,7 @@ class TrainTask:
         return self._scheduler_maker
 
     def learning_rate(self, step: int) -> float | None:
-        """Returns the schedule's learning rate at `step`, a recipe's own, or None if neither says."""
+        """Returns the schedule's rate at `step`, else a recipe's own; None if neither says."""
         if self._schedule is not None:
             return float(self._schedule(step))
         if self._scheduler_maker is not None:
@@ -212,15 +212,15 @@ class EvalTask:
 
 
 def check_fits(model: tl.Layer, end: tl.Layer, batch: tuple[Any, ...], is_loss: bool) -> None:
-    """Raises ValueError if a batch has not the items that a model and then a loss or metric take."""
+    """Raises ValueError if a batch has not the items that model and loss, or metric, take."""
     below = max(0, end.n_in - model.n_out)
     needed, came = model.n_in + below, len(batch)
     if came == needed or (came > needed and not is_loss):
         return
     roles = "output, targets, weights" if end.n_in == 3 else "output, targets"
     takes = (
-        f"{end.name} takes {end.n_in} items ({roles}), but the batch has {came} and the model takes "
-        f"{model.n_in} of them."
+        f"{end.name} takes {end.n_in} items ({roles}), but the batch has {came} and the model "
+        f"takes {model.n_in} of them."
     )
     if came < needed:
         do = (

@@ -194,9 +194,10 @@ def _check_can_predict(layer: tl.Layer) -> None:
         hasattr(m, "init_cache") for m in layer.module.modules()
     ):
         raise TypeError(
-            f"{layer.name} cannot predict position by position: it offers no init_cache(batch_size, "
-            f"max_length) and reset_cache(). Offer them, or decode with eval_mode=True if its "
-            f"output at a position tells of the token at that position, from those before."
+            f"{layer.name} cannot predict position by position: it offers no init_cache("
+            f"batch_size, max_length) and reset_cache(). Offer them, or decode with "
+            f"eval_mode=True if its output at a position tells of the token there, from those "
+            f"before."
         )
 
 

@@ -24,7 +24,7 @@ class History:
         self._values.setdefault(mode, {}).setdefault(metric, []).append((step, value))
 
     def get(self, mode: str, metric: str) -> list[tuple[int, Any]]:
-        """Returns the `(step, value)` pairs in the order they came; none if nothing was recorded."""
+        """Returns the `(step, value)` pairs in the order they came; [] if there are none."""
         return list(self._values.get(mode, {}).get(metric, []))
 
     @property

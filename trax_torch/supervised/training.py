@@ -336,7 +336,8 @@ class Loop:
 
         Args:
           directory: the checkpoint's folder; by default `output_dir`.
-          filename: its name; 'model' by default.
+          filename: its name; 'model' by default. Where there is none of that name of ours, but
+            Trax's own `<filename>.pkl.gz`, that is read: weights, state, slots, history and step.
 
         Raises:
           CheckpointError: if it is damaged; nothing has changed then.
@@ -344,11 +345,20 @@ class Loop:
             with the first differences); nothing has changed then.
         """
         directory = directory or self._output_dir
-        name = _checkpoint.check_basename(filename or "model")
-        if directory is None or not os.path.isdir(os.path.expanduser(directory)):
+        name = _checkpoint.check_basename(str(filename or "model").removesuffix(".pkl.gz"))
+        if directory is None:
             return
-        found = _checkpoint.read(os.path.expanduser(directory), name)
+        directory = os.path.expanduser(directory)
+        trax_file = os.path.join(directory, f"{name}.pkl.gz")
+        found = _checkpoint.read(directory, name)
         if found is None:
+            if os.path.lexists(trax_file):
+                from trax_torch.supervised import _trax_resume  # seldom needed
+
+                self._step, history = _trax_resume.put(self._members, trax_file)
+                self._reported_step = self._step
+                self._history = _history.History.from_dict(history)
+                self._console.say(f"Resumed from Trax's {trax_file} at step {self._step}.")
             return
         parts, info = found
         self._members.put(parts, info["members"])

@@ -1,0 +1,89 @@
+"""Recipes, and what else may stand for an optimizer."""
+
+import functools
+
+import pytest
+import torch
+
+from trax_torch import optimizers
+from trax_torch.optimizers import base
+
+
+@pytest.fixture
+def params():
+    return [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2, 2))]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind", "rate"),
+    [
+        (optimizers.RMSProp(0.2), torch.optim.Optimizer, 0.2),
+        (optimizers.RMSProp, torch.optim.Optimizer, 0.001),
+        (torch.optim.RMSprop, torch.optim.RMSprop, 0.01),
+        (functools.partial(torch.optim.RMSprop, lr=0.3), torch.optim.RMSprop, 0.3),
+    ],
+)
+def test_whatever_stands_for_an_optimizer_is_bound(params, optimizer, kind, rate):
+    """A recipe, its class, a torch class, or a partial of one; over a generator too."""
+    bound = base.bind(optimizer, (p for p in params))
+
+    assert isinstance(bound, kind)
+    assert bound.param_groups[0]["lr"] == rate
+    assert [id(p) for p in bound.param_groups[0]["params"]] == [id(p) for p in params]
+
+
+def test_a_bound_optimizer_stays_itself(params):
+    """Also where it holds only some of the model's parameters."""
+    bound = torch.optim.SGD(params[:1], lr=0.1)
+
+    assert base.bind(bound, params) is bound
+
+
+def test_an_optimizer_of_other_parameters_is_refused(params):
+    bound = torch.optim.SGD([torch.nn.Parameter(torch.ones(7)), *params], lr=0.1)
+
+    with pytest.raises(ValueError, match=r"holds 1 parameters .*of shape \(7,\)\. Make it of"):
+        base.bind(bound, params)
+
+
+@pytest.mark.parametrize("optimizer", [None, "Adam", 0.1, torch.nn.Linear, lambda params: params])
+def test_what_is_no_optimizer_is_refused(params, optimizer):
+    with pytest.raises(TypeError, match=r"a recipe such as optimizers.Adam\(0.001\).*; got "):
+        base.bind(optimizer, params)
+
+
+def test_a_recipe_without_a_rule_says_what_is_missing(params):
+    with pytest.raises(TypeError, match=r"Optimizer has no rule; a recipe must override bind"):
+        optimizers.Optimizer().bind(params)
+
+
+def test_a_recipe_of_ones_own_needs_bind_alone(params):
+    """And its numbers appear in its repr."""
+
+    class Lion(optimizers.Optimizer):
+        def bind(self, params):
+            return torch.optim.SGD(list(params), lr=self.opt_params["learning_rate"])
+
+    recipe = Lion(0.5, clip_grad_norm=2.0, beta=0.9)
+
+    assert base.bind(recipe, params).param_groups[0]["lr"] == 0.5
+    assert repr(recipe) == "Lion(learning_rate=0.5, beta=0.9, clip_grad_norm=2.0)"
+    assert base.clip_norm_of(recipe) == 2.0
+    with pytest.raises(ValueError, match=r"Lion takes a learning_rate in \[0, inf\); got -1"):
+        Lion(-1)
+
+
+def test_what_is_no_recipe_clips_nothing(params):
+    assert base.clip_norm_of(torch.optim.SGD(params, lr=0.1)) is None
+    assert base.clip_norm_of(torch.optim.SGD) is None
+
+
+def test_recipes_are_equal_as_their_numbers_and_kinds_are():
+    assert optimizers.Adam(0.1) == optimizers.Adam(0.1)
+    assert optimizers.Adam(0.1) != optimizers.Adam(0.1, clip_grad_norm=1.0)
+    assert optimizers.SGD(0.1) != optimizers.Optimizer(0.1)
+    assert len({optimizers.Adam(0.1), optimizers.Adam(0.1), optimizers.Adam(0.2)}) == 2
+
+
+def test_every_exported_name_is_there():
+    assert all(hasattr(optimizers, name) for name in optimizers.__all__)

@@ -1,0 +1,21 @@
+"""Optimizers."""
+
+from trax_torch.optimizers.adafactor import Adafactor
+from trax_torch.optimizers.adam import Adam
+from trax_torch.optimizers.base import SGD, Optimizer
+from trax_torch.optimizers.momentum import Momentum
+from trax_torch.optimizers.rms_prop import RMSProp
+from trax_torch.optimizers.sm3 import SM3
+from trax_torch.optimizers.trainer import NonFiniteError, Trainer
+
+__all__ = [
+    "SGD",
+    "SM3",
+    "Adafactor",
+    "Adam",
+    "Momentum",
+    "NonFiniteError",
+    "Optimizer",
+    "RMSProp",
+    "Trainer",
+]

@@ -1,0 +1,97 @@
+"""Gradient descent with momentum, Nesterov's or the classical."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from trax_torch.optimizers import _ranges
+from trax_torch.optimizers._foreach import shrink_
+from trax_torch.optimizers.base import Optimizer, can_fuse, is_sharded
+
+
+class Momentum(Optimizer):
+    """Gradient descent along a velocity.
+
+    v = mass v + g, from v = 0;  u = mass v + g with nesterov, else v;
+    w = (1 - weight_decay_rate) w - lr u.
+
+    The decay is not scaled by the learning rate and does not enter the velocity.
+
+    Args:
+      learning_rate: lr, where no schedule gives another.
+      mass: the share of the velocity that the next step keeps, in [0, 1).
+      weight_decay_rate: the share by which every weight shrinks at each step, in [0, 1).
+      nesterov: looks one step ahead along the velocity.
+      clip_grad_norm: when the global norm of all gradients reaches this, they are scaled to it
+        (Trax's Momentum has no such argument).
+
+    Raises:
+      ValueError: if a number is out of its range.
+
+    Source: Trax `optimizers/momentum.py::Momentum`; Sutskever et al. 2013, "On the importance of
+      initialization and momentum in deep learning", as Bengio et al. write it in arXiv:1212.0901.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.01,
+        mass: float = 0.9,
+        weight_decay_rate: float = 1e-5,
+        nesterov: bool = True,
+        *,
+        clip_grad_norm: float | None = None,
+    ):
+        super().__init__(
+            learning_rate,
+            clip_grad_norm,
+            mass=mass,
+            weight_decay_rate=weight_decay_rate,
+            nesterov=nesterov,
+        )
+        _ranges.check(self, mass="[0, 1)", weight_decay_rate="[0, 1)")
+
+    def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Returns an optimizer on fused kernels where there are any, its velocities 0."""
+        return BoundMomentum(list(params), **self.opt_params)
+
+
+class BoundMomentum(torch.optim.SGD):
+    """torch's SGD, brought to Trax's rule: decays whatever the rate.
+
+    Args:
+      params: the parameters.
+      learning_rate, mass, weight_decay_rate, nesterov: as `Momentum`'s.
+    """
+
+    def __init__(
+        self,
+        params: list[Any],
+        learning_rate: float,
+        mass: float,
+        weight_decay_rate: float,
+        nesterov: bool,
+    ):
+        super().__init__(
+            params,
+            lr=learning_rate,
+            momentum=mass,
+            nesterov=nesterov and mass > 0,  # torch refuses it without mass, where it does nothing
+            fused=can_fuse(params) and not is_sharded(params),
+        )
+        for group in self.param_groups:
+            group["weight_decay_rate"] = weight_decay_rate
+            for p in group["params"]:
+                if mass:
+                    self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+
+    def step(self, closure: Any = None) -> Any:
+        """Takes one step; parameters without a gradient stay, and so do their velocities."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            shrink_(group["params"], group["weight_decay_rate"], getattr(self, "found_inf", None))
+        super().step()
+        return loss
