@@ -224,8 +224,8 @@ def share_weights(model: tl.Layer, eval_model: tl.Layer) -> None:
             (module._parameters, twin._parameters),
             (module._buffers, twin._buffers),
         ]
-        for own, shared in stores:
-            own.update({k: v for k, v in shared.items() if k in own})
+        for mine, shared in stores:
+            mine.update({k: v for k, v in shared.items() if k in mine})
 
 
 def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:

@@ -106,7 +106,7 @@ class Writer:
         self._writer.add_scalar(tag, value, step)
 
     def image(self, tag: str, image: Any, step: int) -> None:
-        """Writes an image, (height, width) or (height, width, channels): floats in [0, 1] or bytes."""
+        """Writes an image, (height, width) with or without channels: floats in [0, 1] or bytes."""
         image = np.asarray(image)
         self._writer.add_image(tag, image, step, dataformats="HWC" if image.ndim == 3 else "HW")
 

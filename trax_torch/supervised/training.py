@@ -124,7 +124,8 @@ class Loop:
             or _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_permanent_checkpoint)
         )
         self._eval_at = eval_at or default_at
-        self._which_task = which_task or (lambda step: step % len(self._tasks))
+        n_tasks = len(self._tasks)
+        self._which_task = which_task or (lambda step: step % n_tasks)
         self._best = {"lowest": checkpoint_low_metric, "highest": checkpoint_high_metric}
         self._check_best_metrics()
 
