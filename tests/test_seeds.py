@@ -26,8 +26,10 @@ def test_a_keyed_block_draws_the_same_and_leaves_the_ambient_stream_alone():
 
 def test_every_key_makes_another_seed():
     seeds = {_seeds.derive(seed, key, n) for seed in (0, 1) for key in "ab" for n in range(50)}
+    seeds |= {_seeds.at_step(seed, n) for seed in (0, 1) for n in range(100)}
 
-    assert len(seeds) == 200
+    assert len(seeds) == 400
+    assert len({seed & 0xFFFFFFFF for seed in seeds}) == 400  # what a CPU's generator takes
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 

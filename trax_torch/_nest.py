@@ -101,6 +101,10 @@ def to_tensor(x: Any, device: torch.device | str | None = None) -> Any:
 
 def to_tensors(nest: Nest, device: torch.device | str | None = None) -> Nest:
     """Returns `nest` with every number and array as a tensor on `device`."""
+    if type(nest) is tuple:  # a batch: this is the way of every training step
+        return tuple([to_tensors(x, device) for x in nest])
+    if isinstance(nest, torch.Tensor):
+        return to_tensor(nest, device)
     return map_leaves(lambda x: to_tensor(x, device), nest)
 
 

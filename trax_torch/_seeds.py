@@ -11,6 +11,8 @@ import random
 import numpy as np
 import torch
 
+_BITS = 2**64 - 1
+
 
 def derive(seed: int, *keys: int | str) -> int:
     """Returns a seed in [0, 2**63) that depends on `seed` and every key, and on nothing else.
@@ -21,6 +23,18 @@ def derive(seed: int, *keys: int | str) -> int:
     """
     digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def at_step(seed: int, step: int) -> int:
+    """Returns a seed for one step of many; like `derive`, but quick enough for every step.
+
+    Source: the output function of SplitMix64; Steele et al. 2014, "Fast splittable pseudorandom
+      number generators".
+    """
+    z = (seed + step * 0x9E3779B97F4A7C15) & _BITS
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _BITS
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _BITS
+    return (z ^ (z >> 31)) >> 1
 
 
 def fresh_seed() -> int:

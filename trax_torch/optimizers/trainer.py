@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,8 +40,14 @@ class Trainer:
         self._keyed = _seeds.Keyed(self.params[0].device if self.params else None)
 
     def one_step(
-        self, batch: Any, rng: Any = None, step: int = 0, learning_rate: float | None = None
-    ) -> tuple[torch.Tensor, Stats]:
+        self,
+        batch: Any,
+        rng: Any = None,
+        step: int = 0,
+        learning_rate: float | None = None,
+        *,
+        measure_weights: bool = True,
+    ) -> tuple[Any, Stats]:
         """Updates the weights by the gradient of one batch.
 
         Args:
@@ -50,10 +55,11 @@ class Trainer:
           rng: a seed for this step's random numbers; None draws from the default generators.
           step: the step's number, for messages.
           learning_rate: the rate for this step; None leaves the optimizer's own.
+          measure_weights: False leaves out `weights_l2`, which takes a pass over all weights.
 
         Returns:
-          `(loss, stats)`: the loss as a tensor; and `loss`, `gradients_l2` before clipping and
-          `weights_l2` before the update by name: floats on a CPU, else scalars on the device.
+          `(loss, stats)`: stats holds `loss`, `gradients_l2` before clipping, and `weights_l2`
+          before the update; floats on a CPU, else scalar tensors on the device.
 
         Raises:
           NonFiniteError: if the loss or the gradients' norm is not finite; no weight has changed.
@@ -66,9 +72,16 @@ class Trainer:
         with self._random_numbers(rng):
             loss = self.model_with_loss(batch)
             loss.backward()
-        loss = loss.detach()
-        self._finish(stats := self._measure(loss), step)
-        return loss, stats
+        grads = [p.grad for p in self.params if p.grad is not None]
+        stats = {
+            "loss": loss.item() if self._on_cpu else loss.detach(),
+            "gradients_l2": self._norm(grads),
+        }
+        if measure_weights:
+            with torch.no_grad():
+                stats["weights_l2"] = self._norm(self.params)
+        self._update(grads, stats, step)
+        return stats["loss"], stats
 
     def check(self) -> None:
         """Raises NonFiniteError if a step was skipped on the device since the last check."""
@@ -80,26 +93,17 @@ class Trainer:
     def _random_numbers(self, rng: Any) -> Any:
         return contextlib.nullcontext() if rng is None else self._keyed(_seeds.as_seed(rng))
 
-    def _measure(self, loss: torch.Tensor) -> Stats:
-        grads = [p.grad for p in self.params if p.grad is not None]
-        norms = torch._foreach_norm([*grads, *self.params]) if self.params else []
-        gradients_l2 = self._norm_of_norms(norms[: len(grads)])
-        weights_l2 = self._norm_of_norms(norms[len(grads) :])
-        return {
-            "loss": loss.item() if self._on_cpu else loss,
-            "gradients_l2": gradients_l2,
-            "weights_l2": weights_l2,
-        }
-
-    def _norm_of_norms(self, norms: Sequence[torch.Tensor]) -> Any:
+    def _norm(self, tensors: list[Any]) -> Any:
+        """Returns the L2 norm of all tensors together."""
+        norms = torch._foreach_norm(tensors) if tensors else ()
         if self._on_cpu:
-            return math.sqrt(sum(n.item() ** 2 for n in norms))
+            return math.hypot(*[n.item() for n in norms])
         if not norms:
             return torch.zeros((), device=self.params[0].device)
         return torch.linalg.vector_norm(torch.stack([n.float() for n in norms]))
 
-    def _finish(self, stats: Stats, step: int) -> None:
-        """Takes the step that was measured, if all is finite."""
+    def _update(self, grads: list[torch.Tensor], stats: Stats, step: int) -> None:
+        """Clips the gradients and moves the weights, if loss and gradients are finite."""
         verdict = stats["loss"] + stats["gradients_l2"]  # finite if both are
         if self._decides_on_device:
             bad = torch.logical_not(torch.isfinite(verdict)).float()
@@ -111,10 +115,10 @@ class Trainer:
                 f"{float(stats['gradients_l2'])}, so the step was not taken. Look at this batch, "
                 f"lower the learning rate, or clip: clip_grad_norm=1.0."
             )
-        self._clip(stats["gradients_l2"])
+        self._clip(grads, stats["gradients_l2"])
         self.optimizer.step()
 
-    def _clip(self, gradients_l2: Any) -> None:
+    def _clip(self, grads: list[torch.Tensor], gradients_l2: Any) -> None:
         limit = self._clip_grad_norm
         if limit is None or (self._on_cpu and gradients_l2 < limit):
             return
@@ -122,4 +126,4 @@ class Trainer:
             factor = limit / gradients_l2
         else:
             factor = torch.where(gradients_l2 >= limit, limit / gradients_l2, 1.0)
-        torch._foreach_mul_([p.grad for p in self.params if p.grad is not None], factor)
+        torch._foreach_mul_(grads, factor)

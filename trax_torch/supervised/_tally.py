@@ -17,6 +17,7 @@ class Tally:
         self.n_steps = 0
         self.learning_rate = 0.0
         self._sums: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
         self._earlier_seconds = 0.0
         self.start_clock()
 
@@ -30,12 +31,13 @@ class Tally:
             if isinstance(value, torch.Tensor):
                 value = value.double()  # float32 would lose small values beside a long sum
             self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
         self.n_steps += 1
         self.learning_rate = learning_rate
 
     def means(self) -> dict[str, float]:
-        """Returns the mean of each statistic over the span's steps."""
-        return {name: float(total) / self.n_steps for name, total in self._sums.items()}
+        """Returns the mean of each statistic over the span's steps that had it."""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
     def seconds(self) -> float:
         """Returns how long the span has lasted."""
@@ -47,6 +49,7 @@ class Tally:
             "n_steps": self.n_steps,
             "learning_rate": self.learning_rate,
             "sums": {name: float(total) for name, total in self._sums.items()},
+            "counts": dict(self._counts),
             "seconds": self.seconds(),
         }
 
@@ -55,5 +58,6 @@ class Tally:
         self.n_steps = kept["n_steps"]
         self.learning_rate = kept["learning_rate"]
         self._sums = dict(kept["sums"])
+        self._counts = dict(kept["counts"])
         self._earlier_seconds = kept["seconds"]
         self.start_clock()

@@ -55,6 +55,7 @@ class TrainTask:
         self.stream = _streams.BatchStream(labeled_data, "TrainTask's labeled_data")
         self._loss_layer = tl.as_layer(loss_layer)
         self._optimizer = optimizer
+        self._own_rate = _own_rate(optimizer)
         self._schedule, self._scheduler_maker = _schedule_or_maker(lr_schedule)
         for period in (n_steps_per_checkpoint, n_steps_per_permanent_checkpoint):
             _events.at_step_1_and_every_nth_step(period)
@@ -119,13 +120,7 @@ class TrainTask:
             return float(self._schedule(step))
         if self._scheduler_maker is not None:
             return None
-        optimizer = (
-            self._optimizer()
-            if inspect.isclass(self._optimizer)
-            and issubclass(self._optimizer, optimizers.Optimizer)
-            else self._optimizer
-        )
-        return optimizer.learning_rate if isinstance(optimizer, optimizers.Optimizer) else None
+        return self._own_rate
 
 
 class EvalTask:
@@ -248,6 +243,13 @@ def check_export_prefix(prefix: str | None) -> str | None:
             f"got {prefix!r}."
         )
     return prefix
+
+
+def _own_rate(optimizer: Any) -> float | None:
+    """Returns a recipe's learning rate; None where PyTorch's optimizer keeps its own."""
+    if inspect.isclass(optimizer) and issubclass(optimizer, optimizers.Optimizer):
+        optimizer = optimizer()
+    return optimizer.learning_rate if isinstance(optimizer, optimizers.Optimizer) else None
 
 
 def _schedule_or_maker(given: Any) -> tuple[Any, Any]:

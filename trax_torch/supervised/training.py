@@ -176,6 +176,7 @@ class Loop:
         if n_steps < 0:
             raise ValueError(f"A run takes 0 steps or more; got {n_steps}.")
         self._model.train()
+        self._step_seed = _seeds.derive(self._seed, "step", self._world.rank)
         first = self._step + 1
         with (
             self._locked(),
@@ -187,15 +188,16 @@ class Loop:
             for tally in self._tallies:
                 tally.start_clock()
             for step in steps:
-                self._take_step(step)
+                report = bool(self._eval_at(step))
+                self._take_step(step, report)
                 if self._saves_at(step, self._checkpoint_at):
                     self.save_checkpoint("model")
                 if self._saves_at(step, self._permanent_checkpoint_at):
                     self.save_checkpoint(f"model_{step}")
-                if self._report_is_due():
+                if report:
                     self._report(writers)
 
-    def _take_step(self, step: int) -> None:
+    def _take_step(self, step: int, measure_weights: bool) -> None:
         callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
         for callback in callbacks:
             callback.on_step_begin(step)
@@ -205,9 +207,10 @@ class Loop:
         try:
             _, stats = trainer.one_step(
                 batch,
-                rng=_seeds.derive(self._seed, "step", step, self._world.rank),
+                rng=_seeds.at_step(self._step_seed, step),
                 step=step,
                 learning_rate=task.learning_rate(step),
+                measure_weights=measure_weights,
             )
         except optimizers.NonFiniteError as error:
             error.add_note(f"This was task {index} ({task.loss_name}).")
