@@ -104,8 +104,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="the highest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="where to compute, such as cpu or cuda")
-    parser.add_argument("--temperature", type=float, default=0.5, help="0 writes the likeliest")
-    parser.add_argument("--prompt", default="def ", help="what to complete")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 writes the likeliest")
+    parser.add_argument("--prompt", default="def __init__(self, ", help="what to complete")
     return parser.parse_args(argv)
 
 
