@@ -160,6 +160,8 @@ class LayerNorm(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns a tensor of the same shape."""
+        if not x.is_floating_point():
+            x = x.to(self.weight.dtype)
         if self._center:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self._epsilon)
         return F.rms_norm(x, self.weight.shape, self.weight, self._epsilon)
