@@ -84,7 +84,7 @@ class PlainGRU(nn.Module):
         gates_x, candidate_x = inputs.split([2 * n, n], dim=-1)
         h, out = x.new_zeros(x.shape[0], n), []
         for gx, cx in zip(gates_x.unbind(1), candidate_x.unbind(1), strict=True):
-            reset, update = torch.sigmoid(torch.addmm(gx, h, self.gates)).chunk(2, dim=-1)
+            update, reset = torch.sigmoid(torch.addmm(gx, h, self.gates)).chunk(2, dim=-1)
             candidate = torch.tanh(torch.addmm(cx, reset * h, self.candidate))
             h = update * h + (1 - update) * candidate
             out.append(h)
