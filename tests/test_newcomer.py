@@ -54,7 +54,7 @@ def test_a_sentiment_classifier_is_printed_trained_and_run(tmp_path, capsys):
 
 
 def test_layers_are_played_with_as_functions():
-    """Activations, combinators of arrays, layers that need weights, and layers made of functions."""
+    """Activations, combinators, layers that need weights, and layers made of functions."""
     x = np.array([[-2, -1, 0, 1, 2], [-20, -10, 0, 10, 20]])
     assert tl.Relu()(x).tolist() == [[0, 0, 0, 1, 2], [0, 0, 0, 10, 20]]
     y = np.arange(10.0).reshape(2, 5)

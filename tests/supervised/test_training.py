@@ -542,8 +542,6 @@ def test_summaries_of_the_model_are_logged(tmp_path):
     """What SummaryScalar saw in the evals goes to TensorBoard as summary_<name>."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    if not hasattr(tl, "SummaryScalar"):
-        pytest.skip("SummaryScalar is not built yet")
     model = tl.Serial(tl.Dense(8), tl.SummaryScalar("mean_activation"), tl.Dense(1))
     loop = line_loop(tmp_path, model=model)
     loop.run(1)

@@ -182,3 +182,35 @@ def test_a_layer_reads_the_files_of_trax():
 
         logits = model(figures.part("checkpoint", "x"))
         figures.assert_close(logits, figures.part("checkpoint", "eval_logits"))
+
+
+@pytest.mark.parametrize("name", ["adam", "bn"])
+def test_other_runs_of_trax_go_on(name):
+    """A language model with Adam, and a convolution with BatchNorm and Momentum's slots."""
+    checkpoint = figures.FOLDER / "trax_checkpoints" / name
+    if name == "adam":
+        model = models.TransformerLM(
+            13, d_model=16, d_ff=16, n_layers=1, n_heads=2, max_len=32, dropout=0.1
+        )
+        x = np.ones((4, 12), np.int64)
+        batch, optimizer = (x, x, np.ones(x.shape, np.float32)), optimizers.Adam(0.001)
+    else:
+        model = tl.Serial(
+            tl.Conv(4, (3, 3)),
+            tl.BatchNorm(),
+            tl.Relu(),
+            tl.Flatten(),
+            tl.Dropout(0.1),
+            tl.Dense(3),
+        )
+        x = np.ones((4, 5, 5, 3), np.float32)
+        batch, optimizer = (x, np.zeros(4, np.int64), np.ones(4)), optimizers.Momentum(0.001)
+    task = TrainTask([batch], tl.WeightedCategoryCrossEntropy(), optimizer)
+    loop = Loop(model, task, progress=False)
+
+    loop.load_checkpoint(str(checkpoint))
+    restored = loop.step
+    loop.run(2)
+
+    assert (restored, loop.step) == (2, 4)
+    assert loop.history.get("eval", "metrics/WeightedCategoryCrossEntropy")

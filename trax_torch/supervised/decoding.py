@@ -8,6 +8,7 @@ import torch
 
 from trax_torch import _nest
 from trax_torch import layers as tl
+from trax_torch.supervised import _beams
 from trax_torch.supervised._sampling import Sampler
 
 
@@ -57,18 +58,8 @@ def autoregressive_sample_stream(
     Source: Trax `supervised/decoding.py::autoregressive_sample_stream`, which goes on from what the
       last call left behind.
     """
-    layer = tl.as_layer(model)
-    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
-    start = _start_symbols(start_id, batch_size, device)
-    source = None if inputs is None else _tokens(inputs, "inputs", batch_size, device)
+    layer, source, prefix = _begin(model, inputs, batch_size, start_id)
     sampler = Sampler(temperature, batch_size, seed)
-    prefix = start
-    if source is not None and layer.n_in == 1:
-        prefix, source = torch.cat([start, source], dim=1), None
-    if layer.n_in > 1 and source is None:
-        raise ValueError(
-            f"The model takes {layer.n_in} inputs, the first of which is the source; give inputs."
-        )
     steps = _in_eval_mode if eval_mode else _in_predict_mode
     room = None if max_length is None else prefix.shape[1] + max_length - 1
     return steps(layer, source, prefix, sampler, room, eval_min_length)
@@ -140,6 +131,120 @@ def autoregressive_sample(
         if len(result) == max_length or bool(ended.all()):
             break
     return torch.cat(result, dim=1)
+
+
+def beam_search(
+    model: Any,
+    inputs: Any = None,
+    batch_size: int = 1,
+    n_beams: int = 2,
+    start_id: Any = 0,
+    eos_id: int = 1,
+    max_length: int = 100,
+    length_penalty: float = 1.0,
+    accelerate: bool = True,
+    *,
+    pad_id: int = 0,
+    return_scores: bool = False,
+) -> Any:
+    """Returns the likeliest sequences that a beam search finds, best first.
+
+    At each position the `2 * n_beams` best continuations of a row are looked at. One that ends in
+    `eos_id` and is among the first `n_beams` is finished; the best `n_beams` others live on. A
+    finished hypothesis of n tokens, the end symbol included, scores
+    sum(log p) / ((5 + n) / 6) ** length_penalty. A row is done when its worst finished score is at
+    least what its best living beam can still reach; at `max_length` the living beams compete as
+    they are. Rows do not depend on each other, and ties go to the lower (beam, token).
+
+    Args:
+      model, inputs, batch_size, start_id: as for `autoregressive_sample_stream`.
+      n_beams: how many hypotheses to follow, and to return; at least 1.
+      eos_id: the end symbol; -1 for none.
+      max_length: how many tokens at most; at least 1.
+      length_penalty: 0 takes plain sums, more favours longer sequences.
+      accelerate: as for `autoregressive_sample_stream`.
+      pad_id: fills what stands after the end of a sequence.
+      return_scores: returns `(sequences, scores)`.
+
+    Returns:
+      int64 tensor of shape (batch, n_beams, output_length); with `return_scores`, and a float
+      tensor of shape (batch, n_beams), nats. Where there are fewer sequences than beams, the
+      missing ones score -inf and hold padding.
+
+    Raises:
+      ValueError, TypeError: as for `autoregressive_sample`; if `n_beams` is below 1; if the logits
+        are not numbers.
+
+    Source: Trax `supervised/decoding.py::beam_search`, which takes a batch of 1 and follows neither
+      `eos_id` nor `length_penalty`; Wu et al. 2016, arXiv:1609.08144.
+    """
+    if n_beams < 1:
+        raise ValueError(f"A beam search follows at least 1 beam; got n_beams={n_beams}.")
+    if max_length < 1:
+        raise ValueError(f"max_length counts tokens, so it is at least 1; got {max_length}.")
+    layer, source, prefix = _begin(model, inputs, batch_size, start_id)
+    _check_can_predict(layer)
+    rows = torch.arange(batch_size, device=prefix.device)
+    expanded = rows.repeat_interleave(n_beams)
+    tokens = prefix[expanded]
+    source = None if source is None else source[expanded]
+    run = layer.predict(batch_size * n_beams, prefix.shape[1] + max_length - 1)
+
+    finished = _beams.Hypotheses(batch_size, n_beams, max_length, pad_id, prefix.device)
+    scores = torch.full((batch_size, n_beams), -torch.inf, device=prefix.device)
+    scores[:, 0] = 0.0
+    sequences = prefix.new_empty((batch_size, n_beams, 0))
+    done = torch.zeros(batch_size, dtype=torch.bool, device=prefix.device)
+    for n in range(1, max_length + 1):
+        with torch.no_grad(), run:
+            logits = _logits(layer, source, tokens)[:, -1].float()
+        if bool(logits.isnan().any()):
+            raise ValueError(f"The model's logits for token {n} are not numbers (NaN).")
+        log_probs = torch.log_softmax(logits, dim=-1).view(batch_size, n_beams, -1)
+        best, parents, new = _beams.best_continuations(scores, log_probs, 2 * n_beams)
+        grown = sequences.gather(1, parents[:, :, None].expand(-1, -1, n - 1))
+        grown = torch.cat([grown, new[:, :, None]], dim=2)
+        ends = new == eos_id
+
+        first = slice(0, n_beams)
+        ended = best[:, first].masked_fill(~ends[:, first] | done[:, None], -torch.inf)
+        finished.add(ended / _beams.penalty(n, length_penalty), grown[:, first])
+
+        order = ends.to(torch.uint8).sort(dim=1, stable=True).indices[:, first]
+        scores = best.gather(1, order).masked_fill(ends.gather(1, order), -torch.inf)
+        parents = parents.gather(1, order)
+        sequences = grown.gather(1, order[:, :, None].expand(-1, -1, n))
+        longest = max_length if length_penalty > 0 else min(n + 1, max_length)
+        reach = scores[:, 0] / _beams.penalty(longest, length_penalty)
+        done |= finished.scores[:, -1] >= reach
+        if n == max_length or bool(done.all()):
+            break
+        with run:
+            layer.reorder_cache((rows[:, None] * n_beams + parents).flatten())
+        tokens = sequences[:, :, -1].reshape(-1, 1)
+    living = scores.masked_fill(done[:, None], -torch.inf) / _beams.penalty(n, length_penalty)
+    if n == max_length:
+        finished.add(living, sequences)
+    length = max(1, int(finished.lengths.max()))
+    result = finished.tokens[:, :, :length]
+    return (result, finished.scores) if return_scores else result
+
+
+def _begin(
+    model: Any, inputs: Any, batch_size: int, start_id: Any
+) -> tuple[tl.Layer, torch.Tensor | None, torch.Tensor]:
+    """Returns the model as a layer, its source if it takes one, and the first tokens."""
+    layer = tl.as_layer(model)
+    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
+    start = _start_symbols(start_id, batch_size, device)
+    given = None if inputs is None else _tokens(inputs, "inputs", batch_size, device)
+    if layer.n_in == 1:
+        return layer, None, start if given is None else torch.cat([start, given], dim=1)
+    if given is None:
+        raise ValueError(
+            f"The model takes {layer.n_in} inputs, the first of which is the source; give inputs."
+        )
+    return layer, given, start
 
 
 def _in_predict_mode(
