@@ -8,6 +8,7 @@ from trax_torch.layers._trees import (
     flatten_weights_and_state,
     unflatten_weights_and_state,
 )
+from trax_torch.layers.acceleration import Accelerate
 from trax_torch.layers.activation_fns import (
     Elu,
     Exp,
@@ -182,6 +183,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "SRU",
+    "Accelerate",
     "Accuracy",
     "Add",
     "ArgMax",
