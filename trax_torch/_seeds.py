@@ -5,6 +5,7 @@ nothing to steps 1 to 6, so a resumed run draws what the uninterrupted one would
 """
 
 import hashlib
+import operator
 import os
 import random
 
@@ -21,7 +22,7 @@ def derive(seed: int, *keys: int | str) -> int:
       >>> derive(1, 'init') == derive(1, 'init') != derive(1, 'dropout')
       True
     """
-    digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(repr((operator.index(seed), *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -112,6 +113,7 @@ class _Scope:
 
 def seed_ambient(seed: int) -> None:
     """Seeds Python's, numpy's and torch's global generators, which data may draw from."""
+    seed = operator.index(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

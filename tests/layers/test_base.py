@@ -291,8 +291,20 @@ def test_as_layer_counts_the_inputs_that_a_module_needs():
         tl.as_layer(lambda x: x)
 
 
+def test_fn_counts_the_arguments_of_methods():
+    class Doubler:
+        def double(self, x):
+            return 2 * x
+
+        def __call__(self, x, y):
+            return x + y
+
+    assert tl.Fn("Double", Doubler().double)(np.float32(2)) == 4
+    assert tl.Fn("Sum", Doubler()).n_in == 2
+
+
 def test_fn_refuses_functions_that_leave_its_inputs_open():
-    for f in (lambda x, y=1: x, lambda *xs: xs, lambda **kw: kw):
+    for f in (lambda x, y=1: x, lambda *xs: xs, lambda **kw: kw, torch.relu):
         with pytest.raises(ValueError, match="plain positional arguments"):
             tl.Fn("F", f)
 
@@ -325,6 +337,103 @@ def test_pure_fn_lets_gradients_flow_to_the_weights_given():
 
     assert torch.equal(grads[0][0], model.sublayers[0].weight.grad.t())
     assert grads[1] == ()
+
+
+def test_pure_fn_leaves_a_layer_with_two_parents_alone():
+    """Its weights stand under two names; both are swapped, and put back."""
+    shared = tl.Embedding(5, 3)
+    model = tl.Serial(
+        tl.Parallel(tl.Serial(shared, tl.LayerNorm()), tl.Serial(shared, tl.Relu())), tl.Add()
+    )
+    ids = (torch.tensor([[1, 2]]),) * 2
+    weights, state = model.init(ids, rng=0)
+    parameter, before = shared.weight, shared.weight.clone()
+    zeros = tl.unflatten_weights_and_state(
+        [w * 0 for w in tl.flatten_weights_and_state(weights, ())[0]], (), (weights, ())
+    )[0]
+
+    outputs, _ = model.pure_fn(ids, zeros, state)
+    assert not outputs.any()
+    detached = tl.unflatten_weights_and_state(
+        [w.detach() for w in tl.flatten_weights_and_state(weights, ())[0]], (), (weights, ())
+    )[0]
+    torch.func.grad(lambda w: model.pure_fn(ids, w, state)[0].sum())(detached)
+
+    assert shared.weight is parameter
+    assert torch.equal(shared.weight, before)
+
+
+def test_a_seed_for_a_call_keeps_the_state_that_the_call_makes():
+    layer = Affine()
+    layer.init(ShapeDtype((1, 2)), rng=0)
+    layer(torch.ones(1, 2), rng=5)
+
+    assert layer.state.item() == 1
+
+
+def test_dropout_takes_its_rate_from_the_state_it_is_given():
+    layer = tl.Dropout(0.5)
+    x = torch.ones(100)
+
+    assert torch.equal(layer(x, state=torch.tensor(0.0)), x)
+    assert layer.state.item() == 0.5
+
+
+def test_a_layer_with_statistics_takes_weights_alone_or_all_from_a_file(tmp_path):
+    """BatchNorm that was never initialized begins its statistics, or takes the file's."""
+    path = str(tmp_path / "bn.safetensors")
+
+    def make():
+        return tl.Serial(tl.Dense(4), tl.BatchNorm(axis=0))
+
+    model = make()
+    model.init(ShapeDtype((2, 3)), rng=0)
+    model(torch.randn(8, 3))
+    model.eval()
+    model.save_to_file(path)
+    full, weights_only, by_tree = make(), make(), make()
+    full.init_from_file(path)
+    weights_only.init_from_file(path, weights_only=True)
+    by_tree.weights = model.weights
+
+    x = torch.randn(2, 3)
+    assert torch.equal(full.eval()(x), model(x))
+    assert torch.equal(weights_only.eval()(x), by_tree.eval()(x))
+    with pytest.raises(ValueError, match=r"running_mean has shape \(1, 4\); got \(7,\)"):
+        model.state = ((), (torch.zeros(7), torch.zeros(7), torch.tensor(0)))
+
+
+def test_a_foreign_module_used_twice_has_its_weights_once():
+    linear = nn.Linear(3, 3)
+    model = tl.Serial(linear, linear)
+
+    assert model.weights[1] is tl.GET_WEIGHTS_FROM_CACHE
+    assert len(tl.flatten_weights_and_state(model.weights, ())[0]) == 2
+
+
+def test_weights_for_a_layer_that_has_none_to_fill_are_refused():
+    class Block(tl.Layer):
+        def __init__(self):
+            super().__init__()
+            self.inner = tl.Dense(3)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    with pytest.raises(ValueError, match="Block wants weights of 0 tensors; the tree brings 2"):
+        Block().weights = (torch.zeros(2, 3), torch.zeros(3))
+
+
+def test_types_are_promoted_where_they_meet():
+    """bfloat16 weights meet float32 values, and integers meet both."""
+    model = tl.Serial(tl.Embedding(10, 4, use_bfloat16=True), tl.Dense(3))
+    model.init(ShapeDtype((1, 2), np.int32), rng=0)
+    assert model(torch.tensor([[1, 2]])).dtype == torch.float32
+    half = tl.Dense(3, use_bfloat16=True)
+    half.init(ShapeDtype((1, 4)), rng=0)
+    assert half(torch.ones(1, 4)).dtype == torch.float32
+    assert half(torch.ones(1, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert tl.Mean()(np.array([1, 2])) == 1.5
 
 
 def test_a_seed_given_to_a_call_rules_its_random_numbers():

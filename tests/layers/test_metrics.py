@@ -260,3 +260,12 @@ def test_targets_that_would_broadcast_are_refused(make):
 def test_binary_targets_that_would_broadcast_are_refused():
     with pytest.raises(tl.LayerError, match=r"equal; got \(4, 1\) and \(4,\)"):
         tl.BinaryCrossEntropy()((OUTPUT[:, :1], BITS[:, 0]))
+
+
+def test_targets_that_are_no_category_cost_nothing():
+    """-1 is a common padding: its loss is 0, and its weight is what says whether it counts."""
+    output = torch.zeros(1, 2, 3)
+    targets, weights = torch.tensor([[1, -1]]), torch.tensor([[1.0, 0.0]])
+
+    for loss in (tl.WeightedCategoryCrossEntropy(), tl.CrossEntropyLossWithLogSoftmax()):
+        assert loss((output, targets, weights)).item() == pytest.approx(1.0986, rel=1e-4)

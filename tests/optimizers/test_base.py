@@ -87,3 +87,21 @@ def test_recipes_are_equal_as_their_numbers_and_kinds_are():
 
 def test_every_exported_name_is_there():
     assert all(hasattr(optimizers, name) for name in optimizers.__all__)
+
+
+@pytest.mark.parametrize("recipe", [optimizers.Adam(0.1), optimizers.Momentum(0.1)])
+def test_parameters_are_added_to_a_bound_optimizer(recipe):
+    """Those that come later move as those that were there from the beginning."""
+    early, late, other = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    bound, whole = recipe.bind([early]), recipe.bind([other])
+    bound.add_param_group({"params": [late]})
+    for p in (early, late, other):
+        p.grad = torch.ones(2)
+
+    bound.step()
+    whole.step()
+
+    assert torch.equal(late, other)
+    assert torch.equal(early, other)
+    grouped = recipe.bind([{"params": [torch.nn.Parameter(torch.ones(1))]}])
+    assert len(grouped.param_groups) == 1

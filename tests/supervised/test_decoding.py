@@ -1,6 +1,7 @@
 """Decoding: what comes out, and what is refused."""
 
 import itertools
+import typing
 
 import numpy as np
 import pytest
@@ -115,6 +116,8 @@ def test_numpy_and_lists_are_taken_as_tokens(model):
 
     assert torch.equal(expected, sample(model, inputs=PROMPTS.numpy().astype(np.int32)))
     assert torch.equal(expected, sample(model, inputs=PROMPTS.tolist()))
+    one = sample(model, start_id=np.int64(3), seed=np.int64(4), temperature=1.0)
+    assert torch.equal(one, sample(model, start_id=3, seed=4, temperature=1.0))
 
 
 def test_a_model_of_several_inputs_gets_the_source():
@@ -152,14 +155,20 @@ class Foreign(nn.Module):
 class Caching(Foreign):
     """The same with a cache of its own, by the protocol."""
 
+    rooms: typing.ClassVar = []
+    count = None
+
     def init_cache(self, batch_size, max_length):
-        self.count, self.room = 0, (batch_size, max_length)
+        self.count = 0
+        self.rooms.append((batch_size, max_length))
 
     def reset_cache(self):
         self.count = 0
 
     def forward(self, tokens):
         logits = super().forward(tokens)
+        if self.count is None:
+            return logits
         logits = logits.roll(self.count, dims=-1)
         self.count += tokens.shape[1]
         return logits
@@ -170,15 +179,37 @@ def test_a_foreign_module_takes_part_by_its_own_cache_or_in_eval_mode():
     module = Caching()
 
     assert sample(module, **settings).tolist() == [[0, 1, 2, 3, 4]] * 2
-    assert module.room == (2, 5)
+    assert module.rooms == [(2, 5)]
     assert sample(Foreign(), eval_mode=True, **settings).tolist() == [[0, 1, 2, 3, 4]] * 2
     with pytest.raises(TypeError, match="Foreign cannot predict position by position"):
         sample(Foreign(), **settings)
 
 
+def test_a_foreign_module_is_between_tokens_as_it_was_before():
+    """Two streams of one module do not disturb each other, and nothing is left behind."""
+    module = Caching()
+    streams = [
+        decoding.autoregressive_sample_stream(module, [[1] * n], temperature=0.0) for n in (1, 3)
+    ]
+    taken = [[int(next(stream)) for stream in streams] for _ in range(3)]
+
+    assert taken == [[1, 3], [2, 4], [3, 5]]
+    assert module.count is None
+
+
+def test_eval_mode_stays_within_a_models_length():
+    """Padding to a power of two goes no further than there will be tokens."""
+    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+    settings = {"batch_size": 1, "max_length": 12}
+
+    assert torch.equal(sample(model, **settings), sample(model, eval_mode=True, **settings))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
+        ({"eval_mode": True, "start_id": 5}, ValueError, "its own start symbol, 0"),
         ({"inputs": PROMPTS, "batch_size": 2}, ValueError, "batch of 3, but batch_size is 2"),
         ({"inputs": PROMPTS.float()}, TypeError, "token ids, which are integers; got torch.float"),
         ({"inputs": PROMPTS[0]}, ValueError, r"have shape \(batch, length\); got \(3,\)"),

@@ -330,3 +330,94 @@ def test_line_model_is_worth_resuming():
     before = [p.clone() for p in loop.model.parameters()]
     loop.run(1)
     assert not any(torch.equal(a, b) for a, b in zip(before, loop.model.parameters(), strict=True))
+
+
+def test_a_loss_that_is_trained_is_resumed_too(tmp_path):
+    class Tempered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log_scale = nn.Parameter(torch.zeros(()))
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, output, targets, weights):
+            self.calls += 1
+            return (self.log_scale.exp() * (output - targets) ** 2).mean() - self.log_scale
+
+    def loop(folder):
+        task = TrainTask(batches(), Tempered(), optimizers.Adam(0.1), n_steps_per_checkpoint=5)
+        return line_loop(folder, task=task)
+
+    whole = loop(tmp_path / "whole")
+    whole.run(15)
+    loop(tmp_path / "cut").run(10)
+    resumed = loop(tmp_path / "cut")
+    resumed.run(5)
+
+    assert_same_run(resumed, whole)
+    ours, theirs = (run.tasks[0].loss_layer.state_dict() for run in (resumed, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert theirs["module.calls"].item() >= 15
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        (optimizers.Adafactor(0.05), optimizers.Adafactor(0.05, do_momentum=True, beta1=0.9)),
+        (torch.optim.AdamW, functools.partial(torch.optim.AdamW, amsgrad=True)),
+    ],
+)
+def test_slots_of_other_settings_are_refused_whole(tmp_path, saved, now):
+    line_loop(tmp_path, task=train_task(optimizer=saved)).run(5)
+    loop = line_loop(None, task=train_task(optimizer=now), random_seed=8)
+    before = state_of(loop)
+
+    with pytest.raises(IndexError, match="was saved with"):
+        loop.load_checkpoint(str(tmp_path))
+
+    assert all(torch.equal(before[k], v) for k, v in state_of(loop).items())
+
+
+def test_data_that_can_begin_again_goes_back(tmp_path):
+    """A list of batches, or a DataLoader, is rewound; an iterator cannot be."""
+    data = [batch for _, batch in zip(range(4), batches(), strict=False)]
+    task = TrainTask(data, tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=5)
+    loop = line_loop(tmp_path, task=task, evals=EvalTask(data, tl.L2Loss()))
+    loop.run(8)
+    loop.load_checkpoint()
+    assert loop.step == 5
+    stuck = line_loop(tmp_path / "other")
+    stuck.run(8)
+    with pytest.raises(ValueError, match="Build the task with fresh data before resuming"):
+        stuck.load_checkpoint()
+
+
+def test_numbers_of_numpy_find_their_way_into_a_checkpoint(tmp_path):
+    """In the history, in a seed, and in what the data says of itself."""
+    import numpy as np
+
+    class Numpy(Rewindable):
+        def state_dict(self):
+            state = super().state_dict()
+            return {**state, "array": np.arange(3), "number": np.float32(2)}
+
+        def load_state_dict(self, state):
+            assert state["array"].tolist() == [0, 1, 2]
+            assert state["number"] == 2
+            super().load_state_dict(state)
+
+    def loop():
+        task = TrainTask(Numpy(), tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=5)
+        return line_loop(tmp_path, task=task, random_seed=np.int64(3))
+
+    first = loop()
+    first.history.append("train", "mine", 0, np.float32(1))
+    first.run(5)
+
+    assert loop().history.get("train", "mine") == [(0, 1.0)]
+
+
+def test_another_seed_than_the_saved_one_is_spoken_of(tmp_path, capsys):
+    line_loop(tmp_path, random_seed=0).run(5)
+    line_loop(tmp_path, random_seed=7)
+
+    assert "The run's seed is 0, as saved; not 7." in capsys.readouterr().out

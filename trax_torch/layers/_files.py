@@ -1,13 +1,13 @@
 """A layer's weights and state as one safetensors file, written whole or not at all."""
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from trax_torch._errors import CheckpointError, MismatchError
+from trax_torch.layers._trees import adopt, set_buffer
 
 
 def save(module: nn.Module, file_name: str, weights_only: bool, input_signature: Any) -> None:
@@ -20,7 +20,10 @@ def save(module: nn.Module, file_name: str, weights_only: bool, input_signature:
     metadata = {"format": "trax_torch.layer"}
     if input_signature is not None:
         metadata["input_signature"] = repr(input_signature)
-    data = to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
+    own = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
+    }
+    data = to_bytes(own, metadata)
     path = os.path.abspath(os.path.expanduser(file_name))
     partial = f"{path}.{os.urandom(4).hex()}.tmp"
     try:
@@ -35,19 +38,13 @@ def save(module: nn.Module, file_name: str, weights_only: bool, input_signature:
         raise
 
 
-def load(
-    module: nn.Module,
-    file_name: str,
-    weights_only: bool,
-    adopt: Callable[[nn.Module, str, torch.Tensor], None],
-) -> None:
+def load(module: nn.Module, file_name: str, weights_only: bool) -> None:
     """Fills `module` from a file; all or nothing.
 
     Args:
       module: where to.
       file_name: where from.
       weights_only: leaves buffers alone.
-      adopt: puts a tensor in a parameter's place, or makes the parameter.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
@@ -97,6 +94,9 @@ def load(
         if name in have and not isinstance(have[name], nn.Parameter):
             if not weights_only:
                 have[name].copy_(tensor)
+        elif attribute in owner._buffers:
+            if not weights_only:
+                set_buffer(owner, attribute, tensor)
         else:
             adopt(owner, attribute, tensor)
 

@@ -20,6 +20,11 @@ class Predicting:
         self._layer = layer
         self._modules = list(layer.modules())
         self._layers = [m for m in self._modules if "_memory" in m._modules]
+        # A foreign module keeps its memory in attributes and buffers of its own.
+        self._foreign = [
+            m for m in self._modules if "_memory" not in m._modules and hasattr(m, "init_cache")
+        ]
+        self._attributes = [_attributes_of(m) for m in self._foreign]
         before = self._swap_in([None] * len(self._layers))
         try:
             for module in self._modules:
@@ -49,8 +54,27 @@ class Predicting:
 
     def _swap_in(self, memories: list[Any]) -> list[Any]:
         """Puts memories in place and returns those that were there."""
+        for i, module in enumerate(self._foreign):
+            theirs = _attributes_of(module)
+            _set_attributes(module, self._attributes[i])
+            self._attributes[i] = theirs
         before = []
         for layer, memory in zip(self._layers, memories, strict=True):
             before.append(layer._modules["_memory"])
             layer._modules["_memory"] = memory
         return before
+
+
+def _attributes_of(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns a module's own attributes and buffers, but not what it is made of."""
+    kept = ("_parameters", "_modules", "_buffers", "training")
+    return {k: v for k, v in vars(module).items() if k not in kept}, dict(module._buffers)
+
+
+def _set_attributes(module: Any, attributes: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    own, buffers = attributes
+    for name in _attributes_of(module)[0].keys() - own.keys():
+        del module.__dict__[name]
+    module.__dict__.update(own)
+    module._buffers.clear()
+    module._buffers.update(buffers)

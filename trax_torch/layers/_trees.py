@@ -97,6 +97,22 @@ def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(path), attribute
 
 
+def places_of(module: nn.Module, name: str) -> list[str]:
+    """Returns every name below a module that leads to the tensor of a name: tied ones have more.
+
+    Each layer counts once, under the first path to it.
+    """
+    owner, attribute = owner_of(module, name)
+    wanted = getattr(owner, attribute)
+    return [
+        f"{path}.{key}" if path else key
+        for path, m in module.named_modules()
+        for store in (m._parameters, m._buffers)
+        for key, tensor in store.items()
+        if tensor is wanted
+    ]
+
+
 def check_fits(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
     """Raises ValueError if a weight is there already in another shape, and none is being made."""
     present = getattr(module, attribute, None)

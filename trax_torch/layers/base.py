@@ -120,14 +120,17 @@ class Layer(nn.Module):
 
         Args:
           x: inputs, packed as the class says; tensors, or numpy arrays to get numpy back.
-          weights: a tree to use for this call instead of the layer's own; the layer keeps its own.
-          state: likewise.
+          weights: a tree to use for this call instead of the layer's own.
+          state: likewise. Where weights or state are given, the call changes nothing in the layer.
           rng: a seed or a generator for this call's random numbers.
 
         Raises:
           LayerError: if anything goes wrong inside, with the layer where it did, and the cause.
         """
-        if weights is not None or state is not None or rng is not None:
+        if rng is not None and weights is None and state is None:
+            with _keyed(self, rng):
+                return self(x)
+        if weights is not None or state is not None:
             weights = self.weights if weights is None else weights
             state = self.state if state is None else state
             return self.pure_fn(x, weights, state, rng)[0]
@@ -217,19 +220,22 @@ class Layer(nn.Module):
           rng: a seed or a generator for random numbers; None draws from the default generator.
         """
         tensors = self._named("weights", weights)
-        buffers = dict(self.named_buffers())
-        memories = {}
+        others = {}
         for name, value in self._named("state", state).items():
-            if name in buffers:  # cloned, since layers write into their buffers
+            module, attribute = _trees.owner_of(self, name)
+            if attribute in module._buffers:  # cloned, since layers write into their buffers
                 tensors[name] = value.clone()
-            elif name.rpartition(".")[2] == "_memory":
-                memories[name] = value
-        swapped = {f"layer.{name}": tensor for name, tensor in tensors.items()}
-        with _memories_aside(self), _keyed(self, rng):
-            for name, value in memories.items():
-                module, attribute = _trees.owner_of(self, name)
-                module._set_own_state(attribute, value)  # type: ignore[operator]
-            outputs, new_state = torch.func.functional_call(_AndState(self), swapped, (x,))
+            else:
+                others[name] = value
+        swapped = {
+            f"layer.{place}": tensor
+            for name, tensor in tensors.items()
+            for place in _trees.places_of(self, name)
+        }
+        with _other_state_aside(self, others), _keyed(self, rng):
+            outputs, new_state = torch.func.functional_call(
+                _AndState(self), swapped, (x,), tie_weights=False
+            )
         return outputs, new_state
 
     def predict(self, batch_size: int | None = None, max_length: int | None = None) -> Predicting:
@@ -302,7 +308,7 @@ class Layer(nn.Module):
             checkpoint = trax_checkpoint.read(file_name, with_slots=False)
             trax_checkpoint.load_into(self, checkpoint, weights_only)
         else:
-            _files.load(self, file_name, weights_only, adopt=_trees.adopt)
+            _files.load(self, file_name, weights_only)
         return self.weights, self.state
 
     def save_to_file(
@@ -452,12 +458,16 @@ class Layer(nn.Module):
     # layout overrides the two methods `_own_tree` and `_own_named`.
 
     def _tree(self, kind: str, seen: set[int]) -> Any:
-        if id(self) in seen:
+        if self._identity() in seen:
             return _trees.MARKERS[kind]
-        seen.add(id(self))
+        seen.add(self._identity())
         if self._order:
             return tuple(layer._tree(kind, seen) for layer in self.sublayers)
         return self._own_tree(kind)
+
+    def _identity(self) -> int:
+        """What two layers have in common that are one: they share their tensors."""
+        return id(self)
 
     def _own_tree(self, kind: str) -> Any:
         if kind == "state" and hasattr(self._memory, "tree"):
@@ -492,7 +502,8 @@ class Layer(nn.Module):
         names = self._weight_names if kind == "weights" else self._state_names
         if names is None:
             names = tuple(_trees.tensors_of(self, kind))
-            if not names and any(True for _ in _nest.leaves(tree)):  # Trax's tongue: the first time
+            in_trax_tongue = type(self).init_weights_and_state is not Layer.init_weights_and_state
+            if not names and in_trax_tongue and any(True for _ in _nest.leaves(tree)):  # first time
                 letter = kind[0]
                 count = iter(range(1_000_000))
                 names = (
@@ -521,8 +532,10 @@ class Layer(nn.Module):
             name,
             value,
         ) in named.items():  # all shapes first: a tree that does not fit fills nothing
-            if kind == "weights":
-                _trees.check_fits(*owners[name], value)
+            module, attribute = owners[name]
+            # A layer in Trax's tongue may give its state another shape; a built one may not.
+            if kind == "weights" or getattr(type(module), "_state_names", None):
+                _trees.check_fits(module, attribute, value)
         for name, value in named.items():
             module, attribute = owners[name]
             if kind == "weights":
@@ -583,13 +596,20 @@ def Fn(name: str, f: Callable[..., Any], n_out: int = 1) -> PureLayer:
 
     Source: Trax `layers/base.py::Fn`.
     """
-    spec = inspect.getfullargspec(f)
-    if spec.defaults or spec.kwonlyargs or spec.varargs or spec.varkw:
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except ValueError:  # some of torch's own functions tell nothing of their arguments
+        parameters = None
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if parameters is None or any(
+        p.kind not in kinds or p.default is not p.empty for p in parameters
+    ):
+        came = "" if parameters is None else f"({', '.join(map(str, parameters))})"
         raise ValueError(
-            f"Fn needs a function of plain positional arguments; got {name}{inspect.signature(f)}. "
+            f"Fn needs a function of plain positional arguments; got {name}{came}. "
             f"Wrap it: Fn({name!r}, lambda x: f(x, ...)), or use PureLayer."
         )
-    return PureLayer(_Spread(f), n_in=len(spec.args), n_out=n_out, name=name)
+    return PureLayer(_Spread(f), n_in=len(parameters), n_out=n_out, name=name)
 
 
 def as_layer(
@@ -636,6 +656,9 @@ class Wrapped(Layer):
         super().__init__(n_in, n_out, name or type(module).__name__, sublayers_to_print=())
         self.module = module
         self.training = module.training
+
+    def _identity(self) -> int:
+        return id(self.module)
 
     def forward(self, x: Any) -> Any:
         """Returns what the module returns for `x`, spread over its positional arguments."""
@@ -701,14 +724,26 @@ def _keyed(layer: Layer, rng: "int | torch.Generator | None") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memories_aside(layer: Layer) -> Iterator[None]:
-    """Lets predict mode go on in a copy of its memory for a while."""
+def _other_state_aside(layer: Layer, state: dict[str, Any]) -> Iterator[None]:
+    """Lets what is state but no buffer be another for a while, and predict mode go on in a copy.
+
+    Args:
+      layer: whose state.
+      state: memories and numbers, such as Dropout's rate, by name below the layer.
+    """
     layers = [m for m in layer.modules() if isinstance(m, Layer) and m._memory is not None]
     memories = [m._memory for m in layers]
+    owners = {name: _trees.owner_of(layer, name) for name in state}
+    numbers = [(m, a, m.__dict__[a]) for m, a in owners.values() if a in m.__dict__]
     for m in layers:
         m._memory = copy.deepcopy(m._memory)
     try:
+        for name, value in state.items():
+            module, attribute = owners[name]
+            module._set_own_state(attribute, value)  # type: ignore[operator]
         yield
     finally:
         for m, memory in zip(layers, memories, strict=True):
             m._memory = memory
+        for module, attribute, number in numbers:
+            module.__dict__[attribute] = number

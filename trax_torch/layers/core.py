@@ -72,9 +72,10 @@ class Dense(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (..., d_in) to (..., n_units)."""
-        if not x.is_floating_point():
-            x = x.to(self.weight.dtype)
-        return F.linear(x, self.weight, self.bias)
+        w, b = self.weight, self.bias
+        if x.dtype != w.dtype:
+            x, w, b = promote(x, w, b)
+        return F.linear(x, w, b)
 
     def _own_tree(self, kind: str) -> Any:
         if kind == "state" or self.weight is None:
@@ -364,12 +365,24 @@ def Min(axis: Any = -1, keepdims: bool = False) -> PureLayer:
 
 def Mean(axis: Any = -1, keepdims: bool = False) -> PureLayer:
     """Returns a layer that takes the mean over an axis, a tuple of axes, or all of them (None)."""
-    return PureLayer(functools.partial(torch.mean, dim=axis, keepdim=keepdims), name="Mean")
+    return PureLayer(functools.partial(_mean, axis=axis, keepdims=keepdims), name="Mean")
 
 
 def Sum(axis: Any = None, keepdims: bool = False) -> PureLayer:
     """Returns a layer that sums over an axis, a tuple of axes, or, by default, all of them."""
     return PureLayer(functools.partial(torch.sum, dim=axis, keepdim=keepdims), name="Sum")
+
+
+def promote(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Returns all three in the type their types promote to, as in JAX; autocast sees to itself."""
+    if not x.is_floating_point():
+        return x.to(weight.dtype), weight, bias
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _flatten(x: torch.Tensor, n_axes_to_keep: int) -> torch.Tensor:
@@ -379,6 +392,11 @@ def _flatten(x: torch.Tensor, n_axes_to_keep: int) -> torch.Tensor:
             f"got a tensor of shape {tuple(x.shape)}."
         )
     return x.flatten(n_axes_to_keep)
+
+
+def _mean(x: torch.Tensor, axis: Any, keepdims: bool) -> torch.Tensor:
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    return torch.mean(x, dim=axis, keepdim=keepdims)
 
 
 def _to_float(x: torch.Tensor) -> torch.Tensor:

@@ -313,12 +313,14 @@ def _category_cross_entropy(xs: Any, label_smoothing: float | None, cutoff: floa
             f"{tuple(targets.shape)}. A batch is (inputs, targets, weights), in this order."
         )
     _check_targets(output, targets)
+    known, targets = _known(targets.long(), output.shape[-1])
     values = F.cross_entropy(
         _precise(output).flatten(0, -2),
-        targets.flatten().long(),
+        targets.flatten(),
         reduction="none",
         label_smoothing=label_smoothing or 0.0,
     ).view(targets.shape)
+    values = values.where(known, 0.0)
     if cutoff > 0:
         values = values.clamp(min=cutoff) - cutoff
     return _mean(values, *(weights or [None]))
@@ -328,7 +330,8 @@ def _surprise(xs: Any) -> torch.Tensor:
     log_probs, targets = xs
     _check_targets(log_probs, targets)
     # Trax takes category numbers of any type here, and old programs pass them as floats.
-    return -_precise(log_probs).gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
+    known, targets = _known(targets.long(), log_probs.shape[-1])
+    return -_precise(log_probs).gather(-1, targets.unsqueeze(-1)).squeeze(-1).where(known, 0.0)
 
 
 def _binary_cross_entropy(xs: Any) -> torch.Tensor:
@@ -368,6 +371,15 @@ def _f_score(xs: Any, beta: float, first: int, weighted: bool) -> torch.Tensor:
 
 def _or_zero(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
     return torch.where(denominator == 0, 0.0, numerator / denominator)
+
+
+def _known(targets: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns which targets are categories, and the targets with 0 in the place of others.
+
+    What is no category costs nothing, as in Trax: -1 is a common padding.
+    """
+    known = (targets >= 0) & (targets < n)
+    return known, targets.where(known, 0)
 
 
 def _check_targets(output: torch.Tensor, targets: torch.Tensor) -> None:

@@ -78,8 +78,17 @@ class BatchNorm(Layer):
         n_batches = torch.zeros((), dtype=torch.int32)
         self.state = torch.zeros(of_stats), torch.ones(of_stats), n_batches
 
+    def _settle(self) -> None:
+        super()._settle()
+        weight = self.bias if self.weight is None else self.weight
+        if self.running_mean is None and weight is not None and self._pass is None:
+            # Weights came without statistics: they begin as they would have.
+            self.state = torch.zeros_like(weight), torch.ones_like(weight), torch.tensor(0)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns a tensor of the same shape and type."""
+        if not x.is_floating_point():
+            x = x.to(torch.get_default_dtype())
         averaged, kept = self._axes(x.dim())
         order = [*averaged, *kept]
         sizes = [x.shape[i] for i in order]
@@ -222,6 +231,8 @@ class FilterResponseNorm(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns a tensor of the same shape."""
+        if not x.is_floating_point():
+            x = x.to(torch.get_default_dtype())
         epsilon = self._init_epsilon
         if self._learn_epsilon:
             epsilon = epsilon + self.epsilon.abs()

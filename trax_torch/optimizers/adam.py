@@ -75,17 +75,22 @@ class BoundAdam(torch.optim.AdamW):
         b2: float,
         eps: float,
     ):
+        self._weight_decay_rate = weight_decay_rate  # for groups, which are added by what follows
         fused = can_fuse(params)
         super().__init__(params, lr=learning_rate, betas=(b1, b2), eps=eps, fused=fused)
-        for group in self.param_groups:
-            group["weight_decay_rate"] = weight_decay_rate
-            for p in group["params"]:
-                device = p.device if fused else "cpu"
-                self.state[p] = {
-                    "step": torch.tensor(1.0, dtype=torch.float32, device=device),
-                    "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
-                }
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters and allocates their slots."""
+        param_group.setdefault("weight_decay_rate", self._weight_decay_rate)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for p in group["params"]:
+            device = p.device if group["fused"] else "cpu"
+            self.state[p] = {
+                "step": torch.tensor(1.0, dtype=torch.float32, device=device),
+                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
 
     def step(self, closure: Any = None) -> Any:
         """Takes one step."""

@@ -74,16 +74,21 @@ class SGD(Optimizer):
         return torch.optim.SGD(params, lr=self.learning_rate, fused=fused)
 
 
-def bind(optimizer: Any, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def bind(
+    optimizer: Any,
+    params: Iterable[torch.nn.Parameter],
+    all_params: Iterable[torch.nn.Parameter] = (),
+) -> torch.optim.Optimizer:
     """Returns the `torch.optim.Optimizer` that `optimizer` stands for.
 
     Args:
       optimizer: a recipe such as `Adam(0.01)`, or its class; a `torch.optim` class or a
         `functools.partial` of one; or an instance, made for parameters of this model.
-      params: the model's parameters.
+      params: the model's parameters that are trained.
+      all_params: those that are not trained too, which an instance may hold.
 
     Raises:
-      TypeError: if it is none of these.
+      TypeError: if it is none of these, or asks for a closure, as LBFGS does.
       ValueError: if an instance holds a parameter that the model has not.
     """
     params = list(params)
@@ -91,8 +96,14 @@ def bind(optimizer: Any, params: Iterable[torch.nn.Parameter]) -> torch.optim.Op
         optimizer = optimizer()
     if isinstance(optimizer, Optimizer):
         return optimizer.bind(params)
+    maker = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
+    if isinstance(maker, torch.optim.LBFGS) or maker is torch.optim.LBFGS:
+        raise TypeError(
+            "LBFGS evaluates the loss several times a step, and a training step here does so once. "
+            "Take another optimizer, such as optimizers.Adam."
+        )
     if isinstance(optimizer, torch.optim.Optimizer):
-        known = {id(p) for p in params}
+        known = {id(p) for p in (*params, *all_params)}
         foreign = [
             p for group in optimizer.param_groups for p in group["params"] if id(p) not in known
         ]
@@ -103,7 +114,6 @@ def bind(optimizer: Any, params: Iterable[torch.nn.Parameter]) -> torch.optim.Op
                 f"the model got its weights, or give a recipe such as optimizers.Adam(0.001)."
             )
         return optimizer
-    maker = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
     if inspect.isclass(maker) and issubclass(maker, torch.optim.Optimizer):
         return optimizer(params)
     raise TypeError(
@@ -119,6 +129,7 @@ def clip_norm_of(optimizer: Any) -> float | None:
 
 def can_fuse(params: list[Any]) -> bool:
     """Tells whether torch's fused kernels take these parameters."""
+    params = [p for g in params for p in (g["params"] if isinstance(g, dict) else (g,))]
     return bool(params) and all(
         p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params
     )

@@ -72,6 +72,7 @@ class BoundMomentum(torch.optim.SGD):
         weight_decay_rate: float,
         nesterov: bool,
     ):
+        self._weight_decay_rate = weight_decay_rate  # for groups, which are added by what follows
         super().__init__(
             params,
             lr=learning_rate,
@@ -79,11 +80,15 @@ class BoundMomentum(torch.optim.SGD):
             nesterov=nesterov and mass > 0,  # torch refuses it without mass, where it does nothing
             fused=can_fuse(params) and not is_sharded(params),
         )
-        for group in self.param_groups:
-            group["weight_decay_rate"] = weight_decay_rate
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters and allocates their velocities."""
+        param_group.setdefault("weight_decay_rate", self._weight_decay_rate)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group["momentum"]:
             for p in group["params"]:
-                if mass:
-                    self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+                self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
 
     def step(self, closure: Any = None) -> Any:
         """Takes one step; parameters without a gradient stay, and so do their velocities."""

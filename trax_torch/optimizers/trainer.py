@@ -30,7 +30,7 @@ class Trainer:
     def __init__(self, model_with_loss: tl.Layer, optimizer: Any):
         self.model_with_loss = model_with_loss
         self.params = [p for p in model_with_loss.parameters() if p.requires_grad]
-        self.optimizer = base.bind(optimizer, self.params)
+        self.optimizer = base.bind(optimizer, self.params, model_with_loss.parameters())
         self._clip_grad_norm = base.clip_norm_of(optimizer)
         # On a CPU nothing is waited for when a number is read. Elsewhere numbers stay on the
         # device, and fused kernels take the verdict on a step there, so that no step waits for it.
@@ -66,9 +66,14 @@ class Trainer:
             On CUDA with fused kernels the step is skipped and `check` raises.
         """
         if learning_rate is not None:
+            if not math.isfinite(learning_rate):
+                raise ValueError(
+                    f"Step {step}: the learning rate is {learning_rate}; a rate is a finite number."
+                )
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.params:  # all of them: the optimizer may hold but a few
+            p.grad = None
         with self._random_numbers(rng):
             loss = self.model_with_loss(batch)
             loss.backward()
@@ -95,6 +100,7 @@ class Trainer:
 
     def _norm(self, tensors: list[Any]) -> Any:
         """Returns the L2 norm of all tensors together."""
+        tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
         norms = torch._foreach_norm(tensors) if tensors else ()
         if self._on_cpu:
             return math.hypot(*[n.item() for n in norms])

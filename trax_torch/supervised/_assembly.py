@@ -55,7 +55,7 @@ def make_trainer(
     """Returns the trainer of a task; batch, model and loss are known to fit together then."""
     _tasks.check_fits(model, task.loss_layer, task.sample_batch, is_loss=True)
     both = tl.Serial(model, task.loss_layer)
-    if not isinstance(model, tl.Wrapped):  # foreign code may not run on shapes alone
+    if not any(isinstance(m, tl.Wrapped) for m in both.modules()):  # foreign code may need numbers
         outcome = both.output_signature(shapes.signature(task.sample_batch))
         if getattr(outcome, "shape", None) != ():
             raise ValueError(
@@ -86,5 +86,10 @@ def make_scheduler(task: _tasks.TrainTask, trainer: optimizers.Trainer) -> Any:
         raise TypeError(
             f"lr_schedule, called with the optimizer, made {scheduler!r}; a torch scheduler was "
             f"needed. A function of a step gives a number at step 1."
+        )
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise TypeError(
+            "ReduceLROnPlateau follows a metric, and rates here follow the step. Take another "
+            "scheduler, or change the rate from a callback."
         )
     return scheduler

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from trax_torch._errors import CheckpointError
@@ -24,7 +25,9 @@ FORMAT = "trax_torch.checkpoint"
 VERSION = 1
 
 _BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_PART = re.compile(r"(?P<basename>.+)\.[0-9a-f]{16}\.(weights|state|opt_slots\d+)\.safetensors")
+_PART = re.compile(
+    r"(?P<basename>.+)\.(?P<generation>[0-9a-f]{16})\.(weights|state|opt_slots\d+)\.safetensors"
+)
 
 Parts = dict[str, dict[str, torch.Tensor]]
 
@@ -85,7 +88,7 @@ class Folder:
         finally:
             os.close(fd)
 
-    def save(self, basename: str, parts: Parts, info: Mapping[str, Any]) -> None:
+    def save(self, basename: str, parts: Parts, info: Mapping[str, Any]) -> str:
         """Saves a checkpoint under a name, in the place of an earlier one of that name.
 
         Whatever happens meanwhile, the name stands for the old checkpoint or the new one, whole.
@@ -94,6 +97,9 @@ class Folder:
           basename: the name.
           parts: `{part: {name: tensor}}`; parts are 'weights', 'state' and 'opt_slots0', ...
           info: plain data for the manifest.
+
+        Returns:
+          The generation: what tells this save from every other.
 
         Raises:
           ValueError: if the name is not a plain one.
@@ -142,31 +148,20 @@ class Folder:
             _sync_folder(self.path)
         shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
-            self._sweep()
+            self._sweep(basename, generation)
+        return generation
 
     def _manifest(self, basename: str) -> str:
         return os.path.join(self.path, f"{basename}.json")
 
-    def _sweep(self) -> None:
-        """Deletes what no manifest lists; touches nothing of a name whose manifest is damaged."""
-        listed: set[str] = set()
-        doubtful: set[str] = set()
-        names = os.listdir(self.path)
-        for name in names:
-            if name.endswith(".json"):
-                path = os.path.join(self.path, name)
-                try:
-                    data = _read(path)
-                    manifest = _parse_manifest(path, data or b"")
-                    listed.update(entry["name"] for entry in manifest["files"].values())
-                except CheckpointError:
-                    doubtful.add(name.removesuffix(".json"))
-        for name in names:
+    def _sweep(self, basename: str, generation: str) -> None:
+        """Deletes what earlier saves of this name left, whole or broken off."""
+        for name in os.listdir(self.path):
             match = _PART.fullmatch(name)
-            if match and name not in listed and match["basename"] not in doubtful:
+            if match and match["basename"] == basename and match["generation"] != generation:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.path, name))
-            if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", name):
+            if re.fullmatch(re.escape(f".{basename}.") + r"[0-9a-f]{16}\.tmp", name):
                 shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
 
 
@@ -206,6 +201,16 @@ def read(directory: str, basename: str) -> tuple[Parts, dict[str, Any]] | None:
     return parts, manifest["info"]
 
 
+def generation_of(directory: str, basename: str) -> str | None:
+    """Returns which save of a name is the current one; None if there is none that can be read."""
+    path = os.path.join(directory, f"{basename}.json")
+    try:
+        data = _read(path)
+        return None if data is None else str(_parse_manifest(path, data)["generation"])
+    except CheckpointError:
+        return None
+
+
 def pack(nest: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
     """Returns `nest` as plain data for JSON; its tensors go into `tensors`, under `prefix`.
 
@@ -216,6 +221,10 @@ def pack(nest: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
         name = f"{prefix}.{len(tensors)}"
         tensors[name] = nest
         return {"tensor": name}
+    if isinstance(nest, np.generic):
+        nest = nest.item()
+    if isinstance(nest, np.ndarray):
+        return {"array": pack(torch.from_numpy(nest.copy()), prefix, tensors)}
     if isinstance(nest, dict):
         return {
             "dict": [[pack(k, prefix, tensors), pack(v, prefix, tensors)] for k, v in nest.items()]
@@ -243,6 +252,8 @@ def unpack(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     ((kind, content),) = data.items()
     if kind == "tensor":
         return tensors[content]
+    if kind == "array":
+        return unpack(content, tensors).numpy()
     if kind == "tuple":
         return tuple(unpack(x, tensors) for x in content)
     if kind == "bytes":

@@ -54,5 +54,12 @@ class Evaluator:
         stack = _nest.to_tensors(batch, self._device)
         outputs = self._model(_stack.take(stack, self._model.n_in))
         stack = _stack.put(outputs, stack, self._model.n_in)
-        values = [metric(_stack.take(stack, metric.n_in)) for metric in self._task.metrics]
-        return torch.stack([torch.as_tensor(v, device=self._device).double() for v in values])
+        values = []
+        for name, metric in zip(self._task.metric_names, self._task.metrics, strict=True):
+            value = torch.as_tensor(metric(_stack.take(stack, metric.n_in)), device=self._device)
+            if value.dim():
+                raise ValueError(
+                    f"A metric is one number; {name} gives shape {tuple(value.shape)}. Take a mean."
+                )
+            values.append(value.double())
+        return torch.stack(values)

@@ -3,6 +3,7 @@
 Putting back is all or nothing: everything is compared first, then everything is set.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,8 @@ class Members:
         """Returns tensors by part and name, and the rest as plain data."""
         parts: _checkpoint.Parts = {}
         _take_model(self.model, parts)
+        for i, task in enumerate(self.tasks):
+            _take_loss(i, task.loss_layer, parts)
         info = {
             "tasks": [
                 _take_task(i, *each, parts)
@@ -71,6 +74,10 @@ class Members:
                 )
         pairs = list(zip(self.trainers, self.schedulers, info["tasks"], strict=True))
         _compare_model(self.model, parts)
+        for i, task in enumerate(self.tasks):
+            saved = {**parts["weights"], **parts["state"]}
+            saved = {k: v for k, v in saved.items() if k.startswith(f"loss{i}:")}
+            _compare("loss's tensors", _loss_tensors(i, task.loss_layer), saved)
         for i, pair in enumerate(pairs):
             _compare_task(i, *pair[:2], parts, pair[2])
         for task, kept in zip(self.tasks, info["tasks"], strict=True):
@@ -78,6 +85,8 @@ class Members:
         for eval_task, kept in zip(self.eval_tasks, info["evals"], strict=True):
             eval_task.stream.seek(unpack(kept, parts["state"]))
         _put_model(self.model, parts)
+        for i, task in enumerate(self.tasks):
+            _put_loss(i, task.loss_layer, parts)
         for i, pair in enumerate(pairs):
             _put_task(i, *pair[:2], parts, pair[2])
         for tally, kept in zip(self.tallies, info["tallies"], strict=True):
@@ -106,10 +115,27 @@ def _take_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
     parts["state"] = {f"buffer.{k}": v for k, v in buffers_of(model).items()}
 
 
+def _loss_tensors(index: int, loss: tl.Layer) -> Tensors:
+    """A loss may be trained too; its tensors stand beside the model's under 'loss0:', ..."""
+    return {f"loss{index}:{k}": v for k, v in {**weights_of(loss), **buffers_of(loss)}.items()}
+
+
+def _take_loss(index: int, loss: tl.Layer, parts: _checkpoint.Parts) -> None:
+    for name, tensor in _loss_tensors(index, loss).items():
+        parts["weights" if isinstance(tensor, nn.Parameter) else "state"][name] = tensor
+
+
+@torch.no_grad()
+def _put_loss(index: int, loss: tl.Layer, parts: _checkpoint.Parts) -> None:
+    for name, tensor in _loss_tensors(index, loss).items():
+        tensor.copy_(parts["weights" if isinstance(tensor, nn.Parameter) else "state"][name])
+
+
 def _compare_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
     """Raises MismatchError, with the first differences, if weights or buffers do not fit."""
     saved = {k[7:]: v for k, v in parts["state"].items() if k.startswith("buffer.")}
-    _compare("weights", weights_of(model), parts["weights"])
+    weights = {k: v for k, v in parts["weights"].items() if not re.match(r"loss\d+:", k)}
+    _compare("weights", weights_of(model), weights)
     _compare("buffers", buffers_of(model), saved)
 
 
@@ -146,6 +172,7 @@ def _take_task(
     return {
         "optimizer": type(optimizer).__name__,
         "numbers": numbers,
+        "settings": _settings_of(optimizer),
         "scheduler": kept,
         "position": pack(task.stream.position(), f"data{index}", parts["state"]),
     }
@@ -162,15 +189,33 @@ def _compare_task(
             f"Give it the same one, or start in a new output_dir."
         )
     if (info["scheduler"] is None) != (scheduler is None):
-        saved, now = ("a", "no") if scheduler is None else ("no", "a")
+        before, now = ("a", "no") if scheduler is None else ("no", "a")
         raise MismatchError(
-            f"Task {index} was saved with {saved} torch scheduler and has {now} one now. Give it "
+            f"Task {index} was saved with {before} torch scheduler and has {now} one now. Give it "
             f"the same lr_schedule, or start in a new output_dir."
         )
-    shapes = dict(_named_of(trainer))
-    for key in parts[f"opt_slots{index}"]:
-        if key.rpartition(".")[0] not in shapes:
+    named = dict(_named_of(trainer))
+    saved: dict[str, dict[str, Any]] = {}
+    for key, slot in {**info["numbers"], **parts[f"opt_slots{index}"]}.items():
+        name, _, what = key.rpartition(".")
+        if name not in named:
             raise MismatchError(f"Task {index} has a slot {key} of a weight that is not there.")
+        saved.setdefault(name, {})[what] = slot
+    hint = "Give it the settings it was saved with, or start in a new output_dir."
+    for name, p in named.items():
+        present = _forms(trainer.optimizer.state.get(p, {}))  # empty until the first step, or ever
+        theirs = _forms(saved.get(name, {}))
+        if present and present != theirs:
+            raise MismatchError(
+                f"Task {index} was saved with the slots {theirs} of {name}; its optimizer keeps "
+                f"{present}. {hint}"
+            )
+    mine_now = _settings_of(trainer.optimizer)
+    if info["settings"] != mine_now:
+        raise MismatchError(
+            f"Task {index} was saved with the optimizer's settings {info['settings']} and has "
+            f"{mine_now}, which keep other slots. {hint}"
+        )
 
 
 def _put_task(
@@ -238,23 +283,36 @@ def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:
             tensor.copy_(given[name])
 
 
+def _forms(slots: dict[str, Any]) -> dict[str, Any]:
+    """What slots are, without their values: shapes of tensors, or that they are numbers."""
+    return {
+        k: list(v.shape) if isinstance(v, torch.Tensor) else "number"
+        for k, v in sorted(slots.items())
+    }
+
+
+def _settings_of(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
+    """The settings of torch's optimizers that decide which slots there are."""
+    words = ("amsgrad", "momentum", "centered")
+    return {k: bool(optimizer.defaults[k]) for k in words if k in optimizer.defaults}
+
+
 def _named_of(trainer: optimizers.Trainer) -> list[tuple[str, nn.Parameter]]:
-    """The trainable parameters of model and loss, by name."""
-    return [(k, p) for k, p in trainer.model_with_loss.named_parameters() if p.requires_grad]
+    """The parameters of model and loss, by name."""
+    return list(trainer.model_with_loss.named_parameters())
 
 
 def _compare(kind: str, mine: Tensors, saved: Tensors) -> None:
-    differences = [f"{name} is not in the checkpoint" for name in mine if name not in saved]
+    differences = [f"{name} is missing" for name in mine if name not in saved]
     differences += [f"{name} is not in the model" for name in saved if name not in mine]
     differences += [
-        f"{name} is {tuple(saved[name].shape)} of {saved[name].dtype} in the checkpoint and "
-        f"{tuple(t.shape)} of {t.dtype} in the model"
+        f"{name} is {tuple(saved[name].shape)} of {saved[name].dtype}, and {tuple(t.shape)} of "
+        f"{t.dtype} in the model"
         for name, t in mine.items()
         if name in saved and (saved[name].shape != t.shape or saved[name].dtype != t.dtype)
     ]
     if differences:
         raise MismatchError(
-            f"The checkpoint's {kind} are another model's: {'; '.join(differences[:3])} "
-            f"({len(differences)} differences in all). Build the model as it was saved, or start "
-            f"in a new output_dir."
+            f"The {kind} are another model's: {'; '.join(differences[:3])} ({len(differences)} "
+            f"differences in all). Build the model like the one they came from."
         )

@@ -72,8 +72,10 @@ class BatchStream:
                 self._iterator = None
             self.n_taken = position["n_taken"]
             return
+        if self._repeats and position["n_taken"] < self.n_taken:
+            self._iterator, self.n_taken = None, 0
         missing = position["n_taken"] - self.n_taken
-        if missing < 0:
+        if missing < 0:  # an iterator cannot go back
             raise ValueError(
                 f"{self._name} is to go on after batch {position['n_taken']}, but {self.n_taken} "
                 f"were drawn already. Build the task with fresh data before resuming."

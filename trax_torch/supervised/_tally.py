@@ -22,8 +22,13 @@ class Tally:
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Counts time from now, on top of what an interrupted run had counted."""
-        self._start = time.perf_counter()
+        """Counts time from now, on top of what was counted before `stop_clock`."""
+        self._start: float | None = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Counts the time until now, and none from here to the next `start_clock`."""
+        self._earlier_seconds = self.seconds()
+        self._start = None
 
     def add(self, stats: dict[str, Any], learning_rate: float) -> None:
         """Adds one step's statistics by name: floats, or scalars that are not waited for."""
@@ -41,7 +46,8 @@ class Tally:
 
     def seconds(self) -> float:
         """Returns how long the span has lasted."""
-        return self._earlier_seconds + time.perf_counter() - self._start
+        running = 0.0 if self._start is None else time.perf_counter() - self._start
+        return self._earlier_seconds + running
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the span so far as plain data."""
@@ -60,4 +66,4 @@ class Tally:
         self._sums = dict(kept["sums"])
         self._counts = dict(kept["counts"])
         self._earlier_seconds = kept["seconds"]
-        self.start_clock()
+        self._start = None

@@ -99,8 +99,16 @@ def _translate(
     step: int,
 ) -> dict[str, Any]:
     """Returns one weight's slots by our names, in PyTorch's layout."""
-    axes = _axes_of(weight, view)
-    items = [t.permute(axes) if t.shape == weight.shape else t for t in theirs]
+    if view.dim() != weight.dim():  # a bias that Trax keeps with axes of size 1
+        if ours in ("BoundAdafactor", "BoundSM3"):
+            raise MismatchError(
+                f"{ours}'s slots of a weight of shape {tuple(weight.shape)} cannot go on. Load the "
+                f"weights alone: model.init_from_file."
+            )
+        items, axes = [t.reshape(view.shape) for t in theirs], []
+    else:
+        axes = _axes_of(weight, view)
+        items = [t.permute(axes) if t.shape == weight.shape else t for t in theirs]
     if ours == "BoundAdafactor":
         return _adafactor(items, axes, present, step)
     if ours == "BoundSM3":

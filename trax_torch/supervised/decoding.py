@@ -1,6 +1,7 @@
 """Decoding: a model that predicts the next token, asked again and again."""
 
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,6 +61,11 @@ def autoregressive_sample_stream(
     """
     layer, source, prefix = _begin(model, inputs, batch_size, start_id)
     sampler = Sampler(temperature, batch_size, seed)
+    if eval_mode and bool(prefix[:, 0].any()):
+        raise ValueError(
+            f"In eval mode the model puts its own start symbol, 0, before a sequence; got start_id="
+            f"{start_id!r}. Decode in predict mode, or leave start_id at 0."
+        )
     steps = _in_eval_mode if eval_mode else _in_predict_mode
     room = None if max_length is None else prefix.shape[1] + max_length - 1
     return steps(layer, source, prefix, sampler, room, eval_min_length)
@@ -276,6 +282,8 @@ def _in_eval_mode(
     while True:
         n = tokens.shape[1]
         length = 2 ** math.ceil(math.log2(max(eval_min_length, n + 1)))
+        if room is not None:  # a model may have room for no more than there will be
+            length = max(n + 1, min(length, room))
         padded = torch.nn.functional.pad(tokens, (0, length - n))
         training = [m for m in layer.modules() if m.training]
         layer.eval()
@@ -307,7 +315,8 @@ def _check_can_predict(layer: tl.Layer) -> None:
 
 
 def _start_symbols(start_id: Any, batch_size: int, device: torch.device) -> torch.Tensor:
-    if isinstance(start_id, int):
+    if isinstance(start_id, numbers.Integral):
+        start_id = int(start_id)
         return torch.full((batch_size, 1), start_id, dtype=torch.int64, device=device)
     symbols = _tokens(start_id, "start_id", batch_size, device)
     if symbols.shape[1] != 1:

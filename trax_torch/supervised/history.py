@@ -20,7 +20,9 @@ class History:
         self._values: dict[str, dict[str, list[tuple[int, Any]]]] = {}
 
     def append(self, mode: str, metric: str, step: int, value: Any) -> None:
-        """Records that `metric` had `value` at `step` in `mode`."""
+        """Records that `metric` had `value`, a number, at `step` in `mode`."""
+        if hasattr(value, "item"):  # numpy's and torch's numbers, as Python's
+            value = value.item()
         self._values.setdefault(mode, {}).setdefault(metric, []).append((step, value))
 
     def get(self, mode: str, metric: str) -> list[tuple[int, Any]]:

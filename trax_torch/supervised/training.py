@@ -5,6 +5,8 @@ The order of events at a step is written down once, in `Loop.run`.
 """
 
 import logging
+import math
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -110,6 +112,8 @@ class Loop:
         if random_seed is not None:
             _seeds.seed_ambient(random_seed)
         self._seed = _seeds.fresh_seed() if random_seed is None else random_seed
+        self._seed = operator.index(self._seed)
+        self._asked_seed = None if random_seed is None else self._seed
         self._n_rngs = 0
         self._step = 0
         self._reported_step = 0
@@ -123,7 +127,7 @@ class Loop:
             permanent_checkpoint_at
             or _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_permanent_checkpoint)
         )
-        self._eval_at = eval_at or default_at
+        self._eval_at = eval_at or self._checkpoint_at
         n_tasks = len(self._tasks)
         self._which_task = which_task or (lambda step: step % n_tasks)
         self._best = {"lowest": checkpoint_low_metric, "highest": checkpoint_high_metric}
@@ -157,12 +161,14 @@ class Loop:
         self._output_dir = None if output_dir is None else os.path.expanduser(output_dir)
         self._folder: _checkpoint.Folder | None = None
         self._is_locked = False
+        self._generation: str | None = None  # of the checkpoint 'model' that this run goes on from
         if self._output_dir is None:
             self._console.say("Will not write evaluation metrics, because output_dir is None.")
         else:
             self._folder = _checkpoint.Folder(self._output_dir)
             with self._locked():
                 self.load_checkpoint()
+                self._generation = _checkpoint.generation_of(self._output_dir, "model")
         self._callbacks = [callback(self) for callback in callbacks or []]
 
     def run(self, n_steps: int = 1) -> None:
@@ -180,6 +186,7 @@ class Loop:
         first = self._step + 1
         with (
             self._locked(),
+            self._not_overtaken(),
             self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
             self._console.progress(first, n_steps, self._progress) as steps,
         ):
@@ -187,15 +194,19 @@ class Loop:
                 self._report(writers)
             for tally in self._tallies:
                 tally.start_clock()
-            for step in steps:
-                report = bool(self._eval_at(step))
-                self._take_step(step, report)
-                if self._saves_at(step, self._checkpoint_at):
-                    self.save_checkpoint("model")
-                if self._saves_at(step, self._permanent_checkpoint_at):
-                    self.save_checkpoint(f"model_{step}")
-                if report:
-                    self._report(writers)
+            try:
+                for step in steps:
+                    report = bool(self._eval_at(step))
+                    self._take_step(step, report)
+                    if self._saves_at(step, self._checkpoint_at):
+                        self.save_checkpoint("model")
+                    if self._saves_at(step, self._permanent_checkpoint_at):
+                        self.save_checkpoint(f"model_{step}")
+                    if report:
+                        self._report(writers)
+            finally:
+                for tally in self._tallies:
+                    tally.stop_clock()
 
     def _take_step(self, step: int, measure_weights: bool) -> None:
         callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
@@ -322,6 +333,7 @@ class Loop:
             return
         self._check_finite()
         parts, members = self._members.take()
+        _check_all_finite(parts)
         info = {
             "step": self._step,
             "reported_step": self._reported_step,
@@ -332,7 +344,9 @@ class Loop:
             "members": members,
         }
         with self._locked():
-            self._folder.save(basename, parts, info)
+            generation = self._folder.save(basename, parts, info)
+        if basename == "model":
+            self._generation = generation
         _log.info("Saved checkpoint %s of step %d", basename, self._step)
 
     def load_checkpoint(self, directory: str | None = None, filename: str | None = None) -> None:
@@ -366,9 +380,15 @@ class Loop:
             return
         parts, info = found
         self._members.put(parts, info["members"])
+        if self._asked_seed not in (None, info["seed"]):
+            self._console.say(
+                f"The run's seed is {info['seed']}, as saved; not {self._asked_seed}."
+            )
         self._step, self._seed, self._n_rngs = info["step"], info["seed"], info["n_rngs"]
         self._history = _history.History.from_dict(info["history"])
         self._reported_step = info["reported_step"]
+        if directory == self._output_dir and name == "model":
+            self._generation = _checkpoint.generation_of(directory, name)
         self._console.say(f"Resumed from {directory} at step {self._step}.")
 
     def update_weights_and_state(self, weights: Any = None, state: Any = None) -> None:
@@ -447,10 +467,10 @@ class Loop:
     def _save_best(self) -> None:
         for word, metric in self._best.items():
             values = self._history.get("eval", f"metrics/{metric}") if metric else []
-            if values and values[-1][0] == self._step:
-                extreme = (min if word == "lowest" else max)(value for _, value in values)
-                if values[-1][1] == extreme:
-                    self.save_checkpoint(f"{word}_{metric}")
+            numbers = [value for _, value in values if math.isfinite(value)]
+            is_new = bool(numbers) and values[-1] == (self._step, numbers[-1])
+            if is_new and numbers[-1] == (min if word == "lowest" else max)(numbers):
+                self.save_checkpoint(f"{word}_{metric}")
 
     def _check_best_metrics(self) -> None:
         known = [name for task in self._eval_tasks for name in task.metric_names]
@@ -461,11 +481,29 @@ class Loop:
                         f"The {word} of a metric can be kept if an eval task measures it; got "
                         f"{metric!r}, and they measure {known}."
                     )
+                if known.count(metric) > 1:
+                    raise ValueError(
+                        f"Several eval tasks measure {metric!r}, so its {word} is not one. Give "
+                        f"them metric_names."
+                    )
                 _checkpoint.check_basename(f"{word}_{metric}")
 
     def _check_finite(self) -> None:
         for trainer in self._trainers:
             trainer.check()
+
+    @contextmanager
+    def _not_overtaken(self) -> Iterator[None]:
+        """Refuses to go on where another process has trained since this one read or saved last."""
+        if self._output_dir is not None:
+            current = _checkpoint.generation_of(self._output_dir, "model")
+            if current != self._generation and current is not None:
+                raise _checkpoint.CheckpointError(
+                    f"Another process has trained into {self._output_dir} since this run saved or "
+                    f"loaded last. Call load_checkpoint() to go on from there, or give this one an "
+                    f"output_dir of its own."
+                )
+        yield
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -508,6 +546,16 @@ def init_host_and_devices(
     seed = _seeds.fresh_seed() if random_seed is None else random_seed
     _seeds.seed_ambient(seed)
     return world.is_chief, 1, world.size, seed
+
+
+def _check_all_finite(parts: _checkpoint.Parts) -> None:
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise optimizers.NonFiniteError(
+                    f"{name} of the {part} is not finite, so nothing was saved. Go back to the "
+                    f"last checkpoint: load_checkpoint()."
+                )
 
 
 def _summaries_of(model: tl.Layer) -> dict[str, Any]:
