@@ -631,6 +631,24 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
     assert line_loop(tmp_path, task=train_task()).step == 1
 
 
+def test_a_buffer_may_hold_infinities(tmp_path):
+    """Masks of attention do, and are saved."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+            self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+        def forward(self, x):
+            return self.linear(x)
+
+    task = TrainTask(batches(weights=False), nn.MSELoss(), optimizers.SGD(0.01))
+    Loop(Masked(), task, output_dir=str(tmp_path), progress=False).run(1)
+
+    assert (tmp_path / "model.json").exists()
+
+
 def test_evals_come_with_checkpoints_unless_told_otherwise(tmp_path):
     loop = line_loop(tmp_path, checkpoint_at=lambda step: step % 3 == 0)
     loop.run(7)

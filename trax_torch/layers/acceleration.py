@@ -13,8 +13,9 @@ class Accelerate(Layer):
     """Runs a layer compiled by `torch.compile`; the weights are the layer's own, not a copy.
 
     The first call of a kind compiles, which takes seconds; later calls of the same shape and type
-    are fast. In predict mode, where each position would be another program, the layer runs as it
-    is. Where nothing can be compiled (no C++ compiler, say), it runs as it is after one warning.
+    are fast. In predict mode, where each position would be another program, and in `pure_fn`, the
+    layer runs as it is. Where nothing can be compiled (no C++ compiler, say), likewise, after one
+    warning.
 
     Args:
       layer: what to run; a bare module is wrapped.
@@ -49,7 +50,7 @@ class Accelerate(Layer):
     def forward(self, x: Any) -> Any:
         """Returns what the layer returns."""
         layer = self.sublayer
-        if not self._can_compile or self._pass is not None or _remembers(layer):
+        if not self._can_compile or self._pass is not None or _is_for_once(layer):
             return base.call(layer, x)
         if self._compiled is None:
             # Not an attribute of the usual kind: nn.Module would register the twin as a child.
@@ -76,5 +77,9 @@ class Accelerate(Layer):
         return {**self.__dict__, "_compiled": None}  # compiled code is not for copies and files
 
 
-def _remembers(layer: Any) -> bool:
+def _is_for_once(layer: Any) -> bool:
+    """Tells whether a compiled program would serve one call: a position, or borrowed weights."""
+    first = next(layer.parameters(), None)
+    if first is not None and not isinstance(first, torch.nn.Parameter):
+        return True
     return any(m._memory is not None for m in layer.modules() if isinstance(m, Layer))

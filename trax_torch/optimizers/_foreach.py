@@ -37,7 +37,7 @@ class BoundRule(torch.optim.Optimizer):
 
     def make_slots(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """Returns a parameter's slots as they are before the first step."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no rule; a bound rule must override this.")
 
     def update_(
         self,
@@ -56,7 +56,7 @@ class BoundRule(torch.optim.Optimizer):
           slots: for each name one tensor of that type per weight.
           step: the number of this step, from 1; 1 for ever where the slots hold no `step`.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no rule; a bound rule must override this.")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters and allocates their slots."""

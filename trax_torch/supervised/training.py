@@ -551,7 +551,11 @@ def init_host_and_devices(
 def _check_all_finite(parts: _checkpoint.Parts) -> None:
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not tensor.is_floating_point():
+                continue
+            # A buffer may well hold infinities: masks do.
+            good = torch.isfinite(tensor) if part == "weights" else ~torch.isnan(tensor)
+            if not bool(good.all()):
                 raise optimizers.NonFiniteError(
                     f"{name} of the {part} is not finite, so nothing was saved. Go back to the "
                     f"last checkpoint: load_checkpoint()."
