@@ -587,7 +587,7 @@ def test_the_clock_runs_while_the_loop_does():
         time.sleep(0.005)
 
     speed = loop.history.get("train", "training/steps per second")[-1][1]
-    assert 40 < speed < 100
+    assert 10 < speed < 100
 
 
 def test_the_best_is_kept_though_an_eval_was_not_finite(tmp_path, monkeypatch):
