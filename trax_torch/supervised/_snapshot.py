@@ -3,7 +3,6 @@
 Putting back is all or nothing: everything is compared first, then everything is set.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,8 @@ from trax_torch.supervised import _checkpoint, _tally, _tasks
 from trax_torch.supervised._checkpoint import pack, unpack
 
 Tensors = dict[str, torch.Tensor]
+
+_BUFFER = "buffer."  # what buffers are called in the part 'state', which holds other things too
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,7 @@ class Members:
 
     def take(self) -> tuple[_checkpoint.Parts, dict[str, Any]]:
         """Returns tensors by part and name, and the rest as plain data."""
-        parts: _checkpoint.Parts = {}
-        _take_model(self.model, parts)
-        for i, task in enumerate(self.tasks):
-            _take_loss(i, task.loss_layer, parts)
+        parts = self._tensors()
         info = {
             "tasks": [
                 _take_task(i, *each, parts)
@@ -66,31 +64,38 @@ class Members:
           MismatchError: if what was saved does not fit; nothing has changed then.
           ValueError: if the data cannot go to its place; no weight has changed then.
         """
-        for kind, mine in (("tasks", self.tasks), ("evals", self.eval_tasks)):
-            if len(info[kind]) != len(mine):
+        for kind, items in (("tasks", self.tasks), ("evals", self.eval_tasks)):
+            if len(info[kind]) != len(items):
                 raise MismatchError(
                     f"The checkpoint was saved with {len(info[kind])} {kind}; there are "
-                    f"{len(mine)} now. Give Loop the same tasks, or another output_dir."
+                    f"{len(items)} now. Give Loop the same tasks, or another output_dir."
                 )
         pairs = list(zip(self.trainers, self.schedulers, info["tasks"], strict=True))
-        _compare_model(self.model, parts)
-        for i, task in enumerate(self.tasks):
-            saved = {**parts["weights"], **parts["state"]}
-            saved = {k: v for k, v in saved.items() if k.startswith(f"loss{i}:")}
-            _compare("loss's tensors", _loss_tensors(i, task.loss_layer), saved)
+        mine = self._tensors()
+        _compare("weights", mine["weights"], parts["weights"])
+        _compare("buffers", mine["state"], _buffers_in(parts))
         for i, pair in enumerate(pairs):
             _compare_task(i, *pair[:2], parts, pair[2])
         for task, kept in zip(self.tasks, info["tasks"], strict=True):
             task.stream.seek(unpack(kept["position"], parts["state"]))
         for eval_task, kept in zip(self.eval_tasks, info["evals"], strict=True):
             eval_task.stream.seek(unpack(kept, parts["state"]))
-        _put_model(self.model, parts)
-        for i, task in enumerate(self.tasks):
-            _put_loss(i, task.loss_layer, parts)
+        with torch.no_grad():
+            for part, tensors in mine.items():
+                for name, tensor in tensors.items():
+                    tensor.copy_(parts[part][name])
         for i, pair in enumerate(pairs):
             _put_task(i, *pair[:2], parts, pair[2])
         for tally, kept in zip(self.tallies, info["tallies"], strict=True):
             tally.fill(kept)
+
+    def _tensors(self) -> _checkpoint.Parts:
+        """Returns the weights and buffers of the model, and of losses, which may be trained too."""
+        weights, buffers = weights_of(self.model), buffers_of(self.model)
+        for i, task in enumerate(self.tasks):
+            weights |= {f"loss{i}:{k}": v for k, v in weights_of(task.loss_layer).items()}
+            buffers |= {f"loss{i}:{k}": v for k, v in buffers_of(task.loss_layer).items()}
+        return {"weights": weights, "state": {_BUFFER + k: v for k, v in buffers.items()}}
 
 
 def bare(model: tl.Layer) -> nn.Module:
@@ -109,43 +114,8 @@ def buffers_of(model: tl.Layer) -> Tensors:
     return {k: v for k, v in everything.items() if not isinstance(v, nn.Parameter)}
 
 
-def _take_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
-    """Puts weights and buffers into `parts`."""
-    parts["weights"] = weights_of(model)
-    parts["state"] = {f"buffer.{k}": v for k, v in buffers_of(model).items()}
-
-
-def _loss_tensors(index: int, loss: tl.Layer) -> Tensors:
-    """A loss may be trained too; its tensors stand beside the model's under 'loss0:', ..."""
-    return {f"loss{index}:{k}": v for k, v in {**weights_of(loss), **buffers_of(loss)}.items()}
-
-
-def _take_loss(index: int, loss: tl.Layer, parts: _checkpoint.Parts) -> None:
-    for name, tensor in _loss_tensors(index, loss).items():
-        parts["weights" if isinstance(tensor, nn.Parameter) else "state"][name] = tensor
-
-
-@torch.no_grad()
-def _put_loss(index: int, loss: tl.Layer, parts: _checkpoint.Parts) -> None:
-    for name, tensor in _loss_tensors(index, loss).items():
-        tensor.copy_(parts["weights" if isinstance(tensor, nn.Parameter) else "state"][name])
-
-
-def _compare_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
-    """Raises MismatchError, with the first differences, if weights or buffers do not fit."""
-    saved = {k[7:]: v for k, v in parts["state"].items() if k.startswith("buffer.")}
-    weights = {k: v for k, v in parts["weights"].items() if not re.match(r"loss\d+:", k)}
-    _compare("weights", weights_of(model), weights)
-    _compare("buffers", buffers_of(model), saved)
-
-
-@torch.no_grad()
-def _put_model(model: tl.Layer, parts: _checkpoint.Parts) -> None:
-    """Sets weights and buffers; `_compare_model` comes first."""
-    for name, tensor in weights_of(model).items():
-        tensor.copy_(parts["weights"][name])
-    for name, tensor in buffers_of(model).items():
-        tensor.copy_(parts["state"][f"buffer.{name}"])
+def _buffers_in(parts: _checkpoint.Parts) -> Tensors:
+    return {k: v for k, v in parts["state"].items() if k.startswith(_BUFFER)}
 
 
 def _take_task(
@@ -194,13 +164,10 @@ def _compare_task(
             f"Task {index} was saved with {before} torch scheduler and has {now} one now. Give it "
             f"the same lr_schedule, or start in a new output_dir."
         )
-    named = dict(_named_of(trainer))
-    saved: dict[str, dict[str, Any]] = {}
-    for key, slot in {**info["numbers"], **parts[f"opt_slots{index}"]}.items():
-        name, _, what = key.rpartition(".")
+    named, saved = dict(_named_of(trainer)), _slots_by_weight(index, parts, info)
+    for name in saved:
         if name not in named:
-            raise MismatchError(f"Task {index} has a slot {key} of a weight that is not there.")
-        saved.setdefault(name, {})[what] = slot
+            raise MismatchError(f"Task {index} has slots of a weight that is not there: {name}.")
     hint = "Give it the settings it was saved with, or start in a new output_dir."
     for name, p in named.items():
         present = _forms(trainer.optimizer.state.get(p, {}))  # empty until the first step, or ever
@@ -231,19 +198,13 @@ def _put_task(
     names = {id(p): name for name, p in _named_of(trainer)}
     params = [p for group in optimizer.param_groups for p in group["params"]]
     order = {names[id(p)]: i for i, p in enumerate(params)}
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in parts[f"opt_slots{index}"].items():
-        name, _, slot = key.rpartition(".")
-        state.setdefault(order[name], {})[slot] = tensor
-    for key, number in info["numbers"].items():
-        name, _, slot = key.rpartition(".")
-        state.setdefault(order[name], {})[slot] = unpack(number, parts["state"])
-    content["state"] = state
+    saved = _slots_by_weight(index, parts, info)
+    content["state"] = {order[name]: slots for name, slots in saved.items()}
     if scheduler is not None:
         kept, groups = unpack(info["scheduler"], parts["state"])
         scheduler.load_state_dict(kept)
-        for group, saved in zip(content["param_groups"], groups, strict=True):
-            group.update(saved)
+        for group, kept_group in zip(content["param_groups"], groups, strict=True):
+            group.update(kept_group)
     optimizer.load_state_dict(content)
 
 
@@ -281,6 +242,18 @@ def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:
     with torch.no_grad():
         for name, tensor in mine.items():
             tensor.copy_(given[name])
+
+
+def _slots_by_weight(
+    index: int, parts: _checkpoint.Parts, info: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Returns a task's saved slots, tensors and numbers, by weight and slot."""
+    saved: dict[str, dict[str, Any]] = {}
+    numbers = {k: unpack(v, parts["state"]) for k, v in info["numbers"].items()}
+    for key, slot in {**parts[f"opt_slots{index}"], **numbers}.items():
+        name, _, what = key.rpartition(".")
+        saved.setdefault(name, {})[what] = slot
+    return saved
 
 
 def _forms(slots: dict[str, Any]) -> dict[str, Any]:

@@ -168,7 +168,6 @@ class Loop:
             self._folder = _checkpoint.Folder(self._output_dir)
             with self._locked():
                 self.load_checkpoint()
-                self._generation = _checkpoint.generation_of(self._output_dir, "model")
         self._callbacks = [callback(self) for callback in callbacks or []]
 
     def run(self, n_steps: int = 1) -> None:
@@ -186,10 +185,10 @@ class Loop:
         first = self._step + 1
         with (
             self._locked(),
-            self._not_overtaken(),
             self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
             self._console.progress(first, n_steps, self._progress) as steps,
         ):
+            self._check_not_overtaken()
             if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                 self._report(writers)
             for tally in self._tallies:
@@ -257,7 +256,7 @@ class Loop:
             count = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
             self._console.say_step(1, f"Total number of trainable weights: {count}")
         n_steps = sum(tally.n_steps for tally in self._tallies)
-        seconds = max((tally.seconds() for tally in self._tallies), default=0.0)
+        seconds = max(tally.seconds() for tally in self._tallies)
         self._console.say_step(self._step, f"Ran {n_steps} train steps in {seconds:0.2f} secs")
         for task, tally in zip(self._tasks, self._tallies, strict=True):
             if not tally.n_steps:
@@ -492,8 +491,7 @@ class Loop:
         for trainer in self._trainers:
             trainer.check()
 
-    @contextmanager
-    def _not_overtaken(self) -> Iterator[None]:
+    def _check_not_overtaken(self) -> None:
         """Refuses to go on where another process has trained since this one read or saved last."""
         if self._output_dir is not None:
             current = _checkpoint.generation_of(self._output_dir, "model")
@@ -503,7 +501,6 @@ class Loop:
                     f"loaded last. Call load_checkpoint() to go on from there, or give this one an "
                     f"output_dir of its own."
                 )
-        yield
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
