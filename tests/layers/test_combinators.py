@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from checks import assert_all_close, grads
 from torch import nn
 
 from trax_torch import layers as tl
@@ -16,20 +17,6 @@ from trax_torch.layers import combinators
 def _afresh():
     torch.manual_seed(0)
     torch.compiler.reset()
-
-
-def grads(layer, x):
-    """Returns outputs and gradients of a loss that no output drops out of."""
-    layer.zero_grad()
-    outputs = layer(x)
-    flat = outputs if isinstance(outputs, tuple) else (outputs,)
-    sum((y**2).sum() for y in flat).backward()
-    return [y.detach() for y in flat] + [p.grad for p in layer.parameters()]
-
-
-def assert_all_close(got, want, tolerance=1e-6):
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
 # The stack.

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from checks import assert_all_close, grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,20 +22,6 @@ def _afresh():
 
 def add_with_carry():
     return tl.Fn("AddWithCarry", lambda x, carry: (x + carry, x + carry), n_out=2)
-
-
-def grads(layer, x):
-    """Returns outputs and gradients of a loss that no output drops out of."""
-    layer.zero_grad()
-    outputs = layer(x)
-    flat = outputs if isinstance(outputs, tuple) else (outputs,)
-    sum((y**2).sum() for y in flat).backward()
-    return [y.detach() for y in flat] + [p.grad for p in layer.parameters()]
-
-
-def assert_all_close(got, want, tolerance=1e-6):
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 
 # Scan.

@@ -16,6 +16,18 @@ from trax_torch._errors import CheckpointError
 from trax_torch.supervised import EvalTask, Loop, TrainTask
 
 
+def assert_resumes(make_loop, tmp_path, first, rest):
+    """Asserts that a run cut after some steps equals one that was not; returns both."""
+    whole = make_loop(tmp_path / "whole")
+    whole.run(first + rest)
+    make_loop(tmp_path / "cut").run(first)
+    resumed = make_loop(tmp_path / "cut")
+    resumed.run(rest)
+
+    assert_same_run(resumed, whole)
+    return resumed, whole
+
+
 def optimizer_named(name):
     return {
         "SGD": optimizers.SGD(0.01),
@@ -131,13 +143,7 @@ def test_a_shuffled_data_loader_is_resumed(tmp_path, n_workers):
         task = TrainTask(loader, tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=5)
         return line_loop(folder, task=task)
 
-    whole = loop(tmp_path / "whole")
-    whole.run(15)
-    loop(tmp_path / "cut").run(10)
-    resumed = loop(tmp_path / "cut")
-    resumed.run(5)
-
-    assert_same_run(resumed, whole)
+    assert_resumes(loop, tmp_path, 10, 5)
 
 
 def test_data_drawn_from_the_default_generator_is_resumed(tmp_path):
@@ -153,13 +159,7 @@ def test_data_drawn_from_the_default_generator_is_resumed(tmp_path):
         task = TrainTask(data(), tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=5)
         return line_loop(folder, dropout=0.3, task=task)
 
-    whole = loop(tmp_path / "whole")
-    whole.run(15)
-    loop(tmp_path / "cut").run(10)
-    resumed = loop(tmp_path / "cut")
-    resumed.run(5)
-
-    assert_same_run(resumed, whole)
+    assert_resumes(loop, tmp_path, 10, 5)
 
 
 def test_without_a_seed_the_run_keeps_the_one_it_found(tmp_path):
@@ -193,13 +193,7 @@ def test_buffers_and_torch_schedulers_are_resumed(tmp_path):
         evals = EvalTask(batches(3, weights=False), nn.MSELoss())
         return line_loop(folder, model=model, task=task, evals=evals)
 
-    whole = loop(tmp_path / "whole")
-    whole.run(15)
-    loop(tmp_path / "cut").run(10)
-    resumed = loop(tmp_path / "cut")
-    resumed.run(5)
-
-    assert_same_run(resumed, whole)
+    resumed, whole = assert_resumes(loop, tmp_path, 10, 5)
     assert resumed._schedulers[0].state_dict() == whole._schedulers[0].state_dict()
     names = set(resumed.model.state_dict())
     assert "1.running_mean" in names
@@ -210,13 +204,7 @@ def test_several_tasks_are_resumed(tmp_path):
         tasks = [train_task(0, loss_name="a"), train_task(1, loss_name="b")]
         return line_loop(folder, task=tasks, evals=[eval_task(100), eval_task(101)])
 
-    whole = loop(tmp_path / "whole")
-    whole.run(20)
-    loop(tmp_path / "cut").run(15)
-    resumed = loop(tmp_path / "cut")
-    resumed.run(5)
-
-    assert_same_run(resumed, whole)
+    assert_resumes(loop, tmp_path, 15, 5)
 
 
 def test_a_permanent_checkpoint_resumes_at_its_own_place(tmp_path):
@@ -347,13 +335,7 @@ def test_a_loss_that_is_trained_is_resumed_too(tmp_path):
         task = TrainTask(batches(), Tempered(), optimizers.Adam(0.1), n_steps_per_checkpoint=5)
         return line_loop(folder, task=task)
 
-    whole = loop(tmp_path / "whole")
-    whole.run(15)
-    loop(tmp_path / "cut").run(10)
-    resumed = loop(tmp_path / "cut")
-    resumed.run(5)
-
-    assert_same_run(resumed, whole)
+    resumed, whole = assert_resumes(loop, tmp_path, 10, 5)
     ours, theirs = (run.tasks[0].loss_layer.state_dict() for run in (resumed, whole))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert theirs["module.calls"].item() >= 15
