@@ -6,6 +6,7 @@ import torch
 from trax_torch import layers as tl
 from trax_torch import optimizers
 from trax_torch.supervised import EvalTask, Loop, TrainTask
+from trax_torch.supervised._reports import of_the_clock
 
 
 def batches(seed=0, n=4, weights=True):
@@ -58,7 +59,7 @@ def history_of(loop):
     """The history without what depends on the clock."""
     values = loop.history.to_dict()["_values"]
     return {
-        mode: {k: v for k, v in metrics.items() if "per second" not in k}
+        mode: {k: v for k, v in metrics.items() if not of_the_clock(k)}
         for mode, metrics in values.items()
     }
 

@@ -81,7 +81,7 @@ def test_the_events_of_a_step_come_in_order(tmp_path, monkeypatch):
         checkpoint_low_metric="L2Loss",
         callbacks=[functools.partial(Recorder, calls=calls)],
     )
-    monkeypatch.setattr(loop._folder, "save", lambda name, *_: calls.append(name))
+    monkeypatch.setattr(loop._saver._folder, "save", lambda name, *_: calls.append(name))
     monkeypatch.setattr(loop, "run_evals", lambda _: calls.append("evals"))
     monkeypatch.setattr(loop._history, "get", lambda *_: [(loop.step, 1.0)])
 
@@ -138,6 +138,7 @@ def test_tensorboard_reads_tags_steps_and_values(tmp_path):
         for tag in events.Tags()["scalars"]:
             found[mode, tag] = [(e.step, e.value) for e in events.Scalars(tag)]
     training_tags = ["learning_rate", "steps per second", "loss", "gradients_l2", "weights_l2"]
+    training_tags += ["share of time waiting for data"]
     assert set(found) == {
         ("train", "metrics/L2Loss"),
         ("eval", "metrics/L2Loss"),

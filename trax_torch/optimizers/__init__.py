@@ -1,5 +1,6 @@
 """Optimizers."""
 
+from trax_torch.optimizers._shares import Shares
 from trax_torch.optimizers.adafactor import Adafactor
 from trax_torch.optimizers.adam import Adam
 from trax_torch.optimizers.base import SGD, Optimizer
@@ -17,5 +18,6 @@ __all__ = [
     "NonFiniteError",
     "Optimizer",
     "RMSProp",
+    "Shares",
     "Trainer",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from trax_torch import _seeds
 from trax_torch import layers as tl
 from trax_torch.optimizers import base
+from trax_torch.optimizers._shares import Shares
 
 Stats = dict[str, Any]  # floats on a CPU, else scalar tensors on the device
 
@@ -20,24 +22,54 @@ class NonFiniteError(ArithmeticError):
 class Trainer:
     """Takes training steps of a model and its loss.
 
+    A step whose loss or gradient is not finite changes nothing: no weight, no slot, no buffer.
+
     Args:
       model_with_loss: a layer that maps a batch to one scalar, the loss.
       optimizer: a recipe, a torch optimizer of the model's parameters, or a class of either.
+      forward: computes the loss instead: `model_with_loss` compiled, say, or in another precision.
+      shares: how a batch is cut into parts; needed for `n_accumulation_steps` above 1.
+      n_accumulation_steps: how many parts go forward and backward one after another, so that the
+        activations of one part alone take up memory. Loss and gradients are those of the whole.
+      n_skips: how many steps that are not finite may be skipped before one raises.
+
+    Attributes:
+      n_skipped: how many were skipped so far.
+      is_whole: False while an update is under way, and after one that was broken off.
 
     Source: Trax `optimizers/trainer.py::Trainer`.
     """
 
-    def __init__(self, model_with_loss: tl.Layer, optimizer: Any):
+    def __init__(
+        self,
+        model_with_loss: tl.Layer,
+        optimizer: Any,
+        *,
+        forward: Callable[[Any], torch.Tensor] | None = None,
+        shares: Shares | None = None,
+        n_accumulation_steps: int = 1,
+        n_skips: int = 0,
+    ):
+        if n_accumulation_steps > 1 and shares is None:
+            raise ValueError("Parts of a batch need Shares: they say how much each stands for.")
         self.model_with_loss = model_with_loss
         self.params = [p for p in model_with_loss.parameters() if p.requires_grad]
         self.optimizer = base.bind(optimizer, self.params, model_with_loss.parameters())
+        self.n_skipped = 0
+        self.is_whole = True
+        self._forward = forward or model_with_loss
+        self._shares = shares
+        self._n_parts = n_accumulation_steps
+        self._n_skips = n_skips
         self._clip_grad_norm = base.clip_norm_of(optimizer)
         # On a CPU nothing is waited for when a number is read. Elsewhere numbers stay on the
         # device, and fused kernels take the verdict on a step there, so that no step waits for it.
         self._on_cpu = all(p.device.type == "cpu" for p in self.params)
         self._decides_on_device = not self._on_cpu and bool(self.optimizer.defaults.get("fused"))
-        self._bad_steps: torch.Tensor | None = None
+        self._verdicts: torch.Tensor | None = None  # bad steps; the first one, its loss and norm
         self._keyed = _seeds.Keyed(self.params[0].device if self.params else None)
+        self._buffers = _places_of_buffers(model_with_loss)
+        self._kept: list[torch.Tensor] = []  # the buffers as they were before the step
 
     def one_step(
         self,
@@ -59,11 +91,12 @@ class Trainer:
 
         Returns:
           `(loss, stats)`: stats holds `loss`, `gradients_l2` before clipping, and `weights_l2`
-          before the update; floats on a CPU, else scalar tensors on the device.
+          before the update; floats on a CPU, else scalar tensors on the device. It is empty if the
+          step was skipped; where the device decides that, `is_good` tells.
 
         Raises:
-          NonFiniteError: if the loss or the gradients' norm is not finite; no weight has changed.
-            On CUDA with fused kernels the step is skipped and `check` raises.
+          NonFiniteError: if the loss or the gradients' norm is not finite, and no more steps may be
+            skipped; nothing has changed. On CUDA with fused kernels `check` raises.
         """
         if learning_rate is not None:
             if not math.isfinite(learning_rate):
@@ -74,9 +107,17 @@ class Trainer:
                 group["lr"] = learning_rate
         for p in self.params:  # all of them: the optimizer may hold but a few
             p.grad = None
-        with self._random_numbers(rng):
-            loss = self.model_with_loss(batch)
-            loss.backward()
+        self._kept = [buffers[name].clone() for buffers, name in self._buffers]
+        try:
+            with self._random_numbers(rng):
+                if self._n_parts == 1:
+                    loss = self._forward(batch)
+                    loss.backward()
+                else:
+                    loss = self._in_parts(batch)
+        except BaseException:
+            self._put_buffers_back()
+            raise
         grads = [p.grad for p in self.params if p.grad is not None]
         stats = {
             "loss": loss.item() if self._on_cpu else loss.detach(),
@@ -85,15 +126,32 @@ class Trainer:
         if measure_weights:
             with torch.no_grad():
                 stats["weights_l2"] = self._norm(self.params)
+        loss = stats["loss"]
         self._update(grads, stats, step)
-        return stats["loss"], stats
+        return loss, stats
 
     def check(self) -> None:
-        """Raises NonFiniteError if a step was skipped on the device since the last check."""
-        if self._bad_steps is not None and bool(self._bad_steps):
-            count = int(self._bad_steps)
-            self._bad_steps.zero_()
-            raise NonFiniteError(f"{count} steps had a loss or gradient that is not finite.")
+        """Raises NonFiniteError if more steps were bad than may be skipped.
+
+        Where the device decides, this is when it is asked what it decided.
+        """
+        if self._verdicts is None:
+            return
+        n_bad, step, loss, norm = self._verdicts.tolist()
+        self.n_skipped += int(n_bad)
+        self._verdicts = None
+        if n_bad and self.n_skipped > self._n_skips:
+            raise NonFiniteError(self._complaint(int(step), loss, norm))
+
+    def _in_parts(self, batch: Any) -> torch.Tensor:
+        """Adds up the gradients of the parts of a batch; returns the loss of the whole."""
+        assert self._shares is not None
+        losses = []
+        for part, share in self._shares.cut(batch, self._n_parts):
+            loss = self._forward(part) * share
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def _random_numbers(self, rng: Any) -> Any:
         return contextlib.nullcontext() if rng is None else self._keyed(_seeds.as_seed(rng))
@@ -112,17 +170,45 @@ class Trainer:
         """Clips the gradients and moves the weights, if loss and gradients are finite."""
         verdict = stats["loss"] + stats["gradients_l2"]  # finite if both are
         if self._decides_on_device:
-            bad = torch.logical_not(torch.isfinite(verdict)).float()
-            self._bad_steps = bad if self._bad_steps is None else self._bad_steps + bad
-            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+            self._decide_on_device(verdict, stats, step)
         elif not math.isfinite(verdict):
-            raise NonFiniteError(
-                f"Step {step}: the loss is {float(stats['loss'])} and the gradients' norm "
-                f"{float(stats['gradients_l2'])}, so the step was not taken. Look at this batch, "
-                f"lower the learning rate, or clip: clip_grad_norm=1.0."
-            )
+            self._put_buffers_back()
+            self.n_skipped += 1
+            if self.n_skipped > self._n_skips:
+                numbers = float(stats["loss"]), float(stats["gradients_l2"])
+                raise NonFiniteError(self._complaint(step, *numbers))
+            stats.clear()
+            return
         self._clip(grads, stats["gradients_l2"])
+        self.is_whole = False
         self.optimizer.step()
+
+    def _decide_on_device(self, verdict: torch.Tensor, stats: Stats, step: int) -> None:
+        """Has a bad step change nothing, without waiting to know whether it is one."""
+        bad = torch.logical_not(torch.isfinite(verdict))
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        self._put_buffers_back(bad)
+        first = torch.stack([torch.full_like(verdict, step), stats["loss"], stats["gradients_l2"]])
+        if self._verdicts is None:
+            self._verdicts = torch.zeros(4, dtype=torch.float64, device=verdict.device)
+        is_first = bad & (self._verdicts[0] == 0)
+        self._verdicts[1:] = torch.where(is_first, first.double(), self._verdicts[1:])
+        self._verdicts[0] += bad
+        stats["is_good"] = torch.logical_not(bad)
+
+    def _put_buffers_back(self, condition: torch.Tensor | None = None) -> None:
+        with torch.no_grad():
+            for (buffers, name), kept in zip(self._buffers, self._kept, strict=True):
+                now = buffers[name]
+                now.copy_(kept if condition is None else torch.where(condition, kept, now))
+
+    def _complaint(self, step: int, loss: float, norm: float) -> str:
+        skipped = f" {self.n_skipped} steps were not." if self._n_skips else ""
+        return (
+            f"Step {step}: the loss is {loss} and the gradients' norm {norm}, so the step was not "
+            f"taken.{skipped} Look at this batch, lower the learning rate, or clip: "
+            f"clip_grad_norm=1.0."
+        )
 
     def _clip(self, grads: list[torch.Tensor], gradients_l2: Any) -> None:
         limit = self._clip_grad_norm
@@ -133,3 +219,13 @@ class Trainer:
         else:
             factor = torch.where(gradients_l2 >= limit, limit / gradients_l2, 1.0)
         torch._foreach_mul_(grads, factor)
+
+
+def _places_of_buffers(layer: tl.Layer) -> list[tuple[dict[str, Any], str]]:
+    """Returns where the buffers are that a step in train mode may change: statistics, say."""
+    return [
+        (module._buffers, name)
+        for module in layer.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]

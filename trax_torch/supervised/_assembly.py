@@ -1,12 +1,67 @@
 """Puts a Loop's parts together: checks what was given, and builds what will run."""
 
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from trax_torch import layers as tl
 from trax_torch import optimizers, shapes
+from trax_torch.layers import _stack
 from trax_torch.supervised import _tasks
+
+_SKIPS = 100  # how many steps on_nonfinite='skip' stands for
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How steps are computed.
+
+    Attributes:
+      precision: 'bf16' computes in bfloat16 where torch's autocast deems it safe; None, as the
+        weights are.
+      n_accumulation_steps: into how many parts a batch is cut.
+      compile: whether the model is compiled.
+      on_nonfinite: 'raise', 'skip', or how many steps may be skipped.
+
+    Raises:
+      ValueError: if one is out of range.
+    """
+
+    precision: str | None = None
+    n_accumulation_steps: int = 1
+    compile: bool = False
+    on_nonfinite: str | int = "raise"
+
+    def __post_init__(self) -> None:
+        if self.precision not in (None, "bf16"):
+            raise ValueError(f"precision is 'bf16' or None; got {self.precision!r}.")
+        if self.n_accumulation_steps < 1:
+            raise ValueError(
+                f"n_accumulation_steps is how many parts a batch is cut into, at least 1; got "
+                f"{self.n_accumulation_steps}."
+            )
+        is_count = isinstance(self.on_nonfinite, int) and self.on_nonfinite >= 0
+        if self.on_nonfinite not in ("raise", "skip") and not is_count:
+            raise ValueError(
+                f"on_nonfinite is 'raise', 'skip', or how many steps may be skipped; got "
+                f"{self.on_nonfinite!r}."
+            )
+
+    @property
+    def n_skips(self) -> int:
+        """How many steps that are not finite may be skipped."""
+        words = {"raise": 0, "skip": _SKIPS}
+        return words[self.on_nonfinite] if self.on_nonfinite in words else int(self.on_nonfinite)
+
+    def autocast(self, device: torch.device) -> Callable[[], Any]:
+        """Returns what makes the context to compute in."""
+        if self.precision is None:
+            return contextlib.nullcontext
+        return functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
 def as_tasks(items: Any, kind: type, name: str) -> list[Any]:
@@ -49,19 +104,50 @@ def prepare_model(model: Any, batch: tuple[Any, ...], seed: int, device: torch.d
     return layer.to(device)
 
 
+def running(model: tl.Layer, settings: Settings) -> tl.Layer:
+    """Returns what runs for a model: itself, or its compiled twin, which has the same weights."""
+    return tl.Accelerate(model) if settings.compile else model
+
+
 def make_trainer(
-    model: tl.Layer, task: _tasks.TrainTask, device: torch.device
+    model: tl.Layer,
+    running_model: tl.Layer,
+    task: _tasks.TrainTask,
+    device: torch.device,
+    settings: Settings,
 ) -> optimizers.Trainer:
     """Returns the trainer of a task; batch, model and loss are known to fit together then."""
-    _tasks.check_fits(model, task.loss_layer, task.sample_batch, is_loss=True)
-    both = tl.Serial(model, task.loss_layer)
+    loss = task.loss_layer
+    _tasks.check_fits(model, loss, task.sample_batch, is_loss=True)
+    both = tl.Serial(model, loss)
     if not any(isinstance(m, tl.Wrapped) for m in both.modules()):  # foreign code may need numbers
         outcome = both.output_signature(shapes.signature(task.sample_batch))
         if getattr(outcome, "shape", None) != ():
             raise ValueError(
                 f"A loss is one number; {task.loss_name} gives {outcome}. Take its mean."
             )
-    return optimizers.Trainer(both.to(device), task.optimizer)
+    forward = None  # the two in series; what is compiled is the model, which evals run too
+    if running_model is not model or settings.precision is not None:
+        forward = functools.partial(_loss_of, running_model, loss, settings.autocast(device))
+    return optimizers.Trainer(
+        both.to(device),
+        task.optimizer,
+        forward=forward,
+        shares=optimizers.Shares(model, loss),
+        n_accumulation_steps=settings.n_accumulation_steps,
+        n_skips=settings.n_skips,
+    )
+
+
+def _loss_of(
+    model: tl.Layer, loss: tl.Layer, autocast: Callable[[], Any], batch: tuple[Any, ...]
+) -> torch.Tensor:
+    """Returns the loss of a batch, as model and loss in series do."""
+    with autocast():
+        outputs = model(_stack.take(batch, model.n_in))
+        stack = _stack.put(outputs, batch, model.n_in)
+        result: torch.Tensor = loss(_stack.take(stack, loss.n_in))
+    return result
 
 
 def make_scheduler(task: _tasks.TrainTask, trainer: optimizers.Trainer) -> Any:

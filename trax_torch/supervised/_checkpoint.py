@@ -6,6 +6,7 @@ should hold is known by its size and hash before any of it is believed. Nothing 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +30,7 @@ _BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _PART = re.compile(
     r"(?P<basename>.+)\.(?P<generation>[0-9a-f]{16})\.(weights|state|opt_slots\d+)\.safetensors"
 )
+_PERMANENT = re.compile(r"model_(?P<step>\d+)\.(json|[0-9a-f]{16}\.\w+\.safetensors)")
 
 Parts = dict[str, dict[str, torch.Tensor]]
 
@@ -58,6 +61,9 @@ class Folder:
 
     def __init__(self, path: str):
         self.path = path
+        self._mutex = threading.Lock()
+        self._n_holders = 0  # of the lock, in this process
+        self._lock_fd = -1
         with _reasons(path, "make"):
             os.makedirs(path, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
@@ -67,26 +73,39 @@ class Folder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from writing here for a while.
+        """Keeps other processes from writing here for a while; may be held several times over.
 
         Raises:
-          CheckpointError: if another process does so now.
+          CheckpointError: if another process writes here now.
         """
+        with self._mutex:
+            if not self._n_holders:
+                self._lock_fd = self._open_lock()
+            self._n_holders += 1
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._n_holders -= 1
+                if not self._n_holders:
+                    os.close(self._lock_fd)
+
+    def _open_lock(self) -> int:
         name = os.path.join(self.path, ".lock")
         with _reasons(name, "open"):
             fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            try:
-                # Not flock: DataLoader workers, forked meanwhile, would go on holding it.
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise CheckpointError(
-                    f"Another process is training into {self.path} now. Give this one an "
-                    f"output_dir of its own, or wait."
-                ) from None
-            yield
-        finally:
+            # Not flock: DataLoader workers, forked meanwhile, would go on holding it.
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
             os.close(fd)
+            if not isinstance(error, (BlockingIOError, PermissionError)):
+                raise
+            raise CheckpointError(
+                f"Another process is training into {self.path} now. Give this one an output_dir "
+                f"of its own, or wait."
+            ) from None
+        return fd
 
     def save(self, basename: str, parts: Parts, info: Mapping[str, Any]) -> str:
         """Saves a checkpoint under a name, in the place of an earlier one of that name.
@@ -105,8 +124,6 @@ class Folder:
           ValueError: if the name is not a plain one.
           CheckpointError: if the files cannot be written, with the reason.
         """
-        from safetensors.torch import save as to_bytes
-
         check_basename(basename)
         generation = os.urandom(8).hex()
         staging = os.path.join(self.path, f".{basename}.{generation}.tmp")
@@ -117,9 +134,8 @@ class Folder:
                 files: dict[str, dict[str, Any]] = {}
                 for part, tensors in parts.items():
                     name = f"{basename}.{generation}.{part}.safetensors"
-                    data = to_bytes(_plain(tensors), {"format": "pt"})
-                    _write(os.path.join(staging, name), data)
-                    files[part] = {"name": name, "size": len(data), "sha256": _hash(data)}
+                    size, sha256 = _write_tensors(os.path.join(staging, name), tensors)
+                    files[part] = {"name": name, "size": size, "sha256": sha256}
                 manifest = {
                     "format": FORMAT,
                     "version": VERSION,
@@ -150,6 +166,28 @@ class Folder:
         with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
             self._sweep(basename, generation)
         return generation
+
+    def keep_last(self, count: int, saved: int) -> None:
+        """Deletes all but `count` permanent checkpoints, `model_<step>`, once a newer one is there.
+
+        Those of later steps than `saved` are of a future that was given up, and go first. Leftovers
+        of broken-off saves go too.
+
+        Args:
+          count: how many to keep, at least 1.
+          saved: the step of the newest one.
+        """
+        found: dict[int, list[str]] = {}
+        with _reasons(self.path, "clean"):
+            for name in os.listdir(self.path):
+                if match := _PERMANENT.fullmatch(name):
+                    found.setdefault(int(match["step"]), []).append(name)
+            whole = [s for s, names in found.items() if any(n.endswith(".json") for n in names)]
+            kept = sorted(whole, key=lambda step: (step <= saved, step))[-count:]
+            for step in found.keys() - set(kept):
+                # The manifest first, so that none is left that lists what is gone.
+                for name in sorted(found[step], key=lambda n: not n.endswith(".json")):
+                    os.unlink(os.path.join(self.path, name))
 
     def _manifest(self, basename: str) -> str:
         return os.path.join(self.path, f"{basename}.json")
@@ -320,6 +358,21 @@ def _write(path: str, data: bytes) -> None:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
+
+
+def _write_tensors(path: str, tensors: Mapping[str, torch.Tensor]) -> tuple[int, str]:
+    """Writes a safetensors file that did not exist; returns its size and hash."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(_plain(tensors), path, {"format": "pt"})
+    except SafetensorError as error:  # what the operating system said is in its text alone
+        raise OSError(errno.EIO, str(error), path) from error
+    os.chmod(path, os.stat(os.path.dirname(path)).st_mode & 0o666)  # it leaves 0600
+    with open(path, "rb+") as f:
+        os.fsync(f.fileno())
+        return os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _sync_folder(path: str) -> None:

@@ -1,5 +1,7 @@
 """A task's batches -> {metric: mean over batches}."""
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +19,20 @@ class Evaluator:
       model: the model; it is put in eval mode while it is measured, and back.
       task: what to measure, on what.
       device: where the model is.
+      autocast: makes the context that the model computes in.
     """
 
-    def __init__(self, model: tl.Layer, task: _tasks.EvalTask, device: torch.device):
+    def __init__(
+        self,
+        model: tl.Layer,
+        task: _tasks.EvalTask,
+        device: torch.device,
+        autocast: Callable[[], Any] = contextlib.nullcontext,
+    ):
         self._model = model
         self._task = task
         self._device = device
+        self._autocast = autocast
         self._keyed = _seeds.Keyed(device)
         for metric in task.metrics:
             _tasks.check_fits(model, metric, task.sample_batch, is_loss=False)
@@ -40,7 +50,7 @@ class Evaluator:
         for layer in measured:
             layer.eval()
         try:
-            with torch.no_grad(), self._keyed(seed):
+            with torch.no_grad(), self._keyed(seed), self._autocast():
                 sums = self._measure(self._task.next_batch())
                 for _ in range(n_batches - 1):
                     sums = sums + self._measure(self._task.next_batch())

@@ -3,7 +3,7 @@
 Putting back is all or nothing: everything is compared first, then everything is set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Members:
       trainers: one for each training task, with its slots.
       schedulers: one for each training task: a torch scheduler, or None.
       tallies: one for each training task: what happened since the last report.
+      callbacks: those with `state_dict` and `load_state_dict` remember something, too.
     """
 
     model: tl.Layer
@@ -38,6 +39,8 @@ class Members:
     trainers: list[optimizers.Trainer]
     schedulers: list[Any]
     tallies: list[_tally.Tally]
+    callbacks: list[Any]
+    waiting: dict[str, Any] = field(default_factory=dict)  # saved states of callbacks to come
 
     def take(self) -> tuple[_checkpoint.Parts, dict[str, Any]]:
         """Returns tensors by part and name, and the rest as plain data."""
@@ -54,11 +57,19 @@ class Members:
                 for i, task in enumerate(self.eval_tasks)
             ],
             "tallies": [tally.to_dict() for tally in self.tallies],
+            "callbacks": {
+                name: pack(callback.state_dict(), f"callback.{name}", parts["state"])
+                for name, callback in self._remembering()
+            },
         }
         return parts, info
 
-    def put(self, parts: _checkpoint.Parts, info: dict[str, Any]) -> None:
+    def put(self, parts: _checkpoint.Parts, info: dict[str, Any], exact_data: bool = True) -> None:
         """Puts everything where `take` found it.
+
+        Args:
+          parts: the tensors, and info: the rest.
+          exact_data: False leaves the data where it is.
 
         Raises:
           MismatchError: if what was saved does not fit; nothing has changed then.
@@ -76,10 +87,11 @@ class Members:
         _compare("buffers", mine["state"], _buffers_in(parts))
         for i, pair in enumerate(pairs):
             _compare_task(i, *pair[:2], parts, pair[2])
-        for task, kept in zip(self.tasks, info["tasks"], strict=True):
-            task.stream.seek(unpack(kept["position"], parts["state"]))
-        for eval_task, kept in zip(self.eval_tasks, info["evals"], strict=True):
-            eval_task.stream.seek(unpack(kept, parts["state"]))
+        places = [kept["position"] for kept in info["tasks"]] + info["evals"]
+        streams = [task.stream for task in self.tasks] + [task.stream for task in self.eval_tasks]
+        for stream, place in zip(streams, places, strict=True):
+            if exact_data:
+                stream.seek(unpack(place, parts["state"]))
         with torch.no_grad():
             for part, tensors in mine.items():
                 for name, tensor in tensors.items():
@@ -88,6 +100,27 @@ class Members:
             _put_task(i, *pair[:2], parts, pair[2])
         for tally, kept in zip(self.tallies, info["tallies"], strict=True):
             tally.fill(kept)
+        self.waiting.clear()
+        for name, kept in info.get("callbacks", {}).items():
+            self.waiting[name] = unpack(kept, parts["state"])
+        self.fill_callbacks()
+
+    def fill_callbacks(self) -> None:
+        """Gives callbacks their states of the checkpoint that `put` put; some come later."""
+        for name, callback in self._remembering():
+            if name in self.waiting:
+                callback.load_state_dict(self.waiting.pop(name))
+
+    def _remembering(self) -> list[tuple[str, Any]]:
+        """Returns the callbacks with a state, by the names of their classes and a number."""
+        counts: dict[str, int] = {}
+        found = []
+        for callback in self.callbacks:
+            if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
+                kind = type(callback).__name__
+                counts[kind] = counts.get(kind, -1) + 1
+                found.append((f"{kind}{counts[kind]}", callback))
+        return found
 
     def _tensors(self) -> _checkpoint.Parts:
         """Returns the weights and buffers of the model, and of losses, which may be trained too."""
@@ -143,6 +176,7 @@ def _take_task(
         "optimizer": type(optimizer).__name__,
         "numbers": numbers,
         "settings": _settings_of(optimizer),
+        "n_skipped": trainer.n_skipped,
         "scheduler": kept,
         "position": pack(task.stream.position(), f"data{index}", parts["state"]),
     }
@@ -194,6 +228,7 @@ def _put_task(
 ) -> None:
     """Sets a task's slots and scheduler; `_compare_task` comes first."""
     optimizer = trainer.optimizer
+    trainer.is_whole, trainer.n_skipped = True, info.get("n_skipped", 0)
     content = optimizer.state_dict()
     names = {id(p): name for name, p in _named_of(trainer)}
     params = [p for group in optimizer.param_groups for p in group["params"]]

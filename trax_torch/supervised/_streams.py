@@ -3,9 +3,14 @@
 The position is what a checkpoint keeps, so that a resumed run sees the batches it would have seen.
 """
 
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
+
+import torch
+
+from trax_torch.supervised import _signals
 
 _log = logging.getLogger("trax_torch")
 
@@ -85,6 +90,11 @@ class BatchStream:
         for _ in range(missing):
             self.next()
 
+    def _let_workers_outlive_signals(self, loader: Any) -> None:
+        made = getattr(loader.worker_init_fn, "func", None)
+        if made is not _signals.outlive_first:
+            loader.worker_init_fn = functools.partial(_signals.outlive_first, loader.worker_init_fn)
+
     def _keeps_state(self) -> bool:
         return hasattr(self._data, "state_dict") and hasattr(self._data, "load_state_dict")
 
@@ -98,6 +108,8 @@ class BatchStream:
                         f"{self._name} ended after {self.n_taken} batches. Give an iterator that "
                         f"goes on for as long as you train, or an iterable such as a DataLoader."
                     ) from None
+        if isinstance(self._data, torch.utils.data.DataLoader) and self._data.num_workers:
+            self._let_workers_outlive_signals(self._data)
         self._iterator = iter(self._data)
         try:
             return next(self._iterator)

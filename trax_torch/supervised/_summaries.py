@@ -5,7 +5,6 @@ This room is told what to say; it measures nothing.
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -113,10 +112,3 @@ class Writer:
     def flush(self) -> None:
         """Lets readers see what was written."""
         self._writer.flush()
-
-
-def folder_of(output_dir: str | None, n_tasks: int, index: int, prefix: str | None) -> str | None:
-    """Returns where a task's logs go: `output_dir`, or a folder in it where there are several."""
-    if output_dir is None or n_tasks < 2:
-        return output_dir
-    return os.path.join(output_dir, prefix or str(index))

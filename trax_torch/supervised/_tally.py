@@ -16,8 +16,9 @@ class Tally:
         """Begins a new span."""
         self.n_steps = 0
         self.learning_rate = 0.0
+        self.seconds_waited = 0.0
         self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Any] = {}
         self._earlier_seconds = 0.0
         self.start_clock()
 
@@ -30,19 +31,31 @@ class Tally:
         self._earlier_seconds = self.seconds()
         self._start = None
 
-    def add(self, stats: dict[str, Any], learning_rate: float) -> None:
-        """Adds one step's statistics by name: floats, or scalars that are not waited for."""
+    def add(self, stats: dict[str, Any], learning_rate: float, seconds_waited: float) -> None:
+        """Adds one step.
+
+        Args:
+          stats: the step's statistics by name: floats, or scalars that are not waited for. A step
+            that was skipped has none; where `is_good` is among them, it tells.
+          learning_rate: the step's rate.
+          seconds_waited: how long the step waited for its batch.
+        """
+        is_good = stats.pop("is_good", 1)
         for name, value in stats.items():
             if isinstance(value, torch.Tensor):
                 value = value.double()  # float32 would lose small values beside a long sum
+            if isinstance(is_good, torch.Tensor):
+                value = torch.where(is_good, value, 0.0)
             self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._counts[name] = self._counts.get(name, 0) + is_good
         self.n_steps += 1
         self.learning_rate = learning_rate
+        self.seconds_waited += seconds_waited
 
     def means(self) -> dict[str, float]:
-        """Returns the mean of each statistic over the span's steps that had it."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        """Returns the mean of each statistic over the span's good steps that had it."""
+        counts = {name: int(count) for name, count in self._counts.items()}
+        return {name: float(self._sums[name]) / n for name, n in counts.items() if n}
 
     def seconds(self) -> float:
         """Returns how long the span has lasted."""
@@ -55,8 +68,9 @@ class Tally:
             "n_steps": self.n_steps,
             "learning_rate": self.learning_rate,
             "sums": {name: float(total) for name, total in self._sums.items()},
-            "counts": dict(self._counts),
+            "counts": {name: int(count) for name, count in self._counts.items()},
             "seconds": self.seconds(),
+            "seconds_waited": self.seconds_waited,
         }
 
     def fill(self, kept: dict[str, Any]) -> None:
@@ -65,5 +79,6 @@ class Tally:
         self.learning_rate = kept["learning_rate"]
         self._sums = dict(kept["sums"])
         self._counts = dict(kept["counts"])
+        self.seconds_waited = kept.get("seconds_waited", 0.0)
         self._earlier_seconds = kept["seconds"]
         self._start = None

@@ -7,7 +7,9 @@ class TrainingStepCallback:
     """Is called before and after training steps; base class of callbacks.
 
     `Loop(callbacks=[MyCallback])` builds each class as `MyCallback(loop)`; a
-    `functools.partial(MyCallback, ...)` serves as well where it needs more.
+    `functools.partial(MyCallback, ...)` serves as well where it needs more. A callback with
+    `state_dict()` and `load_state_dict(state)` is saved with each checkpoint, and resumed: a state
+    is made of numbers, strings, tensors, lists, tuples and dicts.
 
     Args:
       loop: the `Loop` that calls.
@@ -34,3 +36,13 @@ class TrainingStepCallback:
 
     def on_step_end(self, step: int) -> None:
         """Is called after the step, when `call_at(step)`, before it is saved and measured."""
+
+    def on_evals_begin(self, step: int) -> None:
+        """Is called before the model is measured, at every report."""
+
+    def on_evals_end(self, step: int) -> None:
+        """Is called after the model was measured, also if that failed."""
+
+    def training_values(self) -> dict[str, float]:
+        """Returns values to log with training's at a report, by name; none, unless overridden."""
+        return {}

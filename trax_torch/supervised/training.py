@@ -4,12 +4,12 @@
 The order of events at a step is written down once, in `Loop.run`.
 """
 
+import contextlib
 import logging
-import math
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,13 @@ from trax_torch import _nest, _seeds, _world, optimizers
 from trax_torch import layers as tl
 from trax_torch.supervised import (
     _assembly,
+    _best,
     _checkpoint,
     _evaluator,
     _events,
+    _reports,
+    _saves,
+    _signals,
     _snapshot,
     _summaries,
     _tally,
@@ -68,6 +72,21 @@ class Loop:
       callbacks: classes, built as `callback(loop)`; see `callbacks.TrainingStepCallback`.
       device: where to compute; by default CUDA if there is any, else the CPU.
       progress: True shows a progress bar, False none; by default one on a terminal.
+      precision: 'bf16' computes in bfloat16 where torch's autocast deems it safe, in training and
+        evals; weights, slots and losses stay as they are. None computes in the weights' type.
+      n_accumulation_steps: into how many parts a batch is cut, along its first axis, that go
+        forward and backward one after another, so that the activations of one alone take up
+        memory. Loss and gradients are those of the whole batch, however weights are spread over
+        the parts. (Batch statistics are those of a part.)
+      compile: True compiles the model with `torch.compile`, once for training and once for evals.
+      keep_last: how many permanent checkpoints to keep; None keeps all.
+      background_saves: True writes checkpoints behind the run, from a copy of the weights and
+        slots; one that fails stops the run at the next save or the end of `run`.
+      on_nonfinite: what happens to a step whose loss or gradient is not finite, which changes
+        nothing in any case: 'raise' raises `NonFiniteError`; a number skips so many such steps
+        before it raises; 'skip' stands for 100.
+      resume_data: 'exact' goes on with the batch after the last one that was seen, and draws those
+        before it again where the data does not keep its own place; 'restart' begins anew.
 
     Raises:
       ValueError: if arguments, model and batches do not fit together.
@@ -98,12 +117,24 @@ class Loop:
         *,
         device: str | torch.device | None = None,
         progress: bool | None = None,
+        precision: str | None = None,
+        n_accumulation_steps: int = 1,
+        compile: bool = False,
+        keep_last: int | None = None,
+        background_saves: bool = False,
+        on_nonfinite: str | int = "raise",
+        resume_data: str = "exact",
     ):
         _assembly.refuse(
             loss_chunk_size=loss_chunk_size,
             use_memory_efficient_trainer=use_memory_efficient_trainer,
             adasum=adasum,
         )
+        settings = _assembly.Settings(precision, n_accumulation_steps, compile, on_nonfinite)
+        if resume_data not in ("exact", "restart"):
+            raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
+        if keep_last is not None and keep_last < 1:
+            raise ValueError(f"keep_last is at least 1, or None to keep all; got {keep_last}.")
         self._world = _world.join(n_devices, device)
         self._tasks = _assembly.as_tasks(tasks, TrainTask, "tasks")
         self._eval_tasks = _assembly.as_tasks(eval_tasks, EvalTask, "eval_tasks")
@@ -120,6 +151,10 @@ class Loop:
         self._history = _history.History()
         self._console = _summaries.Console(self._world.is_chief)
         self._progress = progress
+        self._background_saves = background_saves
+        self._resume_data = resume_data
+        self._is_to_stop = False
+        self._batch: Any = None
 
         default_at = _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_checkpoint)
         self._checkpoint_at = checkpoint_at or default_at
@@ -130,13 +165,16 @@ class Loop:
         self._eval_at = eval_at or self._checkpoint_at
         n_tasks = len(self._tasks)
         self._which_task = which_task or (lambda step: step % n_tasks)
-        self._best = {"lowest": checkpoint_low_metric, "highest": checkpoint_high_metric}
-        self._check_best_metrics()
+        self._best = _best.Best(checkpoint_low_metric, checkpoint_high_metric, self._eval_tasks)
 
         sample, device = self._tasks[0].sample_batch, self._world.device
         init_seed = _seeds.derive(self._seed, "init")
         self._model = _assembly.prepare_model(model, sample, init_seed, device)
-        self._trainers = [_assembly.make_trainer(self._model, t, device) for t in self._tasks]
+        running = _assembly.running(self._model, settings)
+        self._trainers = [
+            _assembly.make_trainer(self._model, running, task, device, settings)
+            for task in self._tasks
+        ]
         self._schedulers = [
             _assembly.make_scheduler(task, trainer)
             for task, trainer in zip(self._tasks, self._trainers, strict=True)
@@ -146,9 +184,12 @@ class Loop:
         if eval_model is not None:
             self._eval_model = _assembly.prepare_model(eval_model, sample, init_seed, device)
             _snapshot.share_weights(self._model, self._eval_model)
+            running = _assembly.running(self._eval_model, settings)
         self._evaluators = [
-            _evaluator.Evaluator(self._eval_model, task, device) for task in self._eval_tasks
+            _evaluator.Evaluator(running, task, device, settings.autocast(device))
+            for task in self._eval_tasks
         ]
+        self._callbacks: list[Any] = []
         self._members = _snapshot.Members(
             self._model,
             self._tasks,
@@ -156,25 +197,33 @@ class Loop:
             self._trainers,
             self._schedulers,
             self._tallies,
+            self._callbacks,
         )
 
         self._output_dir = None if output_dir is None else os.path.expanduser(output_dir)
-        self._folder: _checkpoint.Folder | None = None
-        self._is_locked = False
-        self._generation: str | None = None  # of the checkpoint 'model' that this run goes on from
+        self._reports = _reports.Reports(
+            self._console, self._tasks, self._eval_tasks, self._output_dir
+        )
+        self._saver: _saves.Saver | None = None
+        self._saved_step: int | None = None  # that 'model' is of
         if self._output_dir is None:
             self._console.say("Will not write evaluation metrics, because output_dir is None.")
         else:
-            self._folder = _checkpoint.Folder(self._output_dir)
-            with self._locked():
+            self._saver = _saves.Saver(self._output_dir, keep_last)
+            with self._saver.lock():
                 self.load_checkpoint()
-        self._callbacks = [callback(self) for callback in callbacks or []]
+        for callback in callbacks or []:  # they may look at the loop, which is ready now
+            self._callbacks.append(callback(self))
+        self._members.fill_callbacks()
 
     def run(self, n_steps: int = 1) -> None:
         """Trains for `n_steps` more steps.
 
+        SIGTERM and SIGINT end the run after the step under way: a checkpoint is saved and the
+        process exits with 143 or 130, as `SystemExit`. A second signal ends it at once.
+
         Raises:
-          NonFiniteError: if a loss or gradient is not finite; that step has changed no weight.
+          NonFiniteError: if a loss or gradient is not finite; that step has changed nothing.
           ValueError: if the data ends.
           CheckpointError: if a checkpoint cannot be saved, or another process writes here.
         """
@@ -182,30 +231,40 @@ class Loop:
             raise ValueError(f"A run takes 0 steps or more; got {n_steps}.")
         self._model.train()
         self._step_seed = _seeds.derive(self._seed, "step", self._world.rank)
+        self._is_to_stop = False
         first = self._step + 1
         with (
-            self._locked(),
+            _signals.Stopper() as stopper,
+            self._saver.running() if self._saver else contextlib.nullcontext(),
             self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
             self._console.progress(first, n_steps, self._progress) as steps,
+            self._clocks(),
         ):
-            self._check_not_overtaken()
+            if self._saver is not None:
+                self._saver.check_not_overtaken()
             if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                 self._report(writers)
-            for tally in self._tallies:
-                tally.start_clock()
-            try:
-                for step in steps:
-                    report = bool(self._eval_at(step))
-                    self._take_step(step, report)
-                    if self._saves_at(step, self._checkpoint_at):
-                        self.save_checkpoint("model")
-                    if self._saves_at(step, self._permanent_checkpoint_at):
-                        self.save_checkpoint(f"model_{step}")
-                    if report:
-                        self._report(writers)
-            finally:
-                for tally in self._tallies:
-                    tally.stop_clock()
+            for step in steps:
+                if stopper.signum is not None or self._is_to_stop:
+                    break
+                report = bool(self._eval_at(step))
+                self._take_step(step, report)
+                self._save(self._names_due_at(step), blocking=not self._background_saves)
+                if report and stopper.signum is None:
+                    self._report(writers)
+            if stopper.signum is not None:
+                self._leave(stopper.signum)
+
+    def stop(self) -> None:
+        """Ends `run` after the step under way; for callbacks."""
+        self._is_to_stop = True
+
+    def _leave(self, signum: int) -> None:
+        """Saves what was done, and ends the process."""
+        if self._saver is not None and self._saved_step != self._step:
+            self._save(["model"], blocking=True)
+        self._console.say_step(self._step, f"Stopped by signal {signum}.")
+        raise SystemExit(_signals.exit_code(signum))
 
     def _take_step(self, step: int, measure_weights: bool) -> None:
         callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
@@ -213,7 +272,10 @@ class Loop:
             callback.on_step_begin(step)
         index = self._which_task(step)
         task, trainer = self._tasks[index], self._trainers[index]
-        batch = _nest.to_tensors(task.next_batch(), self._world.device)
+        asked = time.perf_counter()
+        batch = task.next_batch()
+        waited = time.perf_counter() - asked
+        self._batch = batch = _nest.to_tensors(batch, self._world.device)
         try:
             _, stats = trainer.one_step(
                 batch,
@@ -225,51 +287,42 @@ class Loop:
         except optimizers.NonFiniteError as error:
             error.add_note(f"This was task {index} ({task.loss_name}).")
             raise
-        self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]))
+        self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
         if self._schedulers[index] is not None:
             self._schedulers[index].step()
         self._step = step
+        trainer.is_whole = True
         for callback in callbacks:
             callback.on_step_end(step)
+
+    def _names_due_at(self, step: int) -> list[str]:
+        """Returns the names to save under at a step, which no eval has seen yet."""
+        due = {"model": self._checkpoint_at, f"model_{step}": self._permanent_checkpoint_at}
+        return [name for name, at in due.items() if self._saver is not None and at(step)]
 
     def _report(self, writers: _summaries.Writers) -> None:
         """Logs training since the last report, runs evals, and saves the best so far."""
         self._check_finite()
-        self._log_training(writers)
-        folders = [self._folder_of(task, self._eval_tasks, "eval") for task in self._eval_tasks]
-        self.run_evals([writers.at(folder) for folder in folders])
-        self._reported_step = self._step
-        for tally in self._tallies:
-            tally.clear()
-        if self._saves_at(self._step, self._checkpoint_at):
-            self._save_best()
-
-    def _saves_at(self, step: int, at: _events.At) -> bool:
-        return self._folder is not None and bool(at(step))
-
-    def _report_is_due(self) -> bool:
-        return self._step != self._reported_step and bool(self._eval_at(self._step))
-
-    def _log_training(self, writers: _summaries.Writers) -> None:
         self._console.say("")
         if self._step == 1:
             count = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
             self._console.say_step(1, f"Total number of trainable weights: {count}")
-        n_steps = sum(tally.n_steps for tally in self._tallies)
-        seconds = max(tally.seconds() for tally in self._tallies)
-        self._console.say_step(self._step, f"Ran {n_steps} train steps in {seconds:0.2f} secs")
-        for task, tally in zip(self._tasks, self._tallies, strict=True):
-            if not tally.n_steps:
-                continue
-            writer = writers.at(self._folder_of(task, self._tasks, "train"))
-            means = tally.means()
-            self.log_summary({task.loss_name: means["loss"]}, writer, "metrics/", "train")
-            parameters = {
-                "learning_rate": tally.learning_rate,
-                "steps per second": tally.n_steps / max(tally.seconds(), 1e-9),
-                **means,
-            }
-            self.log_summary(parameters, writer, "training/", "train", stdout=False)
+        more: dict[str, Any] = {}
+        for callback in self._callbacks:
+            more |= callback.training_values()
+        if skipped := sum(trainer.n_skipped for trainer in self._trainers):
+            more["skipped steps"] = skipped
+        self._reports.log_training(self._history, self._step, self._tallies, writers, more)
+        self.run_evals(self._reports.eval_writers(writers))
+        self._reported_step = self._step
+        for tally in self._tallies:
+            tally.clear()
+        if self._saver is not None and self._checkpoint_at(self._step):
+            best = self._best.names_at(self._step, self._history)
+            self._save(best, blocking=not self._background_saves)
+
+    def _report_is_due(self) -> bool:
+        return self._step != self._reported_step and bool(self._eval_at(self._step))
 
     def run_evals(self, summary_writers: Any = None) -> None:
         """Measures the model on every eval task, and logs and records what it finds.
@@ -278,6 +331,13 @@ class Loop:
           summary_writers: one for each eval task, as `log_summary` takes; None writes no files.
         """
         summary_writers = summary_writers or [None] * len(self._eval_tasks)
+        with contextlib.ExitStack() as measured:
+            for callback in self._callbacks:
+                callback.on_evals_begin(self._step)
+                measured.callback(callback.on_evals_end, self._step)
+            self._run_evals(summary_writers)
+
+    def _run_evals(self, summary_writers: Any) -> None:
         for index, evaluator in enumerate(self._evaluators):
             seed = _seeds.derive(self._seed, "eval", self._step, index, self._world.rank)
             self.log_summary(evaluator.means(seed), summary_writers[index], "metrics/", "eval")
@@ -301,38 +361,42 @@ class Loop:
           log_prefix: 'train' or 'eval'.
           stdout: False prints nothing.
         """
-        names = [task.loss_name for task in self._tasks]
-        names += [name for task in self._eval_tasks for name in task.metric_names]
-        width = max(map(len, names))
-        for name, value in values.items():
-            if getattr(value, "ndim", 0):
-                if summary_writer is not None:
-                    summary_writer.image(value_prefix + name, _nest.to_arrays(value), self._step)
-                continue
-            value = float(value)
-            text = f"{log_prefix:5s} {name:>{width}s} | {value: .8f}"
-            self._console.say_step(self._step, text, stdout)
-            if summary_writer is not None:
-                summary_writer.scalar(value_prefix + name, value, self._step)
-            self._history.append(log_prefix, value_prefix + name, self._step, value)
-        if summary_writer is not None:
-            summary_writer.flush()
+        self._reports.log(
+            self._history, self._step, values, summary_writer, value_prefix, log_prefix, stdout
+        )
 
-    def save_checkpoint(self, basename: str) -> None:
+    def save_checkpoint(self, basename: str, *, blocking: bool = True) -> None:
         """Saves the run as it is now under a name, in the place of an earlier one of that name.
+
+        Args:
+          basename: the name.
+          blocking: False copies the tensors and returns, and writes in the background. A failure is
+            raised by the next save, or at the end of `run`.
 
         Raises:
           ValueError: if the name is not a plain file name.
           CheckpointError: if it cannot be written; what was saved before is intact.
-          NonFiniteError: if a step since the last report was not finite; nothing is saved then.
+          NonFiniteError: if a step since the last report was not finite, or a weight is not;
+            nothing is saved then.
         """
         _checkpoint.check_basename(basename)
-        if self._folder is None:
+        if self._saver is None:
             self._console.say("Did not save checkpoint as output_dir is None")
             return
+        self._save([basename], blocking)
+
+    def _save(self, basenames: Sequence[str], blocking: bool) -> None:
+        if not basenames:
+            return
+        assert self._saver is not None
         self._check_finite()
+        for trainer in self._trainers:
+            if not trainer.is_whole:
+                raise _checkpoint.CheckpointError(
+                    f"The update of step {self._step + 1} was broken off, so the weights in memory "
+                    f"belong to no step, and are not saved. Go back: load_checkpoint()."
+                )
         parts, members = self._members.take()
-        _check_all_finite(parts)
         info = {
             "step": self._step,
             "reported_step": self._reported_step,
@@ -342,11 +406,10 @@ class Loop:
             "world_size": self._world.size,
             "members": members,
         }
-        with self._locked():
-            generation = self._folder.save(basename, parts, info)
-        if basename == "model":
-            self._generation = generation
-        _log.info("Saved checkpoint %s of step %d", basename, self._step)
+        self._saver.save(basenames, parts, info, blocking)
+        if "model" in basenames:
+            self._saved_step = self._step
+        _log.info("Saved checkpoint %s of step %d", ", ".join(basenames), self._step)
 
     def load_checkpoint(self, directory: str | None = None, filename: str | None = None) -> None:
         """Puts the run where a checkpoint left it; without one, nothing changes.
@@ -366,6 +429,8 @@ class Loop:
         if directory is None:
             return
         directory = os.path.expanduser(directory)
+        if self._saver is not None:
+            self._saver.wait()
         trax_file = os.path.join(directory, f"{name}.pkl.gz")
         found = _checkpoint.read(directory, name)
         if found is None:
@@ -378,7 +443,7 @@ class Loop:
                 self._console.say(f"Resumed from Trax's {trax_file} at step {self._step}.")
             return
         parts, info = found
-        self._members.put(parts, info["members"])
+        self._members.put(parts, info["members"], self._resume_data == "exact")
         if self._asked_seed not in (None, info["seed"]):
             self._console.say(
                 f"The run's seed is {info['seed']}, as saved; not {self._asked_seed}."
@@ -386,8 +451,10 @@ class Loop:
         self._step, self._seed, self._n_rngs = info["step"], info["seed"], info["n_rngs"]
         self._history = _history.History.from_dict(info["history"])
         self._reported_step = info["reported_step"]
-        if directory == self._output_dir and name == "model":
-            self._generation = _checkpoint.generation_of(directory, name)
+        if self._saver is not None:
+            self._saver.goes_on_from(directory, name)
+        is_own = directory == self._output_dir and name == "model"
+        self._saved_step = self._step if is_own else None
         self._console.say(f"Resumed from {directory} at step {self._step}.")
 
     def update_weights_and_state(self, weights: Any = None, state: Any = None) -> None:
@@ -417,6 +484,11 @@ class Loop:
     def step(self) -> int:
         """How many steps have been taken."""
         return self._step
+
+    @property
+    def batch(self) -> Any:
+        """The batch of the step under way, or of the last one, as tensors; for callbacks."""
+        return self._batch
 
     @property
     def history(self) -> _history.History:
@@ -458,63 +530,21 @@ class Loop:
         """Where checkpoints and logs go."""
         return self._output_dir
 
-    def _folder_of(self, task: Any, tasks: list[Any], kind: str) -> str | None:
-        index = tasks.index(task)
-        folder = _summaries.folder_of(self._output_dir, len(tasks), index, task.export_prefix)
-        return None if folder is None else os.path.join(folder, kind)
-
-    def _save_best(self) -> None:
-        for word, metric in self._best.items():
-            values = self._history.get("eval", f"metrics/{metric}") if metric else []
-            numbers = [value for _, value in values if math.isfinite(value)]
-            is_new = bool(numbers) and values[-1] == (self._step, numbers[-1])
-            if is_new and numbers[-1] == (min if word == "lowest" else max)(numbers):
-                self.save_checkpoint(f"{word}_{metric}")
-
-    def _check_best_metrics(self) -> None:
-        known = [name for task in self._eval_tasks for name in task.metric_names]
-        for word, metric in self._best.items():
-            if metric is not None:
-                if metric not in known:
-                    raise ValueError(
-                        f"The {word} of a metric can be kept if an eval task measures it; got "
-                        f"{metric!r}, and they measure {known}."
-                    )
-                if known.count(metric) > 1:
-                    raise ValueError(
-                        f"Several eval tasks measure {metric!r}, so its {word} is not one. Give "
-                        f"them metric_names."
-                    )
-                _checkpoint.check_basename(f"{word}_{metric}")
-
     def _check_finite(self) -> None:
         for trainer in self._trainers:
             trainer.check()
 
-    def _check_not_overtaken(self) -> None:
-        """Refuses to go on where another process has trained since this one read or saved last."""
-        if self._output_dir is not None:
-            current = _checkpoint.generation_of(self._output_dir, "model")
-            if current != self._generation and current is not None:
-                raise _checkpoint.CheckpointError(
-                    f"Another process has trained into {self._output_dir} since this run saved or "
-                    f"loaded last. Call load_checkpoint() to go on from there, or give this one an "
-                    f"output_dir of its own."
-                )
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        if self._folder is None or self._is_locked:
+    @contextlib.contextmanager
+    def _clocks(self) -> Iterator[None]:
+        for tally in self._tallies:
+            tally.start_clock()
+        try:
             yield
-            return
-        with self._folder.lock():
-            self._is_locked = True
-            try:
-                yield
-            finally:
-                self._is_locked = False
+        finally:
+            for tally in self._tallies:
+                tally.stop_clock()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _writers(self, purge_step: int) -> Iterator[_summaries.Writers]:
         writers = _summaries.Writers(purge_step if purge_step > 1 else None)
         try:
@@ -543,20 +573,6 @@ def init_host_and_devices(
     seed = _seeds.fresh_seed() if random_seed is None else random_seed
     _seeds.seed_ambient(seed)
     return world.is_chief, 1, world.size, seed
-
-
-def _check_all_finite(parts: _checkpoint.Parts) -> None:
-    for part, tensors in parts.items():
-        for name, tensor in tensors.items():
-            if not tensor.is_floating_point():
-                continue
-            # A buffer may well hold infinities: masks do.
-            good = torch.isfinite(tensor) if part == "weights" else ~torch.isnan(tensor)
-            if not bool(good.all()):
-                raise optimizers.NonFiniteError(
-                    f"{name} of the {part} is not finite, so nothing was saved. Go back to the "
-                    f"last checkpoint: load_checkpoint()."
-                )
 
 
 def _summaries_of(model: tl.Layer) -> dict[str, Any]:

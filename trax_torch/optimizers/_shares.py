@@ -1,0 +1,112 @@
+"""A batch in parts, and how much of the whole batch's loss each part stands for.
+
+The loss of a batch is sum(w * loss) / sum(w), so a part stands for its share of the weights, not
+for one part of so many. The mean over parts, which many loops take, is another number as soon as
+weights are uneven.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from trax_torch import _nest
+from trax_torch import layers as tl
+
+# Losses of PyTorch that weigh their items themselves, by their targets.
+_WEIGHING = (nn.CrossEntropyLoss, nn.NLLLoss)
+
+
+class Shares:
+    """Cuts batches of a model and its loss into parts along the first axis.
+
+    What a loss weighs its items by is found once: by the third of its inputs, where that comes from
+    the batch and is called weights or mask in a module of PyTorch; by the targets that are not
+    ignored in `nn.CrossEntropyLoss` and `nn.NLLLoss`; else every row counts alike. A loss with
+    `reduction='sum'` is the sum of its parts.
+
+    Args:
+      model: takes the first items of a batch.
+      loss: takes the model's outputs and the items that follow.
+    """
+
+    def __init__(self, model: tl.Layer, loss: tl.Layer):
+        n_own = max(0, loss.n_in - model.n_out)  # items of the batch that the loss takes itself
+        self._last = model.n_in + n_own - 1
+        module = loss.module if isinstance(loss, tl.Wrapped) else None
+        self._module = module
+        self._is_sum = getattr(module, "reduction", None) == "sum"
+        self._by_weights = n_own > 0 and loss.n_in == 3 and _takes_weights(module)
+        self._by_targets = n_own > 0 and isinstance(module, _WEIGHING)
+
+    def cut(self, batch: tuple[Any, ...], n_parts: int) -> list[tuple[tuple[Any, ...], Any]]:
+        """Returns `(part, share)` pairs; the shares add up to 1, or are all 1 for a sum.
+
+        A part whose weights are all 0 has the share 0 and other weights: nothing of it counts, and
+        its loss is not 0 / 0.
+
+        Args:
+          batch: a tuple of tensors (or nests of them), which agree on their first axis.
+          n_parts: how many parts; at most as many as there are rows.
+
+        Raises:
+          ValueError: if the items do not agree on their first axis.
+        """
+        parts = _rows_of(batch, n_parts)
+        if self._is_sum:
+            return [(part, 1.0) for part in parts]
+        if not (self._by_weights or self._by_targets):
+            n_rows = [_n_rows(part) for part in parts]
+            return [(part, n / sum(n_rows)) for part, n in zip(parts, n_rows, strict=True)]
+        sums = [self._weight_of(part[self._last]) for part in parts]
+        total = torch.stack(sums).sum()
+        return [(self._made_finite(p, s), s / total) for p, s in zip(parts, sums, strict=True)]
+
+    def _weight_of(self, item: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of weights in a part."""
+        if self._by_weights:
+            return item.double().sum() if item.dtype == torch.float64 else item.float().sum()
+        if item.is_floating_point():  # probabilities of classes: nothing is ignored
+            return torch.tensor(float(len(item)), device=item.device)
+        loss: Any = self._module
+        counts = item != loss.ignore_index
+        if loss.weight is None:
+            return counts.float().sum()
+        return loss.weight.float()[item.where(counts, 0)].where(counts, 0.0).sum()
+
+    def _made_finite(self, part: tuple[Any, ...], weight: torch.Tensor) -> tuple[Any, ...]:
+        item = part[self._last]
+        if self._by_weights:
+            item = item + (weight == 0).to(item.dtype)
+        elif not item.is_floating_point():
+            item = item.where(weight != 0, 0)
+        return (*part[: self._last], item, *part[self._last + 1 :])
+
+
+def _takes_weights(module: nn.Module | None) -> bool:
+    """Tells whether a loss's third input is weights: always with Trax's losses."""
+    if module is None:
+        return True
+    names = list(inspect.signature(module.forward).parameters)
+    return any(word in names[2].lower() for word in ("weight", "mask"))
+
+
+def _rows_of(batch: tuple[Any, ...], n_parts: int) -> list[tuple[Any, ...]]:
+    """Returns the batch in parts, which differ by one row at most."""
+    leaves = list(_nest.leaves(batch))
+    shapes = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
+    n_rows = {shape[0] if shape else 0 for shape in shapes}
+    if len(n_rows) != 1 or 0 in n_rows:
+        raise ValueError(
+            f"A batch is cut into {n_parts} parts along the first axis of its items, which must "
+            f"agree; got shapes {shapes}. Yield one row of targets and weights for each row of "
+            f"inputs, or leave n_accumulation_steps at 1."
+        )
+    n_parts = max(1, min(n_parts, *n_rows))
+    cut = [torch.tensor_split(leaf, n_parts) for leaf in leaves]
+    return [_nest.rebuild(batch, [pieces[i] for pieces in cut]) for i in range(n_parts)]
+
+
+def _n_rows(part: Any) -> int:
+    return len(next(_nest.leaves(part)))

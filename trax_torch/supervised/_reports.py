@@ -1,0 +1,118 @@
+"""What is said of a run at a report, and under which names: to people, files and the history."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from trax_torch import _nest
+from trax_torch.supervised import _summaries, _tally, _tasks
+from trax_torch.supervised import history as _history
+
+# Names of values that the clock decides: they differ between two runs that are otherwise equal.
+PER_SECOND = "per second"
+WAITING = "share of time waiting for data"
+
+
+def of_the_clock(name: str) -> bool:
+    """Tells whether the clock decides a value of this name."""
+    return name.endswith((PER_SECOND, WAITING))
+
+
+class Reports:
+    """Names values, and hands them on.
+
+    Args:
+      console: prints lines.
+      tasks: the training tasks.
+      eval_tasks: the eval tasks.
+      output_dir: where TensorBoard's folders lie; None for none.
+    """
+
+    def __init__(
+        self,
+        console: _summaries.Console,
+        tasks: list[_tasks.TrainTask],
+        eval_tasks: list[_tasks.EvalTask],
+        output_dir: str | None,
+    ):
+        self._console = console
+        self._tasks = tasks
+        names = [task.loss_name for task in tasks]
+        names += [name for task in eval_tasks for name in task.metric_names]
+        self._width = max(map(len, names))
+        self._train_folders = self._folders_of(output_dir, tasks, "train")
+        self._eval_folders = self._folders_of(output_dir, eval_tasks, "eval")
+
+    def log(
+        self,
+        history: _history.History,
+        step: int,
+        values: Mapping[str, Any],
+        writer: Any,
+        value_prefix: str,
+        log_prefix: str,
+        stdout: bool = True,
+    ) -> None:
+        """Prints, writes and records values; `Loop.log_summary` tells of them."""
+        for name, value in values.items():
+            if getattr(value, "ndim", 0):
+                if writer is not None:
+                    writer.image(value_prefix + name, _nest.to_arrays(value), step)
+                continue
+            value = float(value)
+            text = f"{log_prefix:5s} {name:>{self._width}s} | {value: .8f}"
+            self._console.say_step(step, text, stdout)
+            if writer is not None:
+                writer.scalar(value_prefix + name, value, step)
+            history.append(log_prefix, value_prefix + name, step, value)
+        if writer is not None:
+            writer.flush()
+
+    def log_training(
+        self,
+        history: _history.History,
+        step: int,
+        tallies: list[_tally.Tally],
+        writers: _summaries.Writers,
+        more: Mapping[str, Any],
+    ) -> None:
+        """Tells of training since the last report, for every task that ran.
+
+        Args:
+          history: what was measured so far.
+          step: the step that was taken last.
+          tallies: one for each training task.
+          writers: of TensorBoard's files.
+          more: further values by name.
+        """
+        n_steps = sum(tally.n_steps for tally in tallies)
+        seconds = max(tally.seconds() for tally in tallies)
+        self._console.say_step(step, f"Ran {n_steps} train steps in {seconds:0.2f} secs")
+        for task, tally, folder in zip(self._tasks, tallies, self._train_folders, strict=True):
+            if not tally.n_steps:
+                continue
+            writer = writers.at(folder)
+            means = tally.means()
+            if "loss" in means:
+                loss = {task.loss_name: means["loss"]}
+                self.log(history, step, loss, writer, "metrics/", "train")
+            parameters = {
+                "learning_rate": tally.learning_rate,
+                f"steps {PER_SECOND}": tally.n_steps / max(tally.seconds(), 1e-9),
+                WAITING: tally.seconds_waited / max(tally.seconds(), 1e-9),
+                **means,
+                **more,
+            }
+            self.log(history, step, parameters, writer, "training/", "train", stdout=False)
+
+    def eval_writers(self, writers: _summaries.Writers) -> list[Any]:
+        """Returns what writes each eval task's values."""
+        return [writers.at(folder) for folder in self._eval_folders]
+
+    def _folders_of(self, output_dir: str | None, tasks: list[Any], kind: str) -> list[str | None]:
+        if output_dir is None:
+            return [None] * len(tasks)
+        prefixes = [task.export_prefix or str(i) for i, task in enumerate(tasks)]
+        if len(tasks) < 2:
+            prefixes = [""] * len(tasks)
+        return [os.path.join(output_dir, prefix, kind) for prefix in prefixes]

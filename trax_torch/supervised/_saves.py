@@ -1,0 +1,151 @@
+"""The saves of one run: under which names, one at a time, in the foreground or behind it.
+
+What a checkpoint is, and how it becomes whole, `_checkpoint` knows; this room decides when its work
+is done and who waits for it.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from trax_torch import optimizers
+from trax_torch._errors import CheckpointError
+from trax_torch.supervised import _checkpoint
+
+
+class Saver:
+    """Saves a run's checkpoints into its folder.
+
+    A save in the background works on a copy of the tensors, which is made before `save` returns and
+    whose memory is used again by the next one. One is in flight at a time. If it fails, the next
+    save or `wait` raises, and so does the end of a `running` block: a failure is never lost.
+
+    Args:
+      path: the folder; made if it is not there.
+      keep_last: how many permanent checkpoints, `model_<step>`, to keep; None keeps all.
+    """
+
+    def __init__(self, path: str, keep_last: int | None = None):
+        self._folder = _checkpoint.Folder(path)
+        self._keep_last = keep_last
+        self._generation: str | None = None  # of the checkpoint 'model' that the run goes on from
+        self._executor: ThreadPoolExecutor | None = None
+        self._in_flight: Future[None] | None = None
+        self._copies: _checkpoint.Parts = {}
+
+    def save(
+        self,
+        basenames: Sequence[str],
+        parts: _checkpoint.Parts,
+        info: Mapping[str, Any],
+        blocking: bool,
+    ) -> None:
+        """Saves one state of the run under one name or several, one after another.
+
+        Raises:
+          CheckpointError: if it cannot be written, or the save before could not.
+          NonFiniteError: if a tensor is not finite; nothing is saved then.
+        """
+        self.wait()
+        if blocking:
+            with self.lock():
+                self._save(basenames, parts, info)
+            return
+        parts = {part: self._copy(part, tensors) for part, tensors in parts.items()}
+        held = contextlib.ExitStack()
+        held.enter_context(self.lock())  # here, so that a lock held by others is spoken of at once
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "trax_torch-save")
+        self._in_flight = self._executor.submit(self._save_and_let_go, held, basenames, parts, info)
+
+    def wait(self) -> None:
+        """Waits for the save in flight, if there is one, and raises what it raised."""
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other processes from writing here; see `_checkpoint.Folder.lock`."""
+        return self._folder.lock()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Holds the lock for a run, and does not end before the save in flight has."""
+        with self.lock():
+            try:
+                yield
+            except BaseException as error:
+                try:
+                    self.wait()
+                except Exception as failure:
+                    error.add_note(f"Besides, a save in the background failed: {failure}")
+                raise
+            self.wait()
+
+    def goes_on_from(self, directory: str, basename: str) -> None:
+        """Remembers that the run was put where a checkpoint left it."""
+        if directory == self._folder.path and basename == "model":
+            self._generation = _checkpoint.generation_of(directory, basename)
+
+    def check_not_overtaken(self) -> None:
+        """Refuses to go on where another process has trained since this one read or saved last.
+
+        Raises:
+          CheckpointError: if one has.
+        """
+        self.wait()
+        path = self._folder.path
+        current = _checkpoint.generation_of(path, "model")
+        if current != self._generation and current is not None:
+            raise CheckpointError(
+                f"Another process has trained into {path} since this run saved or loaded last. "
+                f"Call load_checkpoint() to go on from there, or give this one an output_dir of "
+                f"its own."
+            )
+
+    def _save_and_let_go(self, held: contextlib.ExitStack, *what: Any) -> None:
+        with held:
+            self._save(*what)
+
+    def _save(
+        self, basenames: Sequence[str], parts: _checkpoint.Parts, info: Mapping[str, Any]
+    ) -> None:
+        _check_all_finite(parts)
+        for basename in basenames:
+            generation = self._folder.save(basename, parts, info)
+            if basename == "model":
+                self._generation = generation
+            if basename == f"model_{info['step']}" and self._keep_last is not None:
+                self._folder.keep_last(self._keep_last, info["step"])
+
+    def _copy(self, part: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the tensors' values on the CPU, in the memory of the last copy where it fits."""
+        before = self._copies.get(part, {})
+        copies = {}
+        for name, tensor in tensors.items():
+            place = before.get(name)
+            if place is None or place.shape != tensor.shape or place.dtype != tensor.dtype:
+                on_gpu = tensor.device.type == "cuda"
+                place = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=on_gpu
+                )
+            copies[name] = place.copy_(tensor.detach())
+        self._copies[part] = copies
+        return copies
+
+
+def _check_all_finite(parts: _checkpoint.Parts) -> None:
+    for part, tensors in parts.items():
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+                continue
+            # A sum may overflow, and a buffer may well hold infinities: masks do.
+            good = torch.isfinite(tensor) if part == "weights" else ~torch.isnan(tensor)
+            if not bool(good.all()):
+                raise optimizers.NonFiniteError(
+                    f"{name} of the {part} is not finite, so nothing was saved. Go back to the "
+                    f"last checkpoint: load_checkpoint()."
+                )
