@@ -31,8 +31,16 @@ from trax_torch.supervised import (
 )
 from trax_torch.supervised import history as _history
 from trax_torch.supervised._tasks import EvalTask, TrainTask
+from trax_torch.supervised._verify import differences, verify_resume
 
-__all__ = ["EvalTask", "Loop", "TrainTask", "init_host_and_devices"]
+__all__ = [
+    "EvalTask",
+    "Loop",
+    "TrainTask",
+    "differences",
+    "init_host_and_devices",
+    "verify_resume",
+]
 
 _log = logging.getLogger("trax_torch")
 

@@ -1,0 +1,92 @@
+"""Whether a run that is stopped and resumed is the run that was not, for a setup of one's own."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trax_torch.supervised import _checkpoint, _reports
+
+
+def verify_resume(make_loop: Callable[[str], Any], n_steps: int = 10) -> None:
+    """Shows that `n_steps` steps, a new start and `n_steps` steps are twice as many in one go.
+
+    What is compared are the final checkpoints, to the last bit: weights, slots, buffers, the place
+    in the data, the history. What differs points at what the checkpoint does not hold: data that
+    is shuffled anew, or drawn from a generator that nobody seeds; a layer whose state is no buffer.
+
+    Args:
+      make_loop: builds model, tasks and Loop for an output folder, from nothing, as a new process
+        would; it is called three times.
+      n_steps: how many steps before the restart, and after it.
+
+    Raises:
+      ValueError: if the two runs differ, with the first differences by name.
+
+    Example: `verify_resume(lambda folder: Loop(make_model(), make_task(), output_dir=folder))`.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        whole, cut = os.path.join(place, "whole"), os.path.join(place, "cut")
+        for folder, pieces in ((whole, [2 * n_steps]), (cut, [n_steps, n_steps])):
+            for piece in pieces:
+                loop = make_loop(folder)
+                loop.run(piece)
+                loop.save_checkpoint("model")
+                del loop
+        found = differences(whole, cut)
+    if found:
+        raise ValueError(
+            f"A run resumed at step {n_steps} differs from one that was not stopped, in "
+            f"{len(found)} places: {'; '.join(found[:3])}. Seed the data, give a shuffling "
+            f"DataLoader a generator of its own, and keep state in buffers."
+        )
+
+
+def differences(one: str, other: str, basename: str = "model") -> list[str]:
+    """Returns in what two checkpoints differ, the clock's values apart; [] if they are equal.
+
+    Args:
+      one: a folder, and other: another.
+      basename: the checkpoint's name in both.
+
+    Raises:
+      CheckpointError: if one cannot be read, or is not there.
+    """
+    mine, theirs = _flat(one, basename), _flat(other, basename)
+    names = sorted(mine.keys() | theirs.keys())
+    return [name for name in names if not _equal(mine.get(name), theirs.get(name))]
+
+
+def _flat(directory: str, basename: str) -> dict[str, Any]:
+    """Returns everything that a checkpoint holds, by name."""
+    found = _checkpoint.read(directory, basename)
+    if found is None:
+        raise _checkpoint.CheckpointError(f"There is no checkpoint {basename} in {directory}.")
+    parts, info = found
+    flat: dict[str, Any] = {}
+    for part, tensors in parts.items():
+        flat |= {f"{part} {name}": tensor for name, tensor in tensors.items()}
+    history = info["history"]["_values"]
+    for mode, metrics in history.items():
+        for name, values in metrics.items():
+            if not _reports.of_the_clock(name):
+                flat[f"history {mode} {name}"] = values
+    members = dict(info["members"])
+    for i, tally in enumerate(members.pop("tallies")):
+        flat |= {f"tally{i} {k}": v for k, v in tally.items() if not k.startswith("seconds")}
+    flat |= {f"members {k}": v for k, v in members.items()}
+    flat |= {k: v for k, v in info.items() if k not in ("history", "members")}
+    return flat
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape
+        return same and torch.equal(_bytes(a), _bytes(b))
+    return bool(a == b)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
