@@ -235,6 +235,26 @@ def test_no_more_steps_are_skipped_than_allowed(tmp_path):
         nan_loop(tmp_path, **settings).run(5)
 
 
+def test_a_device_may_decide_whether_a_step_is_taken(monkeypatch):
+    """As on CUDA, where no step waits for the verdict: it is asked for at the report."""
+    loop = nan_loop(steps=(3, 4))
+    loop.run(2)
+    before = state_of(loop)
+    trainer = loop._trainers[0]
+    trainer.optimizer = torch.optim.Adam(trainer.params, fused=True)
+    monkeypatch.setattr(trainer, "_on_cpu", False)
+    monkeypatch.setattr(trainer, "_decides_on_device", True)
+
+    loop.run(2)
+    after = {k: v for k, v in state_of(loop).items() if not k.startswith("slot")}
+    assert [k for k, v in after.items() if not torch.equal(before[k], v)] == []
+    loop.run(1)
+    with pytest.raises(optimizers.NonFiniteError, match="Step 3: the loss is nan"):
+        loop._check_finite()
+    assert trainer.n_skipped == 2
+    assert math.isfinite(loop._tallies[0].means()["loss"])
+
+
 # Saves behind the run
 
 

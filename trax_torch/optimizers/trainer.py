@@ -188,11 +188,13 @@ class Trainer:
         bad = torch.logical_not(torch.isfinite(verdict))
         self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         self._put_buffers_back(bad)
-        first = torch.stack([torch.full_like(verdict, step), stats["loss"], stats["gradients_l2"]])
+        numbers = [stats["loss"], stats["gradients_l2"]]
+        at = torch.full_like(bad, step, dtype=torch.float32)
+        first = torch.stack([at, *(n.float() for n in numbers)])
         if self._verdicts is None:
-            self._verdicts = torch.zeros(4, dtype=torch.float64, device=verdict.device)
+            self._verdicts = torch.zeros(4, device=verdict.device)
         is_first = bad & (self._verdicts[0] == 0)
-        self._verdicts[1:] = torch.where(is_first, first.double(), self._verdicts[1:])
+        self._verdicts[1:] = torch.where(is_first, first, self._verdicts[1:])
         self._verdicts[0] += bad
         stats["is_good"] = torch.logical_not(bad)
 

@@ -54,12 +54,12 @@ def differences(one: str, other: str, basename: str = "model") -> list[str]:
     Raises:
       CheckpointError: if one cannot be read, or is not there.
     """
-    mine, theirs = _flat(one, basename), _flat(other, basename)
+    mine, theirs = contents(one, basename), contents(other, basename)
     names = sorted(mine.keys() | theirs.keys())
-    return [name for name in names if not _equal(mine.get(name), theirs.get(name))]
+    return [name for name in names if not is_equal(mine.get(name), theirs.get(name))]
 
 
-def _flat(directory: str, basename: str) -> dict[str, Any]:
+def contents(directory: str, basename: str) -> dict[str, Any]:
     """Returns everything that a checkpoint holds, by name."""
     found = _checkpoint.read(directory, basename)
     if found is None:
@@ -81,7 +81,8 @@ def _flat(directory: str, basename: str) -> dict[str, Any]:
     return flat
 
 
-def _equal(a: Any, b: Any) -> bool:
+def is_equal(a: Any, b: Any) -> bool:
+    """Tells whether two tensors agree to the last bit, or two other values agree."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         same = a.dtype == b.dtype and a.shape == b.shape
         return same and torch.equal(_bytes(a), _bytes(b))
