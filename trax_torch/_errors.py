@@ -1,4 +1,4 @@
-"""What can be wrong with a file of weights or a checkpoint, whoever reads it."""
+"""What can be wrong with files of weights and checkpoints, and with other ranks."""
 
 
 class CheckpointError(Exception):
@@ -11,3 +11,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 class MismatchError(CheckpointError, IndexError):
     """A sound checkpoint belongs to another model, optimizer or set of tasks."""
+
+
+class RankError(RuntimeError):
+    """Another rank failed, is gone, or does not answer."""

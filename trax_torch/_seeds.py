@@ -111,9 +111,12 @@ class _Scope:
             g.set_state(state)
 
 
-def seed_ambient(seed: int) -> None:
-    """Seeds Python's, numpy's and torch's global generators, which data may draw from."""
-    seed = operator.index(seed)
+def seed_ambient(seed: int, rank: int = 0) -> None:
+    """Seeds Python's, numpy's and torch's global generators, which data may draw from.
+
+    Each rank draws numbers of its own; rank 0 those of one process.
+    """
+    seed = operator.index(seed) if rank == 0 else derive(seed, "ambient", rank)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

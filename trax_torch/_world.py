@@ -1,12 +1,24 @@
-"""Who else is running: rank, size and device.
+"""Who else is running: rank, size, device, and what ranks tell each other.
 
-One process is a world of size 1. Ranks that share the work come with `torchrun`.
+One process is a world of size 1, where all of this is free. Ranks that share the work come with
+`torchrun`. Everything here is collective: all ranks call it, in the same order. No objects travel,
+only numbers, tensors and bytes.
 """
 
+import atexit
+import contextlib
+import datetime
+import json
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import nn
+
+from trax_torch._errors import RankError
 
 
 @dataclass(frozen=True)
@@ -24,32 +36,232 @@ class World:
     device: torch.device
 
     @property
+    def n_hosts(self) -> int:
+        """How many machines the ranks are on, as the launcher says."""
+        return self.size // int(os.environ.get("LOCAL_WORLD_SIZE", self.size)) or 1
+
+    @property
     def is_chief(self) -> bool:
         """Whether this process speaks, and writes files, for all."""
         return self.rank == 0
 
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Returns the sums over ranks, in float64; nothing waits for a GPU."""
+        if self.size == 1:
+            return list(values)
+        totals = torch.tensor(values, dtype=torch.float64)
+        with _told():
+            dist.all_reduce(totals)
+        return totals.tolist()
 
-def join(n_devices: int | None = None, device: str | torch.device | None = None) -> World:
-    """Returns the world that the launcher made.
+    def from_chief(self, data: bytes) -> bytes:
+        """Returns the chief's bytes."""
+        if self.size == 1:
+            return data
+        length = torch.tensor([len(data)])
+        with _told():
+            dist.broadcast(length, 0)
+            content = torch.zeros(int(length), dtype=torch.uint8)
+            if self.is_chief and data:
+                content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            dist.broadcast(content, 0)
+        return content.numpy().tobytes()
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """Returns every rank's bytes, in the order of ranks."""
+        if self.size == 1:
+            return [data]
+        lengths = [int(n) for n in self._each(len(data))]
+        mine = torch.zeros(max(lengths), dtype=torch.uint8)
+        if data:
+            mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        everyones = [torch.empty_like(mine) for _ in lengths]
+        with _told():
+            dist.all_gather(everyones, mine)
+        return [x[:n].numpy().tobytes() for x, n in zip(everyones, lengths, strict=True)]
+
+    def copy_from_chief_(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sets the tensors to the chief's."""
+        if self.size == 1:
+            return
+        with _told(), torch.no_grad():
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def fail_together(self, error: Exception | None, kind: type[Exception] = RankError) -> None:
+        """Raises on every rank what was raised on some, the lowest rank's where there are several.
+
+        Args:
+          error: what was raised here, if anything.
+          kind: of the error to raise where nothing was raised, with the rank and its message.
+        """
+        if self.size > 1:
+            failed = [bool(n) for n in self._each(error is not None)]
+            if any(failed):
+                texts = self.gather(b"" if error is None else str(error).encode())
+                if error is None:
+                    first = failed.index(True)
+                    raise kind(f"On rank {first}: {texts[first].decode()}")
+        if error is not None:
+            raise error
+
+    def share(
+        self, parts: dict[str, dict[str, torch.Tensor]] | None, info: Any
+    ) -> tuple[dict[str, dict[str, torch.Tensor]], Any]:
+        """Returns the chief's tensors, by part and name, and its plain data.
+
+        Args:
+          parts: tensors on the CPU; other ranks' do not matter.
+          info: plain data.
+        """
+        if self.size == 1:
+            return parts or {}, info
+        parts = parts or {}
+        forms = {
+            part: {k: [list(t.shape), str(t.dtype)[6:]] for k, t in tensors.items()}
+            for part, tensors in parts.items()
+        }
+        forms, info = json.loads(self.from_chief(json.dumps([forms, info]).encode()))
+        if not self.is_chief:
+            parts = {
+                part: {k: torch.empty(s, dtype=getattr(torch, d)) for k, (s, d) in named.items()}
+                for part, named in forms.items()
+            }
+        everything = [t for named in parts.values() for t in named.values() if t.numel()]
+        self.copy_from_chief_([t.reshape(-1).view(torch.uint8) for t in everything])
+        return parts, info
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        """Raises ValueError on every rank if a fact differs between ranks.
+
+        Args:
+          facts: plain data by name.
+        """
+        texts = self.gather(json.dumps(dict(facts), sort_keys=True).encode())
+        everyones = [json.loads(text) for text in texts]
+        for rank, theirs in enumerate(everyones):
+            for name, value in everyones[0].items():
+                if theirs.get(name) != value:
+                    raise ValueError(
+                        f"All ranks must train the same: {name} is {_short(value)} on rank 0 and "
+                        f"{_short(theirs.get(name))} on rank {rank}. Give every rank the same "
+                        f"model, tasks and settings; data alone may differ."
+                    )
+
+    def exchange(self, tensor: torch.Tensor, partner: int) -> torch.Tensor:
+        """Returns the partner's tensor of the same shape, which gets this one."""
+        theirs = torch.empty_like(tensor)
+        with _told():
+            operations = [
+                dist.P2POp(dist.isend, tensor, partner),
+                dist.P2POp(dist.irecv, theirs, partner),
+            ]
+            for work in dist.batch_isend_irecv(operations):
+                work.wait()
+        return theirs
+
+    def mean_(self, tensor: torch.Tensor) -> None:
+        """Sets a tensor to its mean over ranks."""
+        with _told():
+            dist.all_reduce(tensor)
+        tensor.div_(self.size)
+
+    def parallel(
+        self, module: nn.Module, unused: Sequence[nn.Parameter], find_unused: bool
+    ) -> nn.Module:
+        """Returns a module whose backward passes take the mean of gradients over ranks.
+
+        Weights and buffers become the chief's.
+
+        Args:
+          module: maps a batch to a loss.
+          unused: parameters that the loss does not depend on, the same on all ranks.
+          find_unused: whether there may be others, which are then looked for at each step.
+        """
+        for p in unused:  # what needs no gradient now is not waited for later
+            p.requires_grad_(False)
+        try:
+            on_gpu = self.device.type == "cuda"
+            return nn.parallel.DistributedDataParallel(
+                module,
+                device_ids=[self.device.index] if on_gpu else None,
+                find_unused_parameters=find_unused,
+            )
+        finally:
+            for p in unused:
+                p.requires_grad_(True)
+
+    def _each(self, number: float) -> list[float]:
+        """Returns every rank's number."""
+        numbers = [0.0] * self.size
+        numbers[self.rank] = number
+        return self.sum(numbers)
+
+
+def join(
+    n_devices: int | None = None,
+    device: str | torch.device | None = None,
+    timeout: float = 300.0,
+) -> World:
+    """Returns the world that the launcher made; joins its process group, or starts it.
+
+    A group that is started here is closed when the process ends.
 
     Args:
       n_devices: how many processes the caller counts on, one device each; None takes what is there.
-      device: where to compute; by default CUDA if there is any, else the CPU.
+      device: where to compute; by default CUDA if there is any, the launcher's LOCAL_RANK saying
+        which, else the CPU.
+      timeout: seconds after which a rank that does not answer is given up.
 
     Raises:
       ValueError: if more, or fewer, processes are wanted than the launcher started.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size > 1:
-        raise ValueError(
-            f"The launcher started {size} processes (WORLD_SIZE), but Loop trains in one process "
-            f"so far. Start the script with python, without torchrun."
-        )
+    joined = dist.is_available() and dist.is_initialized()
+    size = dist.get_world_size() if joined else launched()[1]
     if n_devices is not None and n_devices != size:
         raise ValueError(
-            f"n_devices={n_devices}, but there is {size} process, with one device. More devices "
-            f"come from the launcher: torchrun --nproc-per-node={n_devices} SCRIPT.py"
+            f"n_devices={n_devices}, but the launcher started {size} processes, with one device "
+            f"each. More devices come from it: torchrun --nproc-per-node={n_devices} SCRIPT.py"
         )
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return World(rank=0, size=1, device=torch.device(device))
+    device = torch.device(device)
+    if size == 1:
+        return World(0, 1, device)
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if not joined:
+        # Numbers that the host needs go by gloo, so that no GPU is waited for.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        atexit.register(_close)
+    return World(dist.get_rank(), size, device)
+
+
+def launched() -> tuple[int, int]:
+    """Returns this process's rank and how many ranks there are, as the launcher said; (0, 1)."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Says in plain words that another rank is gone, or does not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankError(
+            f"Another rank is gone or does not answer: {error}. See its own output; torchrun "
+            f"--max-restarts starts all of them again, from the last checkpoint."
+        ) from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,5 +1,6 @@
 """Optimizers."""
 
+from trax_torch.optimizers._adasum import adasum_
 from trax_torch.optimizers._shares import Shares
 from trax_torch.optimizers.adafactor import Adafactor
 from trax_torch.optimizers.adam import Adam
@@ -7,7 +8,7 @@ from trax_torch.optimizers.base import SGD, Optimizer
 from trax_torch.optimizers.momentum import Momentum
 from trax_torch.optimizers.rms_prop import RMSProp
 from trax_torch.optimizers.sm3 import SM3
-from trax_torch.optimizers.trainer import NonFiniteError, Trainer
+from trax_torch.optimizers.trainer import NonFiniteError, Ranks, Trainer, try_out
 
 __all__ = [
     "SGD",
@@ -18,6 +19,9 @@ __all__ = [
     "NonFiniteError",
     "Optimizer",
     "RMSProp",
+    "Ranks",
     "Shares",
     "Trainer",
+    "adasum_",
+    "try_out",
 ]

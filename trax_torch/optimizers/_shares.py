@@ -40,28 +40,43 @@ class Shares:
         self._by_weights = n_own > 0 and loss.n_in == 3 and _takes_weights(module)
         self._by_targets = n_own > 0 and isinstance(module, _WEIGHING)
 
-    def cut(self, batch: tuple[Any, ...], n_parts: int) -> list[tuple[tuple[Any, ...], Any]]:
+    def weight_of(self, batch: tuple[Any, ...]) -> float:
+        """Returns what a batch counts for: the sum of its weights, or how many rows it has."""
+        if self._by_weights or self._by_targets:
+            return float(self._weight_of(batch[self._last]))
+        return float(_n_rows(batch))
+
+    def cut(
+        self, batch: tuple[Any, ...], n_parts: int, total: float | None = None, size: int = 1
+    ) -> list[tuple[tuple[Any, ...], Any]]:
         """Returns `(part, share)` pairs; the shares add up to 1, or are all 1 for a sum.
 
         A part whose weights are all 0 has the share 0 and other weights: nothing of it counts, and
         its loss is not 0 / 0.
 
         Args:
-          batch: a tuple of tensors (or nests of them), which agree on their first axis.
+          batch: a tuple of tensors (or nests of them), which agree on their first axis if there
+            are several parts.
           n_parts: how many parts; at most as many as there are rows.
+          total: what the batches of all ranks together count for; None stands for this one alone.
+          size: how many ranks there are, over which gradients are not added up but averaged: all
+            shares are so many times larger.
 
         Raises:
           ValueError: if the items do not agree on their first axis.
         """
-        parts = _rows_of(batch, n_parts)
+        parts = _rows_of(batch, n_parts) if n_parts > 1 else [batch]
         if self._is_sum:
-            return [(part, 1.0) for part in parts]
+            return [(part, float(size)) for part in parts]
         if not (self._by_weights or self._by_targets):
-            n_rows = [_n_rows(part) for part in parts]
-            return [(part, n / sum(n_rows)) for part, n in zip(parts, n_rows, strict=True)]
-        sums = [self._weight_of(part[self._last]) for part in parts]
-        total = torch.stack(sums).sum()
-        return [(self._made_finite(p, s), s / total) for p, s in zip(parts, sums, strict=True)]
+            weights: list[Any] = [float(_n_rows(part)) for part in parts]
+            whole: Any = sum(weights) if total is None else total
+            return [(p, size * w / whole) for p, w in zip(parts, weights, strict=True)]
+        weights = [self._weight_of(part[self._last]) for part in parts]
+        whole = torch.stack(weights).sum() if total is None else total
+        return [
+            (self._made_finite(p, w), size * w / whole) for p, w in zip(parts, weights, strict=True)
+        ]
 
     def _weight_of(self, item: torch.Tensor) -> torch.Tensor:
         """Returns the sum of weights in a part."""
@@ -109,4 +124,4 @@ def _rows_of(batch: tuple[Any, ...], n_parts: int) -> list[tuple[Any, ...]]:
 
 
 def _n_rows(part: Any) -> int:
-    return len(next(_nest.leaves(part)))
+    return int(next(_nest.leaves(part)).shape[0])

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,23 @@ from trax_torch.optimizers import base
 from trax_torch.optimizers._shares import Shares
 
 Stats = dict[str, Any]  # floats on a CPU, else scalar tensors on the device
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What a rank does about gradients besides computing its own.
+
+    Attributes:
+      rank: this process's number.
+      size: how many ranks there are.
+      apart: makes a context in which backward passes stay with their rank.
+      merge: is called with the gradients after the last backward pass of a step, and changes them.
+    """
+
+    rank: int
+    size: int
+    apart: Callable[[], contextlib.AbstractContextManager[None]]
+    merge: Callable[[list[torch.Tensor]], None]
 
 
 class NonFiniteError(ArithmeticError):
@@ -32,6 +50,7 @@ class Trainer:
       n_accumulation_steps: how many parts go forward and backward one after another, so that the
         activations of one part alone take up memory. Loss and gradients are those of the whole.
       n_skips: how many steps that are not finite may be skipped before one raises.
+      ranks: what several ranks do about their gradients; None for one process.
 
     Attributes:
       n_skipped: how many were skipped so far.
@@ -49,18 +68,20 @@ class Trainer:
         shares: Shares | None = None,
         n_accumulation_steps: int = 1,
         n_skips: int = 0,
+        ranks: Ranks | None = None,
     ):
-        if n_accumulation_steps > 1 and shares is None:
+        if (n_accumulation_steps > 1 or ranks is not None) and shares is None:
             raise ValueError("Parts of a batch need Shares: they say how much each stands for.")
         self.model_with_loss = model_with_loss
         self.params = [p for p in model_with_loss.parameters() if p.requires_grad]
         self.optimizer = base.bind(optimizer, self.params, model_with_loss.parameters())
         self.n_skipped = 0
         self.is_whole = True
-        self._forward = forward or model_with_loss
+        self._forward = model_with_loss if forward is None else forward
         self._shares = shares
         self._n_parts = n_accumulation_steps
         self._n_skips = n_skips
+        self._ranks = ranks
         self._clip_grad_norm = base.clip_norm_of(optimizer)
         # On a CPU nothing is waited for when a number is read. Elsewhere numbers stay on the
         # device, and fused kernels take the verdict on a step there, so that no step waits for it.
@@ -79,6 +100,7 @@ class Trainer:
         learning_rate: float | None = None,
         *,
         measure_weights: bool = True,
+        total_weight: float | None = None,
     ) -> tuple[Any, Stats]:
         """Updates the weights by the gradient of one batch.
 
@@ -88,6 +110,7 @@ class Trainer:
           step: the step's number, for messages.
           learning_rate: the rate for this step; None leaves the optimizer's own.
           measure_weights: False leaves out `weights_l2`, which takes a pass over all weights.
+          total_weight: what the batches of all ranks count for together; see `Shares`.
 
         Returns:
           `(loss, stats)`: stats holds `loss`, `gradients_l2` before clipping, and `weights_l2`
@@ -110,11 +133,11 @@ class Trainer:
         self._kept = [buffers[name].clone() for buffers, name in self._buffers]
         try:
             with self._random_numbers(rng):
-                if self._n_parts == 1:
+                if self._n_parts == 1 and self._ranks is None:
                     loss = self._forward(batch)
                     loss.backward()
                 else:
-                    loss = self._in_parts(batch)
+                    loss = self._in_parts(batch, total_weight)
         except BaseException:
             self._put_buffers_back()
             raise
@@ -130,6 +153,11 @@ class Trainer:
         self._update(grads, stats, step)
         return loss, stats
 
+    def weight_of(self, batch: Any) -> float:
+        """Returns what a batch counts for beside those of other ranks; see `Shares`."""
+        assert self._shares is not None
+        return self._shares.weight_of(batch)
+
     def check(self) -> None:
         """Raises NonFiniteError if more steps were bad than may be skipped.
 
@@ -143,15 +171,29 @@ class Trainer:
         if n_bad and self.n_skipped > self._n_skips:
             raise NonFiniteError(self._complaint(int(step), loss, norm))
 
-    def _in_parts(self, batch: Any) -> torch.Tensor:
-        """Adds up the gradients of the parts of a batch; returns the loss of the whole."""
+    def _in_parts(self, batch: Any, total_weight: float | None) -> torch.Tensor:
+        """Adds up the gradients of the parts of a batch, over ranks too; returns its own share.
+
+        Where a rank's loss is not finite, its gradients are made so: thus all ranks hear of it.
+        """
         assert self._shares is not None
+        size = 1 if self._ranks is None else self._ranks.size
+        parts = self._shares.cut(batch, self._n_parts, total_weight, size)
         losses = []
-        for part, share in self._shares.cut(batch, self._n_parts):
-            loss = self._forward(part) * share
-            loss.backward()
-            losses.append(loss.detach())
+        for i, (part, share) in enumerate(parts, 1):
+            with self._one_reduction(is_last=i == len(parts)):
+                loss = self._forward(part)
+                loss.backward(loss.detach() * 0.0 + share)
+            losses.append(loss.detach() * (share / size))
+        if self._ranks is not None:
+            self._ranks.merge([p.grad for p in self.params if p.grad is not None])
         return torch.stack(losses).sum()
+
+    def _one_reduction(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
+        """Has ranks add up their gradients in the last backward pass alone."""
+        if self._ranks is None or is_last:
+            return contextlib.nullcontext()
+        return self._ranks.apart()
 
     def _random_numbers(self, rng: Any) -> Any:
         return contextlib.nullcontext() if rng is None else self._keyed(_seeds.as_seed(rng))
@@ -168,7 +210,9 @@ class Trainer:
 
     def _update(self, grads: list[torch.Tensor], stats: Stats, step: int) -> None:
         """Clips the gradients and moves the weights, if loss and gradients are finite."""
-        verdict = stats["loss"] + stats["gradients_l2"]  # finite if both are
+        verdict = stats["gradients_l2"]
+        if self._ranks is None:  # else a bad loss has spoilt all ranks' gradients; see _in_parts
+            verdict = stats["loss"] + verdict  # finite if both are
         if self._decides_on_device:
             self._decide_on_device(verdict, stats, step)
         elif not math.isfinite(verdict):
@@ -205,10 +249,11 @@ class Trainer:
                 now.copy_(kept if condition is None else torch.where(condition, kept, now))
 
     def _complaint(self, step: int, loss: float, norm: float) -> str:
+        whose = "" if self._ranks is None else f"'s part of rank {self._ranks.rank}"
         skipped = f" {self.n_skipped} steps were not." if self._n_skips else ""
         return (
-            f"Step {step}: the loss is {loss} and the gradients' norm {norm}, so the step was not "
-            f"taken.{skipped} Look at this batch, lower the learning rate, or clip: "
+            f"Step {step}: the loss{whose} is {loss} and the gradients' norm {norm}, so the step "
+            f"was not taken.{skipped} Look at this batch, lower the learning rate, or clip: "
             f"clip_grad_norm=1.0."
         )
 
@@ -221,6 +266,39 @@ class Trainer:
         else:
             factor = torch.where(gradients_l2 >= limit, limit / gradients_l2, 1.0)
         torch._foreach_mul_(grads, factor)
+
+
+def try_out(
+    forward: Callable[[Any], torch.Tensor], layer: tl.Layer, batch: Any, seed: int
+) -> list[bool]:
+    """Runs forward and backward on a batch, and leaves everything as it was.
+
+    Args:
+      forward: computes the loss.
+      layer: model and loss.
+      batch: a batch.
+      seed: of the random numbers.
+
+    Returns:
+      For each parameter of the layer that is trained: whether the loss depends on it.
+    """
+    places = _places_of_buffers(layer)
+    kept = [buffers[name].clone() for buffers, name in places]
+    flags = [(module, module.training) for module in layer.modules()]
+    params = [p for p in layer.parameters() if p.requires_grad]
+    layer.train()
+    try:
+        with _seeds.Keyed(params[0].device if params else None)(seed):
+            forward(batch).backward()
+        return [p.grad is not None for p in params]
+    finally:
+        for p in params:
+            p.grad = None
+        for module, flag in flags:
+            module.training = flag
+        with torch.no_grad():
+            for (buffers, name), before in zip(places, kept, strict=True):
+                buffers[name].copy_(before)
 
 
 def _places_of_buffers(layer: tl.Layer) -> list[tuple[dict[str, Any], str]]:

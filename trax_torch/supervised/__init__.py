@@ -1,6 +1,7 @@
 """Supervised training: `Loop`, its tasks, learning-rate schedules, callbacks."""
 
 from trax_torch.supervised import callbacks, decoding, history, lr_schedules, training
+from trax_torch.supervised._streams import share_of
 from trax_torch.supervised.callbacks import TrainingStepCallback
 from trax_torch.supervised.history import History
 from trax_torch.supervised.training import EvalTask, Loop, TrainTask
@@ -15,5 +16,6 @@ __all__ = [
     "decoding",
     "history",
     "lr_schedules",
+    "share_of",
     "training",
 ]

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from trax_torch import _nest, _world, optimizers, shapes
 from trax_torch import layers as tl
-from trax_torch import optimizers, shapes
 from trax_torch.layers import _stack
 from trax_torch.supervised import _tasks
 
@@ -26,6 +26,7 @@ class Settings:
       n_accumulation_steps: into how many parts a batch is cut.
       compile: whether the model is compiled.
       on_nonfinite: 'raise', 'skip', or how many steps may be skipped.
+      adasum: whether ranks merge their gradients by Adasum instead of averaging them.
 
     Raises:
       ValueError: if one is out of range.
@@ -35,6 +36,7 @@ class Settings:
     n_accumulation_steps: int = 1
     compile: bool = False
     on_nonfinite: str | int = "raise"
+    adasum: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16"):
@@ -104,6 +106,15 @@ def prepare_model(model: Any, batch: tuple[Any, ...], seed: int, device: torch.d
     return layer.to(device)
 
 
+def check_world(world: _world.World, settings: Settings) -> None:
+    """Raises ValueError if the ranks cannot do what is wanted of them."""
+    if settings.adasum and world.size & (world.size - 1):
+        raise ValueError(
+            f"adasum=True merges gradients of pairs of ranks, of pairs of pairs, and so on, so the "
+            f"number of ranks must be a power of 2; there are {world.size}."
+        )
+
+
 def running(model: tl.Layer, settings: Settings) -> tl.Layer:
     """Returns what runs for a model: itself, or its compiled twin, which has the same weights."""
     return tl.Accelerate(model) if settings.compile else model
@@ -113,11 +124,11 @@ def make_trainer(
     model: tl.Layer,
     running_model: tl.Layer,
     task: _tasks.TrainTask,
-    device: torch.device,
+    world: _world.World,
     settings: Settings,
 ) -> optimizers.Trainer:
     """Returns the trainer of a task; batch, model and loss are known to fit together then."""
-    loss = task.loss_layer
+    loss, device = task.loss_layer, world.device
     _tasks.check_fits(model, loss, task.sample_batch, is_loss=True)
     both = tl.Serial(model, loss)
     if not any(isinstance(m, tl.Wrapped) for m in both.modules()):  # foreign code may need numbers
@@ -126,28 +137,73 @@ def make_trainer(
             raise ValueError(
                 f"A loss is one number; {task.loss_name} gives {outcome}. Take its mean."
             )
-    forward = None  # the two in series; what is compiled is the model, which evals run too
+    both.to(device)
+    module: torch.nn.Module = both
     if running_model is not model or settings.precision is not None:
-        forward = functools.partial(_loss_of, running_model, loss, settings.autocast(device))
+        module = _LossOf(running_model, loss, settings.autocast(device))
+    ranks = None
+    if world.size > 1:
+        module, ranks = _over_ranks(module, both, task, world, settings)
     return optimizers.Trainer(
-        both.to(device),
+        both,
         task.optimizer,
-        forward=forward,
+        forward=module,
         shares=optimizers.Shares(model, loss),
         n_accumulation_steps=settings.n_accumulation_steps,
         n_skips=settings.n_skips,
+        ranks=ranks,
     )
 
 
-def _loss_of(
-    model: tl.Layer, loss: tl.Layer, autocast: Callable[[], Any], batch: tuple[Any, ...]
-) -> torch.Tensor:
-    """Returns the loss of a batch, as model and loss in series do."""
-    with autocast():
-        outputs = model(_stack.take(batch, model.n_in))
-        stack = _stack.put(outputs, batch, model.n_in)
-        result: torch.Tensor = loss(_stack.take(stack, loss.n_in))
-    return result
+def _over_ranks(
+    module: torch.nn.Module,
+    both: tl.Layer,
+    task: _tasks.TrainTask,
+    world: _world.World,
+    settings: Settings,
+) -> tuple[torch.nn.Module, optimizers.Ranks]:
+    """Returns what computes the loss where several ranks train, and what they do about gradients.
+
+    Parameters that the task leaves unused, such as another task's head, are found once. Two passes
+    that are thrown away settle the order in which gradients are added up, which is then the same in
+    a resumed run.
+    """
+    world.copy_from_chief_([*both.parameters(), *both.buffers()])
+    if settings.adasum:
+        merge = functools.partial(
+            optimizers.adasum_,
+            rank=world.rank,
+            size=world.size,
+            exchange=world.exchange,
+            mean_=world.mean_,
+        )
+        return module, optimizers.Ranks(world.rank, world.size, contextlib.nullcontext, merge)
+    batch = _nest.to_tensors(task.sample_batch, world.device)
+    params = [p for p in both.parameters() if p.requires_grad]
+    used = world.sum([float(u) for u in optimizers.try_out(module, both, batch, seed=0)])
+    unused = [p for p, n in zip(params, used, strict=True) if not n]
+    parallel = world.parallel(module, unused, find_unused=any(0 < n < world.size for n in used))
+    for _ in range(2):
+        optimizers.try_out(parallel, both, batch, seed=0)
+    no_sync: Any = parallel.no_sync
+    return parallel, optimizers.Ranks(world.rank, world.size, no_sync, lambda gradients: None)
+
+
+class _LossOf(torch.nn.Module):
+    """Computes the loss of a batch as model and loss in series do, in a context of its own."""
+
+    def __init__(self, model: tl.Layer, loss: tl.Layer, autocast: Callable[[], Any]):
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self._autocast = autocast
+
+    def forward(self, batch: tuple[Any, ...]) -> torch.Tensor:
+        with self._autocast():
+            outputs = self.model(_stack.take(batch, self.model.n_in))
+            stack = _stack.put(outputs, batch, self.model.n_in)
+            result: torch.Tensor = self.loss(_stack.take(stack, self.loss.n_in))
+        return result
 
 
 def make_scheduler(task: _tasks.TrainTask, trainer: optimizers.Trainer) -> Any:

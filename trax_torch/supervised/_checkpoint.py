@@ -210,7 +210,7 @@ def read(directory: str, basename: str) -> tuple[Parts, dict[str, Any]] | None:
       CheckpointError: if it is damaged, or newer than this library, with the file's name.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
+    from safetensors.torch import load
 
     check_basename(basename)
     path = os.path.join(directory, f"{basename}.json")
@@ -233,7 +233,7 @@ def read(directory: str, basename: str) -> tuple[Parts, dict[str, Any]] | None:
                 f"ones than were saved. Load another checkpoint of {directory}."
             )
         try:
-            parts[part] = from_bytes(content)
+            parts[part] = load(content)
         except SafetensorError as error:
             raise CheckpointError(f"{name} is damaged: {error}") from error
     return parts, manifest["info"]
@@ -279,6 +279,22 @@ def pack(nest: Any, prefix: str, tensors: dict[str, torch.Tensor]) -> Any:
         f"A {type(nest).__name__} cannot be saved in {prefix}: a state is made of numbers, "
         f"strings, tensors, lists, tuples and dicts."
     )
+
+
+def to_bytes(tensors: Mapping[str, torch.Tensor], info: Any) -> bytes:
+    """Returns tensors and plain data as bytes, to be sent."""
+    from safetensors.torch import save
+
+    text = json.dumps(info).encode()
+    return len(text).to_bytes(8, "little") + text + save(_plain(tensors))
+
+
+def from_bytes(data: bytes) -> tuple[dict[str, torch.Tensor], Any]:
+    """Returns what `to_bytes` was given."""
+    from safetensors.torch import load
+
+    end = 8 + int.from_bytes(data[:8], "little")
+    return load(data[end:]), json.loads(data[8:end])
 
 
 def unpack(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

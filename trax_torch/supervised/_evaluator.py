@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import _nest, _seeds
+from trax_torch import _nest, _seeds, _world
 from trax_torch import layers as tl
 from trax_torch.layers import _stack
 from trax_torch.supervised import _tasks
@@ -18,7 +18,7 @@ class Evaluator:
     Args:
       model: the model; it is put in eval mode while it is measured, and back.
       task: what to measure, on what.
-      device: where the model is.
+      world: the ranks that measure together, each on batches of its own.
       autocast: makes the context that the model computes in.
     """
 
@@ -26,39 +26,43 @@ class Evaluator:
         self,
         model: tl.Layer,
         task: _tasks.EvalTask,
-        device: torch.device,
+        world: _world.World,
         autocast: Callable[[], Any] = contextlib.nullcontext,
     ):
         self._model = model
         self._task = task
-        self._device = device
+        self._world = world
+        self._device = device = world.device
         self._autocast = autocast
         self._keyed = _seeds.Keyed(device)
         for metric in task.metrics:
-            _tasks.check_fits(model, metric, task.sample_batch, is_loss=False)
+            if task.sample_batch is not None:
+                _tasks.check_fits(model, metric, task.sample_batch, is_loss=False)
             metric.to(device)
 
     def means(self, seed: int) -> dict[str, float]:
-        """Returns the mean of each metric over the task's next `n_eval_batches` batches.
+        """Returns the mean of each metric over the task's next batches, of all ranks together.
 
         Args:
           seed: of the random numbers that the model or a metric may draw.
         """
-        n_batches = self._task.n_eval_batches
+        n_batches, names = self._task.n_eval_batches, self._task.metric_names
         measured = [self._model, *self._task.metrics]
         flags = [(m, m.training) for layer in measured for m in layer.modules()]
         for layer in measured:
             layer.eval()
         try:
             with torch.no_grad(), self._keyed(seed), self._autocast():
-                sums = self._measure(self._task.next_batch())
-                for _ in range(n_batches - 1):
+                sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
+                for _ in range(n_batches):
                     sums = sums + self._measure(self._task.next_batch())
         finally:
             for module, flag in flags:
                 module.training = flag
-        means = (sums / n_batches).tolist()
-        return dict(zip(self._task.metric_names, means, strict=True))
+        *totals, count = self._world.sum([*sums.tolist(), n_batches])
+        if not count:
+            raise ValueError("An eval needs a batch; n_eval_batches is 0 on every rank.")
+        return {name: total / count for name, total in zip(names, totals, strict=True)}
 
     def _measure(self, batch: tuple[Any, ...]) -> torch.Tensor:
         stack = _nest.to_tensors(batch, self._device)

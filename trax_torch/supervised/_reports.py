@@ -1,10 +1,11 @@
 """What is said of a run at a report, and under which names: to people, files and the history."""
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from trax_torch import _nest
+from trax_torch import _nest, _world
 from trax_torch.supervised import _summaries, _tally, _tasks
 from trax_torch.supervised import history as _history
 
@@ -26,6 +27,7 @@ class Reports:
       tasks: the training tasks.
       eval_tasks: the eval tasks.
       output_dir: where TensorBoard's folders lie; None for none.
+      world: the ranks that train together; what one of them says, all record.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Reports:
         tasks: list[_tasks.TrainTask],
         eval_tasks: list[_tasks.EvalTask],
         output_dir: str | None,
+        world: _world.World,
     ):
         self._console = console
+        self._world = world
         self._tasks = tasks
         names = [task.loss_name for task in tasks]
         names += [name for task in eval_tasks for name in task.metric_names]
@@ -92,10 +96,8 @@ class Reports:
             if not tally.n_steps:
                 continue
             writer = writers.at(folder)
+            tally.reduce(self._world)
             means = tally.means()
-            if "loss" in means:
-                loss = {task.loss_name: means["loss"]}
-                self.log(history, step, loss, writer, "metrics/", "train")
             parameters = {
                 "learning_rate": tally.learning_rate,
                 f"steps {PER_SECOND}": tally.n_steps / max(tally.seconds(), 1e-9),
@@ -103,6 +105,10 @@ class Reports:
                 **means,
                 **more,
             }
+            parameters = json.loads(self._world.from_chief(json.dumps(parameters).encode()))
+            if "loss" in parameters:
+                loss = {task.loss_name: parameters["loss"]}
+                self.log(history, step, loss, writer, "metrics/", "train")
             self.log(history, step, parameters, writer, "training/", "train", stdout=False)
 
     def eval_writers(self, writers: _summaries.Writers) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import optimizers
+from trax_torch import _world, optimizers
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import _checkpoint
 
@@ -19,22 +19,31 @@ from trax_torch.supervised import _checkpoint
 class Saver:
     """Saves a run's checkpoints into its folder.
 
+    Where several ranks train, all of them call what is here. The chief alone touches files, and
+    what it comes to, a save or an error, all ranks come to.
+
     A save in the background works on a copy of the tensors, which is made before `save` returns and
     whose memory is used again by the next one. One is in flight at a time. If it fails, the next
     save or `wait` raises, and so does the end of a `running` block: a failure is never lost.
 
     Args:
       path: the folder; made if it is not there.
+      world: the ranks that train together.
       keep_last: how many permanent checkpoints, `model_<step>`, to keep; None keeps all.
     """
 
-    def __init__(self, path: str, keep_last: int | None = None):
-        self._folder = _checkpoint.Folder(path)
+    def __init__(self, path: str, world: _world.World, keep_last: int | None = None):
+        self._path = path
+        self._world = world
         self._keep_last = keep_last
         self._generation: str | None = None  # of the checkpoint 'model' that the run goes on from
         self._executor: ThreadPoolExecutor | None = None
         self._in_flight: Future[None] | None = None
         self._copies: _checkpoint.Parts = {}
+        self._folder: _checkpoint.Folder | None = None  # the chief's
+        with self._together():
+            if world.is_chief:
+                self._folder = _checkpoint.Folder(path)
 
     def save(
         self,
@@ -50,45 +59,56 @@ class Saver:
           NonFiniteError: if a tensor is not finite; nothing is saved then.
         """
         self.wait()
-        if blocking:
-            with self.lock():
-                self._save(basenames, parts, info)
-            return
-        parts = {part: self._copy(part, tensors) for part, tensors in parts.items()}
-        held = contextlib.ExitStack()
-        held.enter_context(self.lock())  # here, so that a lock held by others is spoken of at once
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, "trax_torch-save")
-        self._in_flight = self._executor.submit(self._save_and_let_go, held, basenames, parts, info)
+        with self._together():
+            if self._folder is None:
+                return
+            if blocking:
+                with self._folder.lock():
+                    self._save(self._folder, basenames, parts, info)
+                return
+            parts = {part: self._copy(part, tensors) for part, tensors in parts.items()}
+            held = contextlib.ExitStack()
+            held.enter_context(self._folder.lock())  # here: another's lock is spoken of at once
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, "trax_torch-save")
+            what = (self._folder, basenames, parts, info)
+            self._in_flight = self._executor.submit(self._save_and_let_go, held, *what)
 
     def wait(self) -> None:
         """Waits for the save in flight, if there is one, and raises what it raised."""
-        in_flight, self._in_flight = self._in_flight, None
-        if in_flight is not None:
-            in_flight.result()
+        with self._together():
+            self._wait_here()
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Keeps other processes from writing here; see `_checkpoint.Folder.lock`."""
-        return self._folder.lock()
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from writing here for a while.
+
+        Raises:
+          CheckpointError: if another process writes here now.
+        """
+        with contextlib.ExitStack() as held:
+            with self._together():
+                if self._folder is not None:
+                    held.enter_context(self._folder.lock())
+            yield
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Holds the lock for a run, and does not end before the save in flight has."""
-        with self.lock():
+        with self.locked():
             try:
                 yield
             except BaseException as error:
                 try:
-                    self.wait()
+                    self._wait_here()
                 except Exception as failure:
                     error.add_note(f"Besides, a save in the background failed: {failure}")
                 raise
             self.wait()
 
-    def goes_on_from(self, directory: str, basename: str) -> None:
-        """Remembers that the run was put where a checkpoint left it."""
-        if directory == self._folder.path and basename == "model":
-            self._generation = _checkpoint.generation_of(directory, basename)
+    def goes_on_from(self, basename: str) -> None:
+        """Remembers that the run was put where a checkpoint of the folder left it."""
+        self._generation = _checkpoint.generation_of(self._path, basename)
 
     def check_not_overtaken(self) -> None:
         """Refuses to go on where another process has trained since this one read or saved last.
@@ -97,29 +117,49 @@ class Saver:
           CheckpointError: if one has.
         """
         self.wait()
-        path = self._folder.path
-        current = _checkpoint.generation_of(path, "model")
-        if current != self._generation and current is not None:
-            raise CheckpointError(
-                f"Another process has trained into {path} since this run saved or loaded last. "
-                f"Call load_checkpoint() to go on from there, or give this one an output_dir of "
-                f"its own."
-            )
+        with self._together():
+            if self._folder is None:
+                return
+            current = _checkpoint.generation_of(self._path, "model")
+            if current != self._generation and current is not None:
+                raise CheckpointError(
+                    f"Another process has trained into {self._path} since this run saved or loaded "
+                    f"last. Call load_checkpoint() to go on from there, or give this one an "
+                    f"output_dir of its own."
+                )
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        self._world.fail_together(error, CheckpointError)
+
+    def _wait_here(self) -> None:
+        in_flight, self._in_flight = self._in_flight, None
+        if in_flight is not None:
+            in_flight.result()
 
     def _save_and_let_go(self, held: contextlib.ExitStack, *what: Any) -> None:
         with held:
             self._save(*what)
 
     def _save(
-        self, basenames: Sequence[str], parts: _checkpoint.Parts, info: Mapping[str, Any]
+        self,
+        folder: _checkpoint.Folder,
+        basenames: Sequence[str],
+        parts: _checkpoint.Parts,
+        info: Mapping[str, Any],
     ) -> None:
         _check_all_finite(parts)
         for basename in basenames:
-            generation = self._folder.save(basename, parts, info)
+            generation = folder.save(basename, parts, info)
             if basename == "model":
                 self._generation = generation
             if basename == f"model_{info['step']}" and self._keep_last is not None:
-                self._folder.keep_last(self._keep_last, info["step"])
+                folder.keep_last(self._keep_last, info["step"])
 
     def _copy(self, part: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the tensors' values on the CPU, in the memory of the last copy where it fits."""
@@ -135,6 +175,24 @@ class Saver:
             copies[name] = place.copy_(tensor.detach())
         self._copies[part] = copies
         return copies
+
+
+def read(
+    directory: str, basename: str, world: _world.World
+) -> tuple[_checkpoint.Parts, dict[str, Any] | None]:
+    """Returns the parts and info of a checkpoint that the chief reads, or `({}, None)`.
+
+    Raises:
+      CheckpointError: if it cannot be read, on all ranks.
+    """
+    found, error = None, None
+    if world.is_chief:
+        try:
+            found = _checkpoint.read(directory, basename)
+        except CheckpointError as raised:
+            error = raised
+    world.fail_together(error, CheckpointError)
+    return world.share(*(found or ({}, None)))
 
 
 def _check_all_finite(parts: _checkpoint.Parts) -> None:

@@ -9,7 +9,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-_ASKING = (signal.SIGTERM, signal.SIGINT)
+ASKING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopper:
@@ -28,7 +28,7 @@ class Stopper:
 
     def __enter__(self) -> "Stopper":
         if threading.current_thread() is threading.main_thread():
-            for signum in _ASKING:
+            for signum in ASKING:
                 if signal.getsignal(signum) not in (signal.SIG_IGN, None):
                     self._before[signum] = signal.signal(signum, self._ask)
         return self
@@ -58,7 +58,7 @@ def outlive_first(worker_init_fn: Any, worker_id: int) -> None:
     def ignore_once(signum: int, frame: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)
 
-    for signum in _ASKING:
+    for signum in ASKING:
         signal.signal(signum, ignore_once)
     if worker_init_fn is not None:
         worker_init_fn(worker_id)

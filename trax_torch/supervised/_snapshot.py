@@ -3,6 +3,8 @@
 Putting back is all or nothing: everything is compared first, then everything is set.
 """
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,8 @@ from trax_torch.supervised import _checkpoint, _tally, _tasks
 from trax_torch.supervised._checkpoint import pack, unpack
 
 Tensors = dict[str, torch.Tensor]
+
+_log = logging.getLogger("trax_torch")
 
 _BUFFER = "buffer."  # what buffers are called in the part 'state', which holds other things too
 
@@ -43,20 +47,13 @@ class Members:
     waiting: dict[str, Any] = field(default_factory=dict)  # saved states of callbacks to come
 
     def take(self) -> tuple[_checkpoint.Parts, dict[str, Any]]:
-        """Returns tensors by part and name, and the rest as plain data."""
+        """Returns what all ranks share: tensors by part and name, and the rest as plain data."""
         parts = self._tensors()
         info = {
             "tasks": [
                 _take_task(i, *each, parts)
-                for i, each in enumerate(
-                    zip(self.tasks, self.trainers, self.schedulers, strict=True)
-                )
+                for i, each in enumerate(zip(self.trainers, self.schedulers, strict=True))
             ],
-            "evals": [
-                pack(task.stream.position(), f"eval{i}", parts["state"])
-                for i, task in enumerate(self.eval_tasks)
-            ],
-            "tallies": [tally.to_dict() for tally in self.tallies],
             "callbacks": {
                 name: pack(callback.state_dict(), f"callback.{name}", parts["state"])
                 for name, callback in self._remembering()
@@ -64,21 +61,51 @@ class Members:
         }
         return parts, info
 
-    def put(self, parts: _checkpoint.Parts, info: dict[str, Any], exact_data: bool = True) -> None:
-        """Puts everything where `take` found it.
+    def take_own(self, rank: int) -> tuple[Tensors, dict[str, Any]]:
+        """Returns what is this rank's own: where its data is, and its part of the statistics."""
+        tensors: Tensors = {}
+
+        def places(kind: str, tasks: Sequence[Any]) -> list[Any]:
+            return [
+                pack(task.stream.position(), f"rank{rank}.{kind}{i}", tensors)
+                for i, task in enumerate(tasks)
+            ]
+
+        own = {
+            "tasks": places("data", self.tasks),
+            "evals": places("eval", self.eval_tasks),
+            "tallies": [tally.to_dict() for tally in self.tallies],
+        }
+        return tensors, own
+
+    def put(
+        self,
+        parts: _checkpoint.Parts,
+        info: dict[str, Any],
+        ranks: list[dict[str, Any]],
+        rank: int = 0,
+        size: int = 1,
+        exact_data: bool = True,
+    ) -> None:
+        """Puts everything where `take` and `take_own` found it.
 
         Args:
-          parts: the tensors, and info: the rest.
+          parts: the tensors.
+          info: what `take` gave.
+          ranks: what `take_own` gave on each rank.
+          rank: this process's number.
+          size: how many ranks there are now.
           exact_data: False leaves the data where it is.
 
         Raises:
           MismatchError: if what was saved does not fit; nothing has changed then.
           ValueError: if the data cannot go to its place; no weight has changed then.
         """
+        saved = {"tasks": info["tasks"], "evals": ranks[0]["evals"]}
         for kind, items in (("tasks", self.tasks), ("evals", self.eval_tasks)):
-            if len(info[kind]) != len(items):
+            if len(saved[kind]) != len(items):
                 raise MismatchError(
-                    f"The checkpoint was saved with {len(info[kind])} {kind}; there are "
+                    f"The checkpoint was saved with {len(saved[kind])} {kind}; there are "
                     f"{len(items)} now. Give Loop the same tasks, or another output_dir."
                 )
         pairs = list(zip(self.trainers, self.schedulers, info["tasks"], strict=True))
@@ -87,23 +114,47 @@ class Members:
         _compare("buffers", mine["state"], _buffers_in(parts))
         for i, pair in enumerate(pairs):
             _compare_task(i, *pair[:2], parts, pair[2])
-        places = [kept["position"] for kept in info["tasks"]] + info["evals"]
-        streams = [task.stream for task in self.tasks] + [task.stream for task in self.eval_tasks]
-        for stream, place in zip(streams, places, strict=True):
-            if exact_data:
-                stream.seek(unpack(place, parts["state"]))
+        if exact_data:
+            self._seek(parts, ranks, rank, size)
         with torch.no_grad():
             for part, tensors in mine.items():
                 for name, tensor in tensors.items():
                     tensor.copy_(parts[part][name])
         for i, pair in enumerate(pairs):
             _put_task(i, *pair[:2], parts, pair[2])
-        for tally, kept in zip(self.tallies, info["tallies"], strict=True):
-            tally.fill(kept)
+        for i, tally in enumerate(self.tallies):
+            if len(ranks) == size:
+                tally.fill(ranks[rank]["tallies"][i])
+            elif rank == 0:
+                tally.fill(_tally.merged([each["tallies"][i] for each in ranks]))
         self.waiting.clear()
         for name, kept in info.get("callbacks", {}).items():
             self.waiting[name] = unpack(kept, parts["state"])
         self.fill_callbacks()
+
+    def _seek(
+        self, parts: _checkpoint.Parts, ranks: list[dict[str, Any]], rank: int, size: int
+    ) -> None:
+        """Has each stream go where it was on this rank."""
+        streams: dict[str, list[Any]] = {
+            "tasks": [task.stream for task in self.tasks],
+            "evals": [task.stream for task in self.eval_tasks],
+        }
+        if len(ranks) != size:
+            for kind in streams:
+                for i, stream in enumerate(streams[kind]):
+                    if not stream.fits_any_size:
+                        raise MismatchError(
+                            f"The checkpoint was saved by {len(ranks)} ranks; there are {size}, "
+                            f"whose places in the data of {kind} {i} are not known. Share the data "
+                            f"out with supervised.share_of, which keeps one place for all, or "
+                            f"begin it anew: Loop(resume_data='restart')."
+                        )
+            _log.info("Saved by %d ranks, resumed by %d: bits will differ.", len(ranks), size)
+        own = ranks[rank] if len(ranks) == size else ranks[0]
+        for kind in streams:
+            for stream, place in zip(streams[kind], own[kind], strict=True):
+                stream.seek(unpack(place, parts["state"]))
 
     def fill_callbacks(self) -> None:
         """Gives callbacks their states of the checkpoint that `put` put; some come later."""
@@ -147,13 +198,18 @@ def buffers_of(model: tl.Layer) -> Tensors:
     return {k: v for k, v in everything.items() if not isinstance(v, nn.Parameter)}
 
 
+def forms_of(model: tl.Layer) -> list[str]:
+    """Returns names, shapes and types of weights and buffers, as text."""
+    tensors = weights_of(model) | buffers_of(model)
+    return [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()]
+
+
 def _buffers_in(parts: _checkpoint.Parts) -> Tensors:
     return {k: v for k, v in parts["state"].items() if k.startswith(_BUFFER)}
 
 
 def _take_task(
     index: int,
-    task: _tasks.TrainTask,
     trainer: optimizers.Trainer,
     scheduler: Any,
     parts: _checkpoint.Parts,
@@ -178,7 +234,6 @@ def _take_task(
         "settings": _settings_of(optimizer),
         "n_skipped": trainer.n_skipped,
         "scheduler": kept,
-        "position": pack(task.stream.position(), f"data{index}", parts["state"]),
     }
 
 

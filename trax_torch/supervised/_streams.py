@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trax_torch import _nest, _world
 from trax_torch.supervised import _signals
 
 _log = logging.getLogger("trax_torch")
@@ -90,6 +91,11 @@ class BatchStream:
         for _ in range(missing):
             self.next()
 
+    @property
+    def fits_any_size(self) -> bool:
+        """Whether one position serves any number of ranks; see `share_of`."""
+        return bool(getattr(self._data, "fits_any_size", False))
+
     def _let_workers_outlive_signals(self, loader: Any) -> None:
         made = getattr(loader.worker_init_fn, "func", None)
         if made is not _signals.outlive_first:
@@ -115,3 +121,65 @@ class BatchStream:
             return next(self._iterator)
         except StopIteration:
             raise ValueError(f"{self._name} is empty: going through it gives no batch.") from None
+
+
+class Share:
+    """A rank's rows of batches that all ranks draw alike; `share_of` makes it."""
+
+    fits_any_size = True
+
+    def __init__(self, labeled_data: Any, rank: int, size: int):
+        if not 0 <= rank < size:
+            raise ValueError(f"There is no share {rank} of {size}.")
+        self._stream = BatchStream(labeled_data, "The data to share out")
+        self._rank, self._size = rank, size
+
+    def __iter__(self) -> "Share":
+        return self
+
+    def __next__(self) -> tuple[Any, ...]:
+        batch = self._stream.next()
+        n_rows = {len(leaf) for leaf in _nest.leaves(batch)}
+        if len(n_rows) != 1 or min(n_rows) < self._size:
+            raise ValueError(
+                f"A batch is shared out by the first axis of its items, which must agree and have "
+                f"a row for each of {self._size} ranks; got {sorted(n_rows)} rows."
+            )
+        n = n_rows.pop()
+        first, last = (n * r // self._size for r in (self._rank, self._rank + 1))
+        rows: tuple[Any, ...] = _nest.map_leaves(lambda leaf: leaf[first:last], batch)
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the place in the data, which is the same on all ranks."""
+        return self._stream.position()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a place that `state_dict` told."""
+        self._stream.seek(state)
+
+
+def share_of(labeled_data: Any, rank: int | None = None, size: int | None = None) -> Share:
+    """Returns an iterator of this rank's rows of batches that all ranks draw alike.
+
+    Of a batch of B rows, rank r of n gets rows r * B / n to (r + 1) * B / n, rounded down. All
+    ranks draw all batches, so the data must be the same on each: seeded alike, or read from the
+    same files. A checkpoint keeps one place for all ranks, and a run may go on with another number
+    of them. (A `DataLoader` with a `DistributedSampler` loads each rank's rows alone.)
+
+    Args:
+      labeled_data: an iterator, or an iterable gone through again and again, of batches: tuples of
+        arrays or tensors, whose first axis is cut.
+      rank: which share; by default the launcher's, and 0 without a launcher.
+      size: how many shares; by default the launcher's number of ranks, and 1 without one.
+
+    Raises:
+      ValueError: if there is no such share, or a batch has fewer rows than there are shares.
+
+    Example:
+      >>> data = [(torch.arange(4), torch.arange(4) > 1)]
+      >>> next(share_of(data, rank=1, size=2))
+      (tensor([2, 3]), tensor([True, True]))
+    """
+    own, all_ranks = _world.launched()
+    return Share(labeled_data, own if rank is None else rank, all_ranks if size is None else size)

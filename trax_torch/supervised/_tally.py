@@ -1,9 +1,12 @@
 """What happened since the last report: sums that stay on the device until someone asks."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from trax_torch import _world
 
 
 class Tally:
@@ -73,6 +76,11 @@ class Tally:
             "seconds_waited": self.seconds_waited,
         }
 
+    def reduce(self, world: _world.World) -> None:
+        """Adds up the shares of the loss that each rank knows, for all of them."""
+        if world.size > 1 and "loss" in self._sums:
+            (self._sums["loss"],) = world.sum([float(self._sums["loss"])])
+
     def fill(self, kept: dict[str, Any]) -> None:
         """Takes up the span that `to_dict` gave."""
         self.n_steps = kept["n_steps"]
@@ -82,3 +90,10 @@ class Tally:
         self.seconds_waited = kept.get("seconds_waited", 0.0)
         self._earlier_seconds = kept["seconds"]
         self._start = None
+
+
+def merged(kept: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the spans of several ranks as one: the shares of the loss, added up."""
+    losses = [each["sums"]["loss"] for each in kept if "loss" in each["sums"]]
+    sums = {**kept[0]["sums"], **({"loss": sum(losses)} if losses else {})}
+    return {**kept[0], "sums": sums}

@@ -131,7 +131,8 @@ class EvalTask:
       metrics: layers or modules that map (output, targets) or (output, targets, weights) to a
         scalar; or a single one.
       metric_names: their names in logs; the layers' names by default.
-      n_eval_batches: how many batches to take the mean over.
+      n_eval_batches: how many batches to take the mean over. Where several ranks measure, the mean
+        is over all their batches, and each may have another number of them, or none.
       sample_batch: a batch to take shapes from; by default the first of `labeled_data`.
       export_prefix: the folder for logs below `output_dir` where there are several eval tasks.
 
@@ -165,11 +166,13 @@ class EvalTask:
             raise ValueError(
                 f"Each metric needs a name of its own; got {self._metric_names}. Give metric_names."
             )
-        if n_eval_batches < 1:
-            raise ValueError(f"n_eval_batches is at least 1; got {n_eval_batches}.")
+        if n_eval_batches < 0:
+            raise ValueError(f"n_eval_batches counts batches; got {n_eval_batches}.")
         self._n_eval_batches = n_eval_batches
         self._export_prefix = check_export_prefix(export_prefix)
-        self._sample_batch = self.stream.next() if sample_batch is None else tuple(sample_batch)
+        if sample_batch is None and n_eval_batches:
+            sample_batch = self.stream.next()
+        self._sample_batch = None if sample_batch is None else tuple(sample_batch)
 
     @property
     def labeled_data(self) -> Any:
@@ -177,8 +180,8 @@ class EvalTask:
         return self._labeled_data
 
     @property
-    def sample_batch(self) -> tuple[Any, ...]:
-        """A batch to take shapes from."""
+    def sample_batch(self) -> tuple[Any, ...] | None:
+        """A batch to take shapes from; None where no batch is measured."""
         return self._sample_batch
 
     def next_batch(self) -> tuple[Any, ...]:

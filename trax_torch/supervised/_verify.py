@@ -73,11 +73,13 @@ def contents(directory: str, basename: str) -> dict[str, Any]:
         for name, values in metrics.items():
             if not _reports.of_the_clock(name):
                 flat[f"history {mode} {name}"] = values
-    members = dict(info["members"])
-    for i, tally in enumerate(members.pop("tallies")):
-        flat |= {f"tally{i} {k}": v for k, v in tally.items() if not k.startswith("seconds")}
-    flat |= {f"members {k}": v for k, v in members.items()}
-    flat |= {k: v for k, v in info.items() if k not in ("history", "members")}
+    for i, rank in enumerate(info["ranks"]):
+        flat |= {f"rank{i} {name}": rank[name] for name in ("tasks", "evals")}
+        for j, tally in enumerate(rank["tallies"]):
+            kept = {k: v for k, v in tally.items() if not k.startswith("seconds")}
+            flat[f"rank{i} tally{j}"] = kept
+    flat |= {f"members {name}": value for name, value in info["members"].items()}
+    flat |= {k: v for k, v in info.items() if k not in ("history", "members", "ranks")}
     return flat
 
 

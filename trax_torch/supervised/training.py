@@ -76,7 +76,8 @@ class Loop:
       random_seed: of all random numbers; by default a fresh one, kept in checkpoints.
       loss_chunk_size: not there yet; refused unless 0.
       use_memory_efficient_trainer: not there yet; refused unless False.
-      adasum: not there yet; refused unless False.
+      adasum: True has ranks merge their gradients by how much they agree, instead of averaging
+        them (arXiv:2006.02924); the number of ranks must be a power of 2.
       callbacks: classes, built as `callback(loop)`; see `callbacks.TrainingStepCallback`.
       device: where to compute; by default CUDA if there is any, else the CPU.
       progress: True shows a progress bar, False none; by default one on a terminal.
@@ -93,6 +94,7 @@ class Loop:
       on_nonfinite: what happens to a step whose loss or gradient is not finite, which changes
         nothing in any case: 'raise' raises `NonFiniteError`; a number skips so many such steps
         before it raises; 'skip' stands for 100.
+      timeout: seconds after which a rank that does not answer is given up, with an error.
       resume_data: 'exact' goes on with the batch after the last one that was seen, and draws those
         before it again where the data does not keep its own place; 'restart' begins anew.
 
@@ -132,27 +134,30 @@ class Loop:
         background_saves: bool = False,
         on_nonfinite: str | int = "raise",
         resume_data: str = "exact",
+        timeout: float = 300.0,
     ):
         _assembly.refuse(
             loss_chunk_size=loss_chunk_size,
             use_memory_efficient_trainer=use_memory_efficient_trainer,
-            adasum=adasum,
         )
-        settings = _assembly.Settings(precision, n_accumulation_steps, compile, on_nonfinite)
+        settings = _assembly.Settings(
+            precision, n_accumulation_steps, compile, on_nonfinite, adasum
+        )
         if resume_data not in ("exact", "restart"):
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is at least 1, or None to keep all; got {keep_last}.")
-        self._world = _world.join(n_devices, device)
+        self._world = world = _world.join(n_devices, device, timeout)
+        _assembly.check_world(world, settings)
         self._tasks = _assembly.as_tasks(tasks, TrainTask, "tasks")
         self._eval_tasks = _assembly.as_tasks(eval_tasks, EvalTask, "eval_tasks")
         if not self._tasks:
             raise ValueError("Loop needs at least one TrainTask; got none.")
-        if random_seed is not None:
-            _seeds.seed_ambient(random_seed)
-        self._seed = _seeds.fresh_seed() if random_seed is None else random_seed
-        self._seed = operator.index(self._seed)
-        self._asked_seed = None if random_seed is None else self._seed
+        self._asked_seed = None if random_seed is None else operator.index(random_seed)
+        if self._asked_seed is not None:
+            _seeds.seed_ambient(self._asked_seed, world.rank)
+        seed = _seeds.fresh_seed() if self._asked_seed is None else self._asked_seed
+        self._seed = int(world.from_chief(str(seed).encode()))
         self._n_rngs = 0
         self._step = 0
         self._reported_step = 0
@@ -162,6 +167,8 @@ class Loop:
         self._background_saves = background_saves
         self._resume_data = resume_data
         self._is_to_stop = False
+        self._stopper = _signals.Stopper()
+        self._signum: int | None = None  # that ranks have agreed to leave for
         self._batch: Any = None
 
         default_at = _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_checkpoint)
@@ -175,12 +182,20 @@ class Loop:
         self._which_task = which_task or (lambda step: step % n_tasks)
         self._best = _best.Best(checkpoint_low_metric, checkpoint_high_metric, self._eval_tasks)
 
-        sample, device = self._tasks[0].sample_batch, self._world.device
+        sample, device = self._tasks[0].sample_batch, world.device
         init_seed = _seeds.derive(self._seed, "init")
         self._model = _assembly.prepare_model(model, sample, init_seed, device)
+        world.compare(
+            {
+                "random_seed": self._asked_seed,
+                "the number of tasks": [len(self._tasks), len(self._eval_tasks)],
+                "the settings": str(settings),
+                "the model's weights": _snapshot.forms_of(self._model),
+            }
+        )
         running = _assembly.running(self._model, settings)
         self._trainers = [
-            _assembly.make_trainer(self._model, running, task, device, settings)
+            _assembly.make_trainer(self._model, running, task, world, settings)
             for task in self._tasks
         ]
         self._schedulers = [
@@ -194,7 +209,7 @@ class Loop:
             _snapshot.share_weights(self._model, self._eval_model)
             running = _assembly.running(self._eval_model, settings)
         self._evaluators = [
-            _evaluator.Evaluator(running, task, device, settings.autocast(device))
+            _evaluator.Evaluator(running, task, world, settings.autocast(device))
             for task in self._eval_tasks
         ]
         self._callbacks: list[Any] = []
@@ -210,15 +225,19 @@ class Loop:
 
         self._output_dir = None if output_dir is None else os.path.expanduser(output_dir)
         self._reports = _reports.Reports(
-            self._console, self._tasks, self._eval_tasks, self._output_dir
+            self._console,
+            self._tasks,
+            self._eval_tasks,
+            self._output_dir if world.is_chief else None,
+            world,
         )
         self._saver: _saves.Saver | None = None
         self._saved_step: int | None = None  # that 'model' is of
         if self._output_dir is None:
             self._console.say("Will not write evaluation metrics, because output_dir is None.")
         else:
-            self._saver = _saves.Saver(self._output_dir, keep_last)
-            with self._saver.lock():
+            self._saver = _saves.Saver(self._output_dir, world, keep_last)
+            with self._saver.locked():
                 self.load_checkpoint()
         for callback in callbacks or []:  # they may look at the loop, which is ready now
             self._callbacks.append(callback(self))
@@ -243,7 +262,7 @@ class Loop:
         first = self._step + 1
         with (
             _signals.Stopper() as stopper,
-            self._saver.running() if self._saver else contextlib.nullcontext(),
+            self._saver.running() if self._saver is not None else contextlib.nullcontext(),
             self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
             self._console.progress(first, n_steps, self._progress) as steps,
             self._clocks(),
@@ -252,20 +271,40 @@ class Loop:
                 self._saver.check_not_overtaken()
             if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                 self._report(writers)
+            self._stopper = stopper
+            self._agree()
             for step in steps:
-                if stopper.signum is not None or self._is_to_stop:
+                if self._is_to_stop or self._signum is not None:
                     break
                 report = bool(self._eval_at(step))
                 self._take_step(step, report)
                 self._save(self._names_due_at(step), blocking=not self._background_saves)
-                if report and stopper.signum is None:
+                if report and self._signum is None:
                     self._report(writers)
-            if stopper.signum is not None:
-                self._leave(stopper.signum)
+            else:
+                self._agree()
+            if self._signum is not None:
+                self._leave(self._signum)
 
     def stop(self) -> None:
         """Ends `run` after the step under way; for callbacks."""
         self._is_to_stop = True
+
+    def _agree(self, weight: float = 0.0, error: Exception | None = None) -> float:
+        """Has ranks agree on whether to go on after this step; returns their batches' weights.
+
+        Raises:
+          Exception: the error if there is one; where another rank has one, a RankError.
+        """
+        numbers = [weight, error is not None, self._is_to_stop]
+        asked = [self._stopper.signum == signum for signum in _signals.ASKING]
+        total, n_errors, n_stops, *n_asked = self._world.sum([*numbers, *asked])
+        if n_errors:
+            self._world.fail_together(error)
+        self._is_to_stop = bool(n_stops)
+        heard = [signum for signum, n in zip(_signals.ASKING, n_asked, strict=True) if n]
+        self._signum = heard[0] if heard else None
+        return total
 
     def _leave(self, signum: int) -> None:
         """Saves what was done, and ends the process."""
@@ -281,8 +320,16 @@ class Loop:
         index = self._which_task(step)
         task, trainer = self._tasks[index], self._trainers[index]
         asked = time.perf_counter()
-        batch = task.next_batch()
+        weight, error = 0.0, None
+        try:
+            batch = task.next_batch()
+            if self._world.size > 1:
+                batch = _nest.to_tensors(batch)
+                weight = trainer.weight_of(batch)
+        except Exception as raised:
+            error = raised
         waited = time.perf_counter() - asked
+        total_weight = self._agree(weight, error)
         self._batch = batch = _nest.to_tensors(batch, self._world.device)
         try:
             _, stats = trainer.one_step(
@@ -291,6 +338,7 @@ class Loop:
                 step=step,
                 learning_rate=task.learning_rate(step),
                 measure_weights=measure_weights,
+                total_weight=total_weight if self._world.size > 1 else None,
             )
         except optimizers.NonFiniteError as error:
             error.add_note(f"This was task {index} ({task.loss_name}).")
@@ -311,6 +359,7 @@ class Loop:
     def _report(self, writers: _summaries.Writers) -> None:
         """Logs training since the last report, runs evals, and saves the best so far."""
         self._check_finite()
+        self._world.copy_from_chief_(list(self._eval_model.buffers()))
         self._console.say("")
         if self._step == 1:
             count = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
@@ -404,7 +453,11 @@ class Loop:
                     f"The update of step {self._step + 1} was broken off, so the weights in memory "
                     f"belong to no step, and are not saved. Go back: load_checkpoint()."
                 )
+        own = _checkpoint.to_bytes(*self._members.take_own(self._world.rank))
+        ranks = [_checkpoint.from_bytes(data) for data in self._world.gather(own)]
         parts, members = self._members.take()
+        for tensors, _ in ranks:
+            parts["state"] |= tensors
         info = {
             "step": self._step,
             "reported_step": self._reported_step,
@@ -413,6 +466,7 @@ class Loop:
             "n_rngs": self._n_rngs,
             "world_size": self._world.size,
             "members": members,
+            "ranks": [info for _, info in ranks],
         }
         self._saver.save(basenames, parts, info, blocking)
         if "model" in basenames:
@@ -439,19 +493,29 @@ class Loop:
         directory = os.path.expanduser(directory)
         if self._saver is not None:
             self._saver.wait()
-        trax_file = os.path.join(directory, f"{name}.pkl.gz")
-        found = _checkpoint.read(directory, name)
-        if found is None:
-            if os.path.lexists(trax_file):
-                from trax_torch.supervised import _trax_resume  # seldom needed
+        parts, info = _saves.read(directory, name, self._world)
+        if info is not None:
+            self._go_on_from(parts, info, directory, name)
+        elif os.path.lexists(trax_file := os.path.join(directory, f"{name}.pkl.gz")):
+            from trax_torch.supervised import _trax_resume  # seldom needed
 
-                self._step, history = _trax_resume.put(self._members, trax_file)
-                self._reported_step = self._step
-                self._history = _history.History.from_dict(history)
-                self._console.say(f"Resumed from Trax's {trax_file} at step {self._step}.")
-            return
-        parts, info = found
-        self._members.put(parts, info["members"], self._resume_data == "exact")
+            self._step, history = _trax_resume.put(self._members, trax_file)
+            self._reported_step = self._step
+            self._history = _history.History.from_dict(history)
+            self._console.say(f"Resumed from Trax's {trax_file} at step {self._step}.")
+        self._world.compare({"the step": self._step, "the seed": self._seed})
+
+    def _go_on_from(
+        self, parts: _checkpoint.Parts, info: dict[str, Any], directory: str, name: str
+    ) -> None:
+        self._members.put(
+            parts,
+            info["members"],
+            info["ranks"],
+            self._world.rank,
+            self._world.size,
+            self._resume_data == "exact",
+        )
         if self._asked_seed not in (None, info["seed"]):
             self._console.say(
                 f"The run's seed is {info['seed']}, as saved; not {self._asked_seed}."
@@ -459,9 +523,9 @@ class Loop:
         self._step, self._seed, self._n_rngs = info["step"], info["seed"], info["n_rngs"]
         self._history = _history.History.from_dict(info["history"])
         self._reported_step = info["reported_step"]
-        if self._saver is not None:
-            self._saver.goes_on_from(directory, name)
         is_own = directory == self._output_dir and name == "model"
+        if self._saver is not None and is_own:
+            self._saver.goes_on_from(name)
         self._saved_step = self._step if is_own else None
         self._console.say(f"Resumed from {directory} at step {self._step}.")
 
@@ -579,8 +643,9 @@ def init_host_and_devices(
     """
     world = _world.join(n_devices)
     seed = _seeds.fresh_seed() if random_seed is None else random_seed
-    _seeds.seed_ambient(seed)
-    return world.is_chief, 1, world.size, seed
+    seed = int(world.from_chief(str(seed).encode()))
+    _seeds.seed_ambient(seed, world.rank)
+    return world.is_chief, world.n_hosts, world.size, seed
 
 
 def _summaries_of(model: tl.Layer) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""Runs a function on several ranks, each in a process of its own, over loopback."""
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+
+import torch
+
+
+class Rank:
+    """A forked child; what its function returns, or raises, comes back through a file."""
+
+    def __init__(self, folder, rank, size, port, function, args):
+        self.path = os.path.join(folder, f"rank{rank}.result")
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(size),
+                LOCAL_WORLD_SIZE=str(size),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+            torch.set_num_threads(1)
+            sys.stdout = open(os.path.join(folder, f"rank{rank}.out"), "w", buffering=1)  # noqa: SIM115
+            try:
+                result = ("value", function(rank, *args))
+                code = 0
+            except SystemExit as end:
+                result, code = ("exit", end.code), end.code
+            except BaseException as error:
+                traceback.print_exc(file=sys.stdout)
+                notes = "\n".join(getattr(error, "__notes__", []))
+                result = ("error", type(error).__name__, f"{error}\n{notes}")
+            with open(f"{self.path}.tmp", "wb") as f:
+                pickle.dump(result, f)
+            os.replace(f"{self.path}.tmp", self.path)
+            sys.stdout.flush()
+        finally:
+            os._exit(code)
+
+    def wait(self, until):
+        """Returns what the rank came to: ("value", x), ("error", type, text), or ("signal", n)."""
+        while True:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise TimeoutError(f"{self.path}: no end in time")
+            time.sleep(0.01)
+        if os.WIFSIGNALED(status):
+            return ("signal", os.WTERMSIG(status))
+        with open(self.path, "rb") as f:
+            return pickle.load(f)
+
+
+def start(folder, size, function, *args):
+    """Starts the ranks and returns them."""
+    os.makedirs(folder, exist_ok=True)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    return [Rank(str(folder), rank, size, port, function, args) for rank in range(size)]
+
+
+def outcomes(folder, size, function, *args, limit=120):
+    """Returns what each rank came to."""
+    until = time.monotonic() + limit
+    ranks = start(folder, size, function, *args)
+    found = []
+    try:
+        for rank in ranks:
+            found.append(rank.wait(until))
+    except TimeoutError:
+        for rank in ranks[len(found) + 1 :]:
+            os.kill(rank.pid, signal.SIGKILL)
+            os.waitpid(rank.pid, 0)
+        raise
+    return found
+
+
+def values(folder, size, function, *args, limit=120):
+    """Returns what the function returned on each rank."""
+    found = outcomes(folder, size, function, *args, limit=limit)
+    assert [kind for kind, *_ in found] == ["value"] * size, found
+    return [value for _, value in found]

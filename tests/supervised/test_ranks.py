@@ -1,0 +1,194 @@
+"""Several ranks train as one process would."""
+
+import functools
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from torch import nn
+from toys import batches, history_of, line_loop, state_of
+
+from trax_torch import layers as tl
+from trax_torch import optimizers
+from trax_torch.supervised import EvalTask, TrainTask
+
+if not torch.distributed.is_available():
+    pytest.skip("this torch has no torch.distributed", allow_module_level=True)
+
+
+def uneven(seed=0, n=12):
+    """Global batches whose weights are uneven; the first rows of every third count for nothing."""
+    for i, (x, y, _) in enumerate(batches(seed, n)):
+        rng = np.random.default_rng([seed, i, 7])
+        w = rng.random(y.shape).astype(np.float32)
+        w[: n // 3] *= i % 3 > 0
+        yield x, y, w
+
+
+def rows(data, rank, size):
+    """A rank's rows of every global batch."""
+    for batch in data:
+        yield tuple(np.array_split(item, size)[rank] for item in batch)
+
+
+def law_loop(rank, size, folder=None, recipe=None, model=None, **kwargs):
+    task = TrainTask(
+        rows(uneven(), rank, size),
+        tl.L2Loss(),
+        recipe or optimizers.SGD(0.05),
+        n_steps_per_checkpoint=5,
+    )
+    evals = EvalTask(
+        (batch for i, batch in enumerate(uneven(1)) if i % size == rank or i == 0),
+        tl.L2Loss(),
+        n_eval_batches=12 // size,
+    )
+    return line_loop(folder, model=model, task=task, evals=evals, device="cpu", **kwargs)
+
+
+def outcome(rank, size, n_steps=10, **kwargs):
+    loop = law_loop(rank, size, **kwargs)
+    loop.run(n_steps)
+    return {k: v.numpy() for k, v in state_of(loop).items()}, history_of(loop)
+
+
+def assert_equal_runs(found, wanted, tolerance):
+    for (state, history), (wanted_state, wanted_history) in zip(found, wanted, strict=True):
+        for name, value in wanted_state.items():
+            np.testing.assert_allclose(state[name], value, rtol=tolerance, atol=tolerance / 10)
+        for mode, metrics in wanted_history.items():
+            for name, values in metrics.items():
+                steps, numbers = zip(*values, strict=True)
+                got_steps, got = zip(*history[mode][name], strict=True)
+                assert got_steps == steps
+                np.testing.assert_allclose(got, numbers, rtol=tolerance)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_ranks_with_a_part_of_each_batch_equal_one_process(size, tmp_path):
+    """Weights are uneven between ranks, some ranks' are all 0; and every rank holds the same."""
+    recipe = optimizers.Adam(0.01, clip_grad_norm=1.0)
+    found = ranks.values(tmp_path, size, functools.partial(outcome, size=size, recipe=recipe))
+    alone = outcome(0, 1, recipe=recipe)
+
+    assert_equal_runs(found, [alone] * size, 2e-4)
+    for state, history in found[1:]:
+        assert history == found[0][1]
+        assert all(np.array_equal(state[k], v) for k, v in found[0][0].items())
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_parts_of_batches_on_ranks_equal_whole_batches(size, tmp_path):
+    found = ranks.values(
+        tmp_path, size, functools.partial(outcome, size=size, n_accumulation_steps=2)
+    )
+
+    assert_equal_runs(found, [outcome(0, 1)] * size, 2e-4)
+
+
+def n_reductions(rank, n_parts):
+    """How often a step adds up gradients over ranks: calls of a hook on DDP's buckets."""
+    loop = law_loop(rank, 2, n_accumulation_steps=n_parts)
+    counts = []
+
+    def hook(state, bucket):
+        counts.append(1)
+        work = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True)
+        return work.get_future().then(lambda done: done.value()[0])
+
+    loop._trainers[0]._forward.register_comm_hook(None, hook)
+    loop.run(3)
+    return len(counts)
+
+
+def test_an_update_adds_up_gradients_once(tmp_path):
+    """However many parts its batch is cut into."""
+    assert ranks.values(tmp_path / "4", 2, functools.partial(n_reductions, n_parts=4)) == [3, 3]
+    assert ranks.values(tmp_path / "1", 2, functools.partial(n_reductions, n_parts=1)) == [3, 3]
+
+
+def uneven_evals(rank, counts):
+    """Evals over other numbers of batches on each rank."""
+    mine = list(range(sum(counts[:rank]), sum(counts[: rank + 1])))
+    everything = [batch for batch, _ in zip(uneven(5), range(sum(counts)), strict=False)]
+    data = iter([everything[i] for i in mine])
+    evals = EvalTask(
+        data,
+        [tl.L2Loss(), tl.SmoothL1Loss()],
+        n_eval_batches=len(mine),
+        sample_batch=everything[0],
+    )
+    loop = line_loop(task=TrainTask(uneven(), tl.L2Loss(), optimizers.SGD(0.0)), evals=evals)
+    loop.run_evals()
+    return loop.history.to_dict()["_values"]["eval"]
+
+
+def test_evals_of_uneven_shards_equal_one_process_over_all(tmp_path):
+    """One of them is empty; every rank holds the same numbers."""
+    (alone,) = ranks.values(tmp_path / "1", 1, functools.partial(uneven_evals, counts=[5]))
+    found = ranks.values(tmp_path / "3", 3, functools.partial(uneven_evals, counts=[3, 0, 2]))
+
+    assert found[0] == found[1] == found[2]
+    for name, [(step, value)] in alone.items():
+        assert found[0][name][0][0] == step
+        assert found[0][name][0][1] == pytest.approx(value, rel=1e-6)
+
+
+class TwoHeads(nn.Module):
+    """A body and two heads, each of which one task uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.BatchNorm1d(8))
+        self.heads = nn.ModuleList([nn.Linear(8, 1) for _ in range(2)])
+
+    def forward(self, x):
+        features = self.body(x)
+        return {i: head(features) for i, head in enumerate(self.heads)}
+
+
+class HeadLoss(nn.Module):
+    def __init__(self, index):
+        super().__init__()
+        self.index = index
+
+    def forward(self, outputs, targets, weights):
+        errors = (outputs[self.index] - (1 - 2 * self.index) * targets) ** 2
+        return (errors * weights).sum() / weights.sum()
+
+
+def two_heads(rank, size, folder=None):
+    torch.manual_seed(rank)  # rank 0's weights count
+    model = TwoHeads()
+    tasks = [
+        TrainTask(
+            rows(uneven(i), rank, size),
+            HeadLoss(i),
+            optimizers.Momentum(0.01),
+            loss_name=f"head{i}",
+            n_steps_per_checkpoint=4,
+        )
+        for i in range(2)
+    ]
+    evals = EvalTask(uneven(3), HeadLoss(0), metric_names=["error"])
+    return line_loop(folder, model=model, task=tasks, evals=evals)
+
+
+def two_heads_outcome(rank, size):
+    loop = two_heads(rank, size)
+    loop.run(120)
+    slots = [sorted(len(t.optimizer.state[p]) for p in t.params) for t in loop._trainers]
+    return {k: v.numpy() for k, v in loop.model.state_dict().items()}, history_of(loop), slots
+
+
+def test_heads_that_a_task_leaves_unused_are_left_alone(tmp_path):
+    """Two tasks in turn: gradients are right, losses of both fall, and ranks agree."""
+    found = ranks.values(tmp_path, 2, functools.partial(two_heads_outcome, size=2))
+
+    assert all(np.array_equal(found[1][0][k], v) for k, v in found[0][0].items() if "mean" not in k)
+    assert found[0][1] == found[1][1]
+    for head in ("head0", "head1"):
+        losses = [v for _, v in found[0][1]["train"][f"metrics/{head}"]]
+        assert losses[-1] < 0.5 * losses[0]
+    assert found[0][2] == [[0, 0, 1, 1, 1, 1, 1, 1]] * 2
