@@ -125,8 +125,9 @@ class Members:
         for i, tally in enumerate(self.tallies):
             if len(ranks) == size:
                 tally.fill(ranks[rank]["tallies"][i])
-            elif rank == 0:
-                tally.fill(_tally.merged([each["tallies"][i] for each in ranks]))
+            else:
+                kept = [each["tallies"][i] for each in ranks]
+                tally.fill(_tally.merged(kept, is_chief=rank == 0))
         self.waiting.clear()
         for name, kept in info.get("callbacks", {}).items():
             self.waiting[name] = unpack(kept, parts["state"])

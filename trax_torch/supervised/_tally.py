@@ -92,8 +92,9 @@ class Tally:
         self._start = None
 
 
-def merged(kept: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the spans of several ranks as one: the shares of the loss, added up."""
-    losses = [each["sums"]["loss"] for each in kept if "loss" in each["sums"]]
-    sums = {**kept[0]["sums"], **({"loss": sum(losses)} if losses else {})}
+def merged(kept: Sequence[dict[str, Any]], is_chief: bool) -> dict[str, Any]:
+    """Returns the spans of several ranks as one; the chief's share of the loss is all of it."""
+    sums = dict(kept[0]["sums"])
+    if "loss" in sums:
+        sums["loss"] = sum(each["sums"]["loss"] for each in kept) if is_chief else 0.0
     return {**kept[0], "sums": sums}
