@@ -212,7 +212,7 @@ def test_filters_keep_exactly_what_they_should(logits, temperature, top_k, top_p
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999999])
 def test_a_nucleus_of_any_size_is_found(top_p):
-    """Where the first thousand symbols hold enough, and where they do not."""
+    """Where the likeliest few symbols hold enough, and where almost all are needed."""
     generator = torch.Generator().manual_seed(0)
     for scale in (0.1, 5.0):
         logits = torch.randn(2, 5000, generator=generator) * scale
