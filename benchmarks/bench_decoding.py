@@ -280,7 +280,11 @@ def peer_contenders(model, shape, args, folder):
         elif absent["ctranslate2"] or args.device.type != "cpu" or args.dtype != torch.float32:
             notes.append(
                 f"{name}: "
-                + ("is not installed" if absent["ctranslate2"] else "for CPUs alone here")
+                + (
+                    "is not installed"
+                    if absent["ctranslate2"]
+                    else "is compared on a CPU in float32"
+                )
             )
             continue
         else:
