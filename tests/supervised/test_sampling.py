@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trax_torch.supervised import _sampling
@@ -197,6 +197,8 @@ SHARE = st.sampled_from([0.0313, 0.1207, 0.2503, 0.3331, 0.5011, 0.7477, 0.9017,
     top_p=st.none() | SHARE | st.just(1.0),
     min_p=st.none() | SHARE | st.sampled_from([0.0, 1.0]),
 )
+@example(logits=[1.0, 0.75, 0.5, 0.0], temperature=1.0, top_k=2, top_p=0.5011, min_p=None)
+@example(logits=[0.0, 0.0, 0.0, 0.0], temperature=1.0, top_k=1, top_p=0.9, min_p=None)
 def test_filters_keep_exactly_what_they_should(logits, temperature, top_k, top_p, min_p):
     """Each alone and all in turn, with ties and masks, against their definitions."""
     sampler = Sampler(temperature, 1, top_k=top_k, top_p=top_p, min_p=min_p, seed=0)
@@ -210,15 +212,16 @@ def test_filters_keep_exactly_what_they_should(logits, temperature, top_k, top_p
     )
 
 
+@pytest.mark.parametrize("temperature", [0.7, 2.0])
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999999])
-def test_a_nucleus_of_any_size_is_found(top_p):
+def test_a_nucleus_of_any_size_is_found(top_p, temperature):
     """Where the likeliest few symbols hold enough, and where almost all are needed."""
     generator = torch.Generator().manual_seed(0)
     for scale in (0.1, 5.0):
         logits = torch.randn(2, 5000, generator=generator) * scale
         logits -= logits.amax(dim=-1, keepdim=True)
-        lowest = _sampling.lowest_kept(logits, 1.0, None, top_p, None)
-        probabilities = torch.softmax(logits.double(), dim=-1)
+        lowest = _sampling.lowest_kept(logits, temperature, None, top_p, None)
+        probabilities = torch.softmax(logits.double() / temperature, dim=-1)
         kept = logits >= lowest
         mass = probabilities.masked_fill(~kept, 0.0).sum(dim=-1)
         last = probabilities.masked_fill(~kept, 1.0).amin(dim=-1)
