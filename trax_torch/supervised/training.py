@@ -255,9 +255,15 @@ class Loop:
             if stopper.signum is not None:
                 self._leave(stopper.signum)
 
-    def stop(self) -> None:
-        """Ends `run` after the step under way; for callbacks."""
+    def stop(self, why: str = "") -> None:
+        """Ends `run` after the step under way; for callbacks.
+
+        Args:
+          why: is printed, so that nobody takes the run for a whole one.
+        """
         self._is_to_stop = True
+        if why:
+            self._console.say_step(self._step, f"Stopped: {why}")
 
     def _leave(self, signum: int) -> None:
         """Saves what was done, and ends the process."""
