@@ -43,6 +43,9 @@ class TrainingStepCallback:
     def on_evals_end(self, step: int) -> None:
         """Is called after the model was measured, also if that failed."""
 
+    def on_run_end(self, step: int) -> None:
+        """Is called when `run` ends, also by an error or a signal; `step` is the last one taken."""
+
     def training_values(self) -> dict[str, float]:
         """Returns values to log with training's at a report, by name; none, unless overridden."""
         return {}

@@ -239,6 +239,7 @@ class Loop:
             self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
             self._console.progress(first, n_steps, self._progress) as steps,
             self._clocks(),
+            self._callbacks_told_of_the_end(),
         ):
             if self._saver is not None:
                 self._saver.check_not_overtaken()
@@ -549,6 +550,15 @@ class Loop:
         finally:
             for tally in self._tallies:
                 tally.stop_clock()
+
+    @contextlib.contextmanager
+    def _callbacks_told_of_the_end(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with contextlib.ExitStack() as ends:  # one that fails keeps no other from its end
+                for callback in self._callbacks:
+                    ends.callback(callback.on_run_end, self._step)
 
     @contextlib.contextmanager
     def _writers(self, purge_step: int) -> Iterator[_summaries.Writers]:
