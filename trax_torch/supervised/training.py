@@ -533,6 +533,21 @@ class Loop:
         return self._eval_tasks
 
     @property
+    def callbacks(self) -> list[Any]:
+        """The callbacks, as they were built."""
+        return self._callbacks
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizer of each training task, bound to its weights; for callbacks."""
+        return [trainer.optimizer for trainer in self._trainers]
+
+    @property
+    def seconds(self) -> float:
+        """How long the loop has run since the last report, evals left out; for callbacks."""
+        return max(tally.seconds() for tally in self._tallies)
+
+    @property
     def output_dir(self) -> str | None:
         """Where checkpoints and logs go."""
         return self._output_dir
