@@ -1,6 +1,13 @@
-"""Hooks into the training loop."""
+"""Hooks into the training loop: what a callback may do, and the callbacks that ship.
+
+A callback watches a run, stops it, or measures with other weights; it changes no step.
+"""
 
 from typing import Any
+
+__all__ = [
+    "TrainingStepCallback",
+]
 
 
 class TrainingStepCallback:
