@@ -3,11 +3,16 @@
 A callback watches a run, stops it, or measures with other weights; it changes no step.
 """
 
+import contextlib
 import math
+from collections.abc import Container, Iterator
 from typing import Any
+
+import torch
 
 __all__ = [
     "EarlyStopping",
+    "ExponentialMovingAverage",
     "TrainingStepCallback",
 ]
 
@@ -121,3 +126,133 @@ class EarlyStopping(TrainingStepCallback):
             self._loop.stop(
                 f"{self._metric} has not improved for {n_since} evals; its best is {which}."
             )
+
+
+class ExponentialMovingAverage(TrainingStepCallback):
+    """Keeps an average of the weights over the steps, and measures the model with it.
+
+    With w[k] the weights after the k-th step since the average began, it is
+
+        average[1] = w[1];  average[k] = d * average[k - 1] + (1 - d) * w[k],
+        where d = min(decay, k / (9 + k)),
+
+    so that at first it follows the weights closely. A step that was skipped counts as one at which
+    the weights stood still; one that raised, and is taken again, counts once. The model's weights
+    that are trained are averaged, in float32 or better; frozen weights and buffers, such as the
+    statistics of BatchNorm, are the training model's own, also in evals.
+
+    For the time of evals the averages stand in the weights' place, in the very same tensors, so in
+    an `eval_model` too; then the weights are back, bit for bit, also if an eval fails. (A second
+    copy of them is held until then.) To decode or export with the averages, there is `applied`;
+    `loop.callbacks` holds what `Loop` built.
+
+    Checkpoints hold the weights in training, and the averages in this callback's state: so do
+    those of the best metrics, which the averages reached. A run resumed from a checkpoint without
+    averages begins them at its next step; a weight that is trained only since then, with its value.
+
+    Args:
+      loop: the `Loop` that calls.
+      decay: how much of the average a step leaves, from 0 to below 1; it looks back over
+        1 / (1 - decay) steps or so.
+
+    Raises:
+      ValueError: if `decay` is out of range; or, while the averages are applied, if a step begins
+        or a checkpoint is loaded.
+
+    Example:
+      >>> import functools
+      >>> averaged = functools.partial(ExponentialMovingAverage, decay=0.99)
+      >>> # loop = Loop(..., callbacks=[averaged]); loop.run(1000); (ema,) = loop.callbacks
+      >>> # with ema.applied() as model: model.save_to_file('averaged.safetensors')
+
+    Source: Polyak and Juditsky 1992; the warm-up is that of TensorFlow's
+      `tf.train.ExponentialMovingAverage` with `num_updates`.
+    """
+
+    def __init__(self, loop: Any, *, decay: float = 0.999):
+        super().__init__(loop)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is a number from 0 to below 1; got {decay}.")
+        self._decay = decay
+        self._n_steps = 0
+        self._averages: dict[str, torch.Tensor] = {}  # none until the first step
+        self._weights = self._averaged_ones()
+        self._kept: list[torch.Tensor] | None = None  # the weights, while the averages are applied
+        self._evals = contextlib.ExitStack()
+
+    def on_step_begin(self, step: int) -> None:
+        """Refuses to train averages."""
+        self._refuse_while_applied(f"Step {step}")
+
+    def on_step_end(self, step: int) -> None:
+        """Averages the weights in."""
+        self._n_steps += 1
+        weights = [_at_least_float32(w) for w in self._weights.values()]
+        if not self._averages:
+            self._averages = dict(zip(self._weights, map(torch.clone, weights), strict=True))
+            return
+        decay = min(self._decay, self._n_steps / (9 + self._n_steps))
+        torch._foreach_lerp_(list(self._averages.values()), weights, 1 - decay)
+
+    def on_evals_begin(self, step: int) -> None:
+        """Puts the averages in the weights' place."""
+        self._evals.enter_context(self.applied())
+
+    def on_evals_end(self, step: int) -> None:
+        """Puts the weights back."""
+        self._evals.close()
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[Any]:
+        """Returns a context in which the model, which it gives, has averaged weights.
+
+        Before the first step there are none, and nothing changes. A checkpoint of the Loop that is
+        saved inside holds them as the weights in training: save the model, or outside.
+        """
+        if self._kept is not None or not self._averages:
+            yield self._loop.model
+            return
+        self._kept = [w.detach().clone() for w in self._weights.values()]
+        try:
+            self._put(list(self._averages.values()))
+            yield self._loop.model
+        finally:
+            self._put(self._kept)
+            self._kept = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the averages by name, and how many steps they are over."""
+        return {"n_steps": self._n_steps, "averages": dict(self._averages)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from the averages that `state_dict` gave."""
+        self._refuse_while_applied("Loading a checkpoint")
+        averages = state["averages"]
+        self._n_steps = state["n_steps"]
+        self._weights = self._averaged_ones(averages)
+        self._averages = {
+            name: _at_least_float32(w).clone().copy_(averages.get(name, w.detach()))
+            for name, w in self._weights.items()
+            if averages
+        }
+
+    def _averaged_ones(self, names: Container[str] = ()) -> dict[str, torch.nn.Parameter]:
+        """Returns the weights that are trained, or named."""
+        named = self._loop.model.named_parameters()  # tied weights come once
+        return {name: w for name, w in named if w.requires_grad or name in names}
+
+    def _refuse_while_applied(self, what: str) -> None:
+        if self._kept is not None:
+            raise ValueError(
+                f"{what} needs the weights in training, and their averages are in their place. "
+                f"Leave `with applied()`, then do it again."
+            )
+
+    def _put(self, values: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(list(self._weights.values()), values)
+
+
+def _at_least_float32(w: torch.Tensor) -> torch.Tensor:
+    """Returns a weight as what averages are kept in; itself, if it is that already."""
+    return w.detach().to(torch.promote_types(w.dtype, torch.float32))
