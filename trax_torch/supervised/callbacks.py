@@ -10,9 +10,14 @@ from typing import Any
 
 import torch
 
+from trax_torch import _nest
+from trax_torch import layers as tl
+from trax_torch.supervised import _reports
+
 __all__ = [
     "EarlyStopping",
     "ExponentialMovingAverage",
+    "Monitor",
     "TrainingStepCallback",
 ]
 
@@ -253,6 +258,85 @@ class ExponentialMovingAverage(TrainingStepCallback):
             torch._foreach_copy_(list(self._weights.values()), values)
 
 
+class Monitor(TrainingStepCallback):
+    """Logs how fast training goes, and learning rates where there are several.
+
+    To the values that `Loop` logs with training's, it adds
+
+    - `items per second`: an item is a row of a batch;
+    - `tokens per second`, if an input of the model is integers (batch, length): each of its
+      positions is a token, padding too, since it is computed like the rest;
+    - `learning_rate_group<i>`, for optimizers whose parameter groups have rates of their own (a
+      function of the step gives all groups the same), as they were when the last step began; with
+      several tasks, `learning_rate_task<j>_group<i>`.
+
+    Counts come from shapes, so that no step waits for the device. They are of all tasks together,
+    each task's log shows the same, and the batches of other processes are taken to be alike. Time
+    is that of `steps per second`: steps, data and saves, not evals.
+
+    Args:
+      loop: the `Loop` that calls.
+    """
+
+    def __init__(self, loop: Any):
+        super().__init__(loop)
+        self._n_in = tl.as_layer(loop.model).n_in
+        self._counts = {"items": 0, "tokens": 0}
+        self._is_told = False  # whether a report told of them; the next step begins anew
+        several = len(loop.tasks) > 1
+        self._groups = {
+            f"learning_rate{f'_task{j}' * several}_group{i}": (optimizer, i)
+            for j, (task, optimizer) in enumerate(zip(loop.tasks, loop.optimizers, strict=True))
+            for i in range(len(optimizer.param_groups))
+            if len(optimizer.param_groups) > 1 and task.learning_rate(1) is None
+        }
+        self._rates: dict[str, float] = {}
+
+    def on_step_begin(self, step: int) -> None:
+        """Looks at rates before a scheduler changes them for the next step."""
+        for name, (optimizer, i) in self._groups.items():
+            self._rates[name] = float(optimizer.param_groups[i]["lr"])
+
+    def on_step_end(self, step: int) -> None:
+        """Counts what was in the batch."""
+        if self._is_told:
+            self._counts, self._is_told = {"items": 0, "tokens": 0}, False
+        inputs = self._loop.batch[: self._n_in]
+        self._counts["items"] += next((len(x) for x in _nest.leaves(inputs) if _is_batch(x)), 0)
+        self._counts["tokens"] += sum(x.numel() for x in _nest.leaves(inputs) if _is_tokens(x))
+
+    def training_values(self) -> dict[str, float]:
+        """Returns what was counted since the last report, a second, and the rates."""
+        self._is_told = True
+        seconds = max(self._loop.seconds, 1e-9)
+        speeds = {
+            f"{what} {_reports.PER_SECOND}": n * self._loop.n_devices / seconds
+            for what, n in self._counts.items()
+            if n
+        }
+        return speeds | self._rates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counts since the last report, whose seconds `Loop` keeps."""
+        return {"counts": dict(self._counts), "is_told": self._is_told, "rates": dict(self._rates)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from the counts that `state_dict` gave."""
+        self._counts, self._is_told = dict(state["counts"]), state["is_told"]
+        self._rates = {k: rate for k, rate in state["rates"].items() if k in self._groups}
+
+
 def _at_least_float32(w: torch.Tensor) -> torch.Tensor:
     """Returns a weight as what averages are kept in; itself, if it is that already."""
     return w.detach().to(torch.promote_types(w.dtype, torch.float32))
+
+
+def _is_batch(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.dim() > 0
+
+
+def _is_tokens(x: Any) -> bool:
+    """Tells whether a leaf is a tensor of integers (batch, length)."""
+    if not isinstance(x, torch.Tensor) or x.dim() != 2:
+        return False
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
