@@ -5,6 +5,8 @@ A callback watches a run, stops it, or measures with other weights; it changes n
 
 import contextlib
 import math
+import os
+import tempfile
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = [
     "EarlyStopping",
     "ExponentialMovingAverage",
     "Monitor",
+    "ProfilerTrace",
     "TrainingStepCallback",
 ]
 
@@ -324,6 +327,88 @@ class Monitor(TrainingStepCallback):
         """Goes on from the counts that `state_dict` gave."""
         self._counts, self._is_told = dict(state["counts"]), state["is_told"]
         self._rates = {k: rate for k, rate in state["rates"].items() if k in self._groups}
+
+
+class ProfilerTrace(TrainingStepCallback):
+    """Writes a trace of some steps: what ran when, on the CPU and the device.
+
+    The file, `steps_<first>_to_<last>.pt.trace.json.gz`, opens in Perfetto (ui.perfetto.dev),
+    chrome://tracing, and TensorBoard's profiler. Each step is marked `ProfilerStep#<step>`, from
+    its wait for data to its end; saves and evals between the steps are there, too. Recording
+    makes these steps slower, and changes no number.
+
+    A run that ends between them, also by an error, writes the steps it began; another run that
+    comes to the rest writes those to a file of their own. The file is whole or not there. In a run
+    of many processes the chief alone records itself.
+
+    Args:
+      loop: the `Loop` that calls.
+      first_step: the first step to record, 1 or more; a few steps from the start, most costs that
+        come once are over.
+      n_steps: how many to record, at least 1; a few will do, for traces grow large.
+      folder: where the file goes; by default `profile` in the Loop's `output_dir`.
+
+    Raises:
+      ValueError: if a number is out of range, or there is no folder.
+
+    Example:
+      >>> import functools
+      >>> trace = functools.partial(ProfilerTrace, first_step=10, n_steps=3)
+      >>> # Loop(..., output_dir='run', callbacks=[trace])
+    """
+
+    def __init__(self, loop: Any, *, first_step: int, n_steps: int, folder: str | None = None):
+        super().__init__(loop)
+        if first_step < 1 or n_steps < 1:
+            raise ValueError(
+                f"ProfilerTrace records n_steps, at least 1, from first_step on, at least 1; got "
+                f"first_step={first_step}, n_steps={n_steps}."
+            )
+        if folder is None and loop.output_dir is None:
+            raise ValueError(
+                "ProfilerTrace writes to a folder; got none, and the Loop has no output_dir. Give "
+                "either."
+            )
+        self._folder = folder or os.path.join(loop.output_dir, "profile")
+        self._steps = range(first_step, first_step + n_steps)
+        self._profile: Any = None  # while it records
+        self._begun: list[int] = []
+        self._mark = contextlib.ExitStack()  # of the step under way
+
+    def call_at(self, step: int) -> bool:
+        """Tells whether the step is to be recorded."""
+        return step in self._steps and bool(self._loop.is_chief)
+
+    def on_step_begin(self, step: int) -> None:
+        """Begins to record, at the first step, and marks each."""
+        if self._profile is None:
+            profile = torch.profiler.profile()
+            profile.start()
+            self._profile, self._begun = profile, []
+        self._begun.append(step)
+        self._mark.enter_context(torch.profiler.record_function(f"ProfilerStep#{step}"))
+
+    def on_step_end(self, step: int) -> None:
+        """Writes the trace, after the last step."""
+        self._mark.close()
+        if step == self._steps[-1]:
+            self._write()
+
+    def on_run_end(self, step: int) -> None:
+        """Writes the trace of a run that ended before it was whole."""
+        self._mark.close()
+        if self._profile is not None:
+            self._write()
+
+    def _write(self) -> None:
+        profile, self._profile = self._profile, None
+        profile.stop()
+        os.makedirs(self._folder, exist_ok=True)
+        name = f"steps_{self._begun[0]}_to_{self._begun[-1]}.pt.trace.json.gz"
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as unfinished:
+            path = os.path.join(unfinished, name)
+            profile.export_chrome_trace(path)
+            os.replace(path, os.path.join(self._folder, name))
 
 
 def _at_least_float32(w: torch.Tensor) -> torch.Tensor:
