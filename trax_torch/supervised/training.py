@@ -266,6 +266,7 @@ class Loop:
             self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
             self._console.progress(first, n_steps, self._progress) as steps,
             self._clocks(),
+            self._callbacks_told_of_the_end(),
         ):
             if self._saver is not None:
                 self._saver.check_not_overtaken()
@@ -286,9 +287,15 @@ class Loop:
             if self._signum is not None:
                 self._leave(self._signum)
 
-    def stop(self) -> None:
-        """Ends `run` after the step under way; for callbacks."""
+    def stop(self, why: str = "") -> None:
+        """Ends `run` after the step under way; for callbacks.
+
+        Args:
+          why: is printed, so that nobody takes the run for a whole one.
+        """
         self._is_to_stop = True
+        if why:
+            self._console.say_step(self._step, f"Stopped: {why}")
 
     def _agree(self, weight: float = 0.0, error: Exception | None = None) -> float:
         """Has ranks agree on whether to go on after this step; returns their batches' weights.
@@ -598,6 +605,21 @@ class Loop:
         return self._eval_tasks
 
     @property
+    def callbacks(self) -> list[Any]:
+        """The callbacks, as they were built."""
+        return self._callbacks
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizer of each training task, bound to its weights; for callbacks."""
+        return [trainer.optimizer for trainer in self._trainers]
+
+    @property
+    def seconds(self) -> float:
+        """How long the loop has run since the last report, evals left out; for callbacks."""
+        return max(tally.seconds() for tally in self._tallies)
+
+    @property
     def output_dir(self) -> str | None:
         """Where checkpoints and logs go."""
         return self._output_dir
@@ -615,6 +637,15 @@ class Loop:
         finally:
             for tally in self._tallies:
                 tally.stop_clock()
+
+    @contextlib.contextmanager
+    def _callbacks_told_of_the_end(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with contextlib.ExitStack() as ends:  # one that fails keeps no other from its end
+                for callback in self._callbacks:
+                    ends.callback(callback.on_run_end, self._step)
 
     @contextlib.contextmanager
     def _writers(self, purge_step: int) -> Iterator[_summaries.Writers]:
