@@ -206,7 +206,8 @@ class TraxRules:
     """What Trax's files hold: dicts with text for keys, lists, tuples, text, numbers, records."""
 
     max_marks = 100
-    more_actions: Mapping[int, Callable[[Any], None]] = {}
+    advice = ""
+    more_actions: Mapping[int, Callable[[Any], object]] = {}
 
     def text(self, view: memoryview) -> str:
         """Returns UTF-8 as text."""

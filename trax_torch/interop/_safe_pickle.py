@@ -18,11 +18,15 @@ class Rules(Protocol):
 
     Attributes:
       max_marks: how deep groups may nest.
-      more_actions: what to do at opcodes that the machine does not know, or not in this way.
+      advice: what to do about a pickle that is too long.
     """
 
     max_marks: int
-    more_actions: Mapping[int, Callable[["Machine"], None]]
+    advice: str
+
+    @property
+    def more_actions(self) -> Mapping[int, Callable[["Machine"], object]]:
+        """What to do at opcodes that the machine does not know, or not in this way."""
 
     def text(self, view: memoryview) -> str:
         """Returns the text of a view of the pickle."""
@@ -104,7 +108,7 @@ class Machine:
                 break
             self.n_opcodes += 1
             if self.n_opcodes > self._max_opcodes:
-                refuse(f"a pickle of more than {self._max_opcodes} opcodes")
+                refuse(f"a pickle of more than {self._max_opcodes} opcodes{self._rules.advice}")
             action = actions.get(code)
             if action is None:
                 refuse(f"the pickle opcode 0x{code:02x}")
@@ -229,7 +233,7 @@ class Machine:
 
 _PROTO, _STOP = 0x80, ord(".")
 
-_ACTIONS: dict[int, Callable[[Machine], None]] = {
+_ACTIONS: dict[int, Callable[[Machine], object]] = {
     0x95: Machine.frame,
     ord("("): Machine.mark,
     0x94: Machine.memoize,

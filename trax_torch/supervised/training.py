@@ -16,6 +16,7 @@ import torch
 
 from trax_torch import _nest, _seeds, _world, optimizers
 from trax_torch import layers as tl
+from trax_torch.interop._pickle_files import pickle_to_file, unpickle_from_file
 from trax_torch.supervised import (
     _assembly,
     _best,
@@ -32,7 +33,14 @@ from trax_torch.supervised import (
 from trax_torch.supervised import history as _history
 from trax_torch.supervised._tasks import EvalTask, TrainTask
 
-__all__ = ["EvalTask", "Loop", "TrainTask", "init_host_and_devices"]
+__all__ = [
+    "EvalTask",
+    "Loop",
+    "TrainTask",
+    "init_host_and_devices",
+    "pickle_to_file",
+    "unpickle_from_file",
+]
 
 _log = logging.getLogger("trax_torch")
 
