@@ -1,8 +1,8 @@
 """What the parts of a pickle of plain data stand for: values of Python and numpy, and no more.
 
-A class or function is called only if the caller named it. No other name of the file's is looked
-up, no key is hashed before it is known to be small, and nothing is copied more often than the file
-is long.
+A class or function is called only if the caller named it, and no name of the file's is looked up
+anywhere but in tables. No key is hashed before it is known to be small, and no part can be copied
+over and over.
 """
 
 import math
@@ -22,6 +22,7 @@ _TYPE_CODES = {code for code in _arrays.TYPES if code != _arrays.BFLOAT16} | {"c
 _MAX_KEY_DEPTH = 8
 _MAX_SAME_HASH = 64
 _MAX_BYTES = 1 << 47  # of one array; keeps its strides far from overflow
+# Few of these, or none that a file could know, have one hash; integers, up to 64 bits.
 _RARELY_COLLIDE = (str, bytes, bool, int, float, types.NoneType)
 
 Address = tuple[str, str]  # module and qualified name
@@ -62,7 +63,7 @@ class PlainRules:
     def __init__(self, n_bytes: int, allowed: Mapping[Address, Any]):
         self._allowed = allowed
         self._allowed_ids = {id(item) for item in self._allowed.values()}
-        self._copies_left = 2 * n_bytes  # bytes of protocol 2 are copied twice
+        self._copies_left = 2 * n_bytes  # an array of protocol 2 is copied twice
         self._key_visits_left = 1000 + 16 * n_bytes
         self._hashes: dict[int, tuple[Any, Counter[int]]] = {}  # of the keys of a set or dict
         self._unfilled: dict[int, Any] = {}
@@ -275,7 +276,8 @@ def _fill_array(rules: PlainRules, array: np.ndarray[Any, Any], state: Any) -> N
     _, shape, dtype, fortran_order, data = state
     require(type(data) is bytes, "an array without plain bytes")
     rules.check_contents(dtype, shape, data)
-    array.__setstate__((1, shape, dtype, bool(fortran_order), data))  # type: ignore[arg-type]  # as numpy writes it
+    state = (1, shape, dtype, bool(fortran_order), data)
+    array.__setstate__(state)  # type: ignore[arg-type]  # its stub wants numpy's own booleans
 
 
 def _fill_type(dtype: np.dtype[Any], state: Any) -> None:
@@ -283,7 +285,7 @@ def _fill_type(dtype: np.dtype[Any], state: Any) -> None:
     numbers = plain and all(x is None or type(x) is int for x in (state[0], *state[2:]))
     known = numbers and (state[0], *state[2:]) == (3, None, None, None, -1, -1, 0)
     require(known, "a numpy type in an unknown form")
-    dtype.__setstate__(state)  # type: ignore[attr-defined]  # what numpy itself calls
+    dtype.__setstate__(state)  # type: ignore[attr-defined]  # not in its stub
 
 
 def _slots_of(kind: type) -> set[str]:
