@@ -611,7 +611,7 @@ HOSTILE = {
     "a key that hashes for ever": b"}" + doubled(60) + b"Ns",
     "an item that hashes for ever": b"\x8f(" + doubled(60) + b"\x90",
     "a frozen item that hashes for ever": b"(" + doubled(60) + b"\x91",
-    "keys that hash long": doubled(8) + b"0](" + b"}h\x08Ns" * 2000 + b"e",
+    "keys that hash long": doubled(7) + b"0](" + b"}h\x07Ns" * 2000 + b"e",
     "a key that is deep": b"}" + b")" + b"\x85" * 20_000 + b"Ns",
     "keys of one hash": pickle.dumps(dict.fromkeys(alike(200)))[2:-1],
     "items of one hash": pickle.dumps(set(alike(200)))[2:-1],
