@@ -82,7 +82,7 @@ def imports_of(path):
         ),
         ("torch.utils.tensorboard", {"supervised/_summaries.py"}),
         ("tqdm", {"supervised/_summaries.py"}),
-        ("pickle", set()),
+        ("pickle", {"interop/_pickle_files.py"}),  # to write
     ],
 )
 def test_some_words_have_one_speaker(word, speakers):
@@ -103,7 +103,8 @@ def test_nobody_runs_what_a_file_says():
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Call)
         }
-        assert not calls & {"torch.save", "torch.load", "pickle.load", "pickle.loads"}, path
+        unpicklers = {"pickle.load", "pickle.loads", "pickle.Unpickler"}
+        assert not calls & {"torch.save", "torch.load", *unpicklers}, path
         if any(call.endswith(".backward") for call in calls):
             assert path.name == "trainer.py", path
 

@@ -92,12 +92,7 @@ def opened(path: str, budget: Budget) -> Iterator[GzipReader]:
       CheckpointError: if it is no regular file, or cannot be read.
     """
     try:
-        check_is_file(path)
-        # Without O_NONBLOCK, a FIFO put in the file's place after the check would hang us.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise CheckpointError("it is no regular file")
+        with regular_file(path) as file:
             yield GzipReader(file, budget)
     except FileNotFoundError:
         raise
@@ -111,6 +106,18 @@ def opened(path: str, budget: Budget) -> Iterator[GzipReader]:
         raise CheckpointError(
             f"{path} cannot be read: {error}. Copy it again from where Trax wrote it."
         ) from None
+
+
+@contextmanager
+def regular_file(path: str) -> Iterator[io.BufferedReader]:
+    """Opens a regular file; CheckpointError if there is something else."""
+    check_is_file(path)
+    # Without O_NONBLOCK, a FIFO put in the file's place after the check would hang us.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError("it is no regular file")
+        yield file
 
 
 def check_is_file(path: str) -> int:

@@ -1,10 +1,10 @@
-"""What the names in Trax's pickles stand for here: plain records, and rules for making them.
+"""What the parts of Trax's pickles stand for here: plain records, and rules for making them.
 
 A record takes the state that Trax, numpy or JAX would give the real object, checks that it is of
 the one form they write, and keeps what is needed of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -48,7 +48,7 @@ class Array:
         require(self._filling is None, "an array that is filled twice")
         require(isinstance(data, memoryview), "an array without plain bytes")
         require(isinstance(dtype, Dtype), "an array without a numpy type")
-        needed = _arrays.n_bytes_of(dtype.code, _sizes(shape))
+        needed = _arrays.n_bytes_of(dtype.code, sizes_of(shape))
         require(len(data) == needed, f"an array of {len(data)} bytes where {needed} are needed")
         self._filling = (data, dtype.code, shape, fortran_order)
 
@@ -88,7 +88,7 @@ class Signature:
             isinstance(fields, dict) and fields.keys() == {"shape", "dtype"}, "an odd ShapeDtype"
         )
         require(isinstance(fields["dtype"], Dtype), "a ShapeDtype without a numpy type")
-        self.shape = _sizes(fields["shape"])
+        self.shape = sizes_of(fields["shape"])
         _arrays.n_bytes_of("b1", self.shape)
         self.dtype = _arrays.TYPES[fields["dtype"].code]
 
@@ -120,7 +120,8 @@ class Name:
         self.new = new
 
 
-def _sizes(shape: Any) -> tuple[int, ...]:
+def sizes_of(shape: Any) -> tuple[int, ...]:
+    """Returns a shape if it is a tuple of sizes that an array may have."""
     short = isinstance(shape, tuple) and len(shape) <= _arrays.MAX_DIMS
     plain = short and all(type(size) is int and size >= 0 for size in shape)
     require(plain, "a shape that is no tuple of sizes")
@@ -199,3 +200,66 @@ NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "int64"): Dtype("i8"),
     ("numpy", "uint8"): Dtype("u1"),
 }
+
+
+class TraxRules:
+    """What Trax's files hold: dicts with text for keys, lists, tuples, text, numbers, records."""
+
+    max_marks = 100
+    advice = ""
+    more_actions: Mapping[int, Callable[[Any], object]] = {}
+
+    def text(self, view: memoryview) -> str:
+        """Returns UTF-8 as text."""
+        try:
+            return str(view, "utf-8")
+        except UnicodeDecodeError:
+            refuse("text that is not UTF-8")
+
+    def data(self, view: memoryview, mutable: bool) -> memoryview:
+        """Returns the view: the contents of arrays are taken from it when they are wanted."""
+        return view
+
+    def group(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns a tuple as it is."""
+        return values
+
+    def name(self, module: str, name: str) -> Any:
+        """Returns the record, or the rule, that stands for a name."""
+        if (module, name) not in NAMES:
+            refuse(f"the name {f'{module}.{name}'[:80]!r}")
+        return NAMES[module, name]
+
+    def append(self, target: Any, values: tuple[Any, ...]) -> None:
+        """Appends to a list."""
+        require(isinstance(target, list), "values for what is no list")
+        target.extend(values)
+
+    def set_items(self, target: Any, items: tuple[Any, ...]) -> None:
+        """Adds to a dict; keys are text."""
+        require(isinstance(target, dict), "items for what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            require(isinstance(key, str), "a dict with a key that is no text")
+            require(key not in target, "a dict with a key twice")
+            target[key] = value
+
+    def reduce(self, target: Any, args: Any) -> Any:
+        """Makes what a known name makes of its arguments."""
+        require(
+            isinstance(target, Name) and target.reduce is not None, "a call of what is not called"
+        )
+        require(isinstance(args, tuple), "a call without a tuple of arguments")
+        return target.reduce(args)
+
+    def new(self, target: Any, args: Any) -> Any:
+        """Makes an empty record of a known class."""
+        require(
+            isinstance(target, Name) and target.new is not None, "an object of what is no class"
+        )
+        require(is_tuple(args, 0), "an object made with arguments")
+        return target.new()
+
+    def build(self, target: Any, state: Any) -> None:
+        """Gives a record its state."""
+        require(isinstance(target, RECORDS), "a state for no object")
+        target.build(state)

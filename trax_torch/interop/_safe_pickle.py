@@ -1,18 +1,59 @@
-"""An interpreter for the pickles that Trax writes, and for nothing else.
+"""An interpreter for pickles that runs nothing in them.
 
-It knows the opcodes that occur there. A name stands for a plain record of `_records`: nothing is
-imported, nothing of the file's choice is called, nothing but text is hashed. Arrays stay views of
-the data, and opcodes are counted, so that time and memory grow with the file and never faster.
+It moves values about; what they mean, `Rules` say: those of Trax's files in `_records`, those of
+plain data in `_plain_data`. Nothing is imported, and nothing is called but the rules. Opcodes are
+counted, so that time and memory grow with the file and never faster.
 """
 
 import struct
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from trax_torch.interop import _records
-from trax_torch.interop._records import is_tuple, refuse, require
+from trax_torch.interop._records import refuse, require
 
-_MAX_MARKS = 100
+
+class Rules(Protocol):
+    """What the parts of a pickle stand for; whatever is not expected is refused.
+
+    Attributes:
+      max_marks: how deep groups may nest.
+      advice: what to do about a pickle that is too long.
+    """
+
+    max_marks: int
+    advice: str
+
+    @property
+    def more_actions(self) -> Mapping[int, Callable[["Machine"], object]]:
+        """What to do at opcodes that the machine does not know, or not in this way."""
+
+    def text(self, view: memoryview) -> str:
+        """Returns the text of a view of the pickle."""
+
+    def data(self, view: memoryview, mutable: bool) -> Any:
+        """Returns what stands for bytes, or for a bytearray."""
+
+    def group(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns what stands for a tuple."""
+
+    def name(self, module: str, name: str) -> Any:
+        """Returns what stands for a name."""
+
+    def append(self, target: Any, values: tuple[Any, ...]) -> None:
+        """Appends to what should be a list."""
+
+    def set_items(self, target: Any, items: tuple[Any, ...]) -> None:
+        """Adds key, value, key, value, ... to what should be a dict."""
+
+    def reduce(self, target: Any, args: Any) -> Any:
+        """Returns what a call of `target` stands for."""
+
+    def new(self, target: Any, args: Any) -> Any:
+        """Returns what a new object of class `target` stands for."""
+
+    def build(self, target: Any, state: Any) -> None:
+        """Gives an object its state."""
 
 
 class Parsed(NamedTuple):
@@ -22,27 +63,31 @@ class Parsed(NamedTuple):
     n_opcodes: int
 
 
-def load(data: bytes | bytearray, max_opcodes: int) -> Parsed:
-    """Returns what a pickle holds: dicts, lists, tuples, text, numbers, and records.
+def load(data: bytes | bytearray, max_opcodes: int, rules: Rules | None = None) -> Parsed:
+    """Returns what a pickle holds.
 
     The result may share parts, or contain itself: walk it with a bound.
 
     Args:
       data: a pickle of protocol 2 to 5.
       max_opcodes: how many opcodes it may have.
+      rules: what its parts stand for; by default as in Trax's files: dicts, lists, tuples, text,
+        numbers, and records.
 
     Raises:
-      UnsafeCheckpointError: at the first thing that a pickle of Trax's does not hold.
+      UnsafeCheckpointError: at the first thing that the rules do not expect.
     """
-    machine = _Machine(data, max_opcodes)
+    machine = Machine(data, max_opcodes, _records.TraxRules() if rules is None else rules)
     return Parsed(machine.run(), machine.n_opcodes)
 
 
-class _Machine:
+class Machine:
     """The stack machine of a pickle, with its memo."""
 
-    def __init__(self, data: bytes | bytearray, max_opcodes: int):
+    def __init__(self, data: bytes | bytearray, max_opcodes: int, rules: Rules):
         self.n_opcodes = 0
+        self._rules = rules
+        self._actions = {**_ACTIONS, **rules.more_actions}
         self._max_opcodes = max_opcodes
         self._data = memoryview(data).toreadonly()
         self._at = 0
@@ -52,8 +97,8 @@ class _Machine:
 
     def run(self) -> Any:
         """Returns the object that the pickle describes."""
-        require(self.unsigned(1) == _PROTO and 2 <= self.unsigned(1) <= 5, "no pickle of Trax's")
-        data, end = self._data, len(self._data)
+        require(self.unsigned(1) == _PROTO and 2 <= self.unsigned(1) <= 5, "no pickle")
+        data, end, actions = self._data, len(self._data), self._actions
         while True:
             if self._at == end:
                 refuse("a pickle without an end")
@@ -63,8 +108,8 @@ class _Machine:
                 break
             self.n_opcodes += 1
             if self.n_opcodes > self._max_opcodes:
-                refuse(f"a pickle of more than {self._max_opcodes} opcodes")
-            action = _ACTIONS.get(code)
+                refuse(f"a pickle of more than {self._max_opcodes} opcodes{self._rules.advice}")
+            action = actions.get(code)
             if action is None:
                 refuse(f"the pickle opcode 0x{code:02x}")
             action(self)
@@ -91,10 +136,11 @@ class _Machine:
 
     def text(self, n_bytes: int) -> str:
         """Returns the next text of the pickle."""
-        try:
-            return str(self.view(n_bytes), "utf-8")
-        except UnicodeDecodeError:
-            refuse("text that is not UTF-8")
+        return self._rules.text(self.view(n_bytes))
+
+    def data(self, n_bytes: int, mutable: bool = False) -> Any:
+        """Returns the next bytes of the pickle, which stand for themselves."""
+        return self._rules.data(self.view(n_bytes), mutable)
 
     def line(self) -> str:
         """Returns the rest of the line, one of a name's two lines."""
@@ -122,7 +168,7 @@ class _Machine:
 
     def mark(self) -> None:
         """Begins a group of values."""
-        require(len(self._marks) < _MAX_MARKS, "groups nested too deep")
+        require(len(self._marks) < self._rules.max_marks, "groups nested too deep")
         self._marks.append(len(self._stack))
 
     def since_mark(self) -> tuple[Any, ...]:
@@ -151,62 +197,46 @@ class _Machine:
         """Passes by a frame's length, which a reader of whole files need not know."""
         self.unsigned(8)
 
+    def group(self, values: tuple[Any, ...]) -> None:
+        """Puts a tuple on the stack."""
+        self.push(self._rules.group(values))
+
     def name(self, module: Any, name: Any) -> None:
-        """Puts the record on the stack that stands for a name."""
+        """Puts on the stack what stands for a name."""
         require(isinstance(module, str) and isinstance(name, str), "a name that is no text")
-        if (module, name) not in _records.NAMES:
-            refuse(f"the name {f'{module}.{name}'[:80]!r}")
-        self.push(_records.NAMES[module, name])
+        self.push(self._rules.name(module, name))
 
     def append(self, values: tuple[Any, ...]) -> None:
         """Appends to the list on the stack."""
-        target = self.peek()
-        require(isinstance(target, list), "values for what is no list")
-        target.extend(values)
+        self._rules.append(self.peek(), values)
 
     def set_items(self, items: tuple[Any, ...]) -> None:
-        """Adds to the dict on the stack; keys are text."""
+        """Adds to the dict on the stack."""
         target = self.peek()
-        require(isinstance(target, dict) and len(items) % 2 == 0, "items for what is no dict")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            require(isinstance(key, str), "a dict with a key that is no text")
-            require(key not in target, "a dict with a key twice")
-            target[key] = value
+        require(len(items) % 2 == 0, "a key without a value")
+        self._rules.set_items(target, items)
 
     def reduce(self) -> None:
-        """Makes what a known name makes of its arguments."""
-        name, args = self.pops(2)
-        require(
-            isinstance(name, _records.Name) and name.reduce is not None,
-            "a call of what is not called",
-        )
-        require(isinstance(args, tuple), "a call without a tuple of arguments")
-        self.push(name.reduce(args))
+        """Makes what a call of a name stands for."""
+        self.push(self._rules.reduce(*self.pops(2)))
 
     def new(self) -> None:
-        """Makes an empty record of a known class."""
-        name, args = self.pops(2)
-        require(
-            isinstance(name, _records.Name) and name.new is not None,
-            "an object of what is no class",
-        )
-        require(is_tuple(args, 0), "an object made with arguments")
-        self.push(name.new())
+        """Makes what a new object of a class stands for."""
+        self.push(self._rules.new(*self.pops(2)))
 
     def build(self) -> None:
-        """Gives the record on the stack its state."""
+        """Gives the object on the stack its state."""
         target, state = self.pops(2)
-        require(isinstance(target, _records.RECORDS), "a state for no object")
-        target.build(state)
+        self._rules.build(target, state)
         self.push(target)
 
 
 _PROTO, _STOP = 0x80, ord(".")
 
-_ACTIONS: dict[int, Callable[[_Machine], None]] = {
-    0x95: _Machine.frame,
-    ord("("): _Machine.mark,
-    0x94: _Machine.memoize,
+_ACTIONS: dict[int, Callable[[Machine], object]] = {
+    0x95: Machine.frame,
+    ord("("): Machine.mark,
+    0x94: Machine.memoize,
     ord("q"): lambda m: m.put(m.unsigned(1)),
     ord("r"): lambda m: m.put(m.unsigned(4)),
     ord("h"): lambda m: m.get(m.unsigned(1)),
@@ -221,24 +251,24 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("G"): lambda m: m.push(struct.unpack(">d", m.view(8))[0]),
     0x8C: lambda m: m.push(m.text(m.unsigned(1))),
     ord("X"): lambda m: m.push(m.text(m.unsigned(4))),
-    ord("C"): lambda m: m.push(m.view(m.unsigned(1))),
-    ord("B"): lambda m: m.push(m.view(m.unsigned(4))),
-    0x8E: lambda m: m.push(m.view(m.unsigned(8))),
-    0x96: lambda m: m.push(m.view(m.unsigned(8))),
+    ord("C"): lambda m: m.push(m.data(m.unsigned(1))),
+    ord("B"): lambda m: m.push(m.data(m.unsigned(4))),
+    0x8E: lambda m: m.push(m.data(m.unsigned(8))),
+    0x96: lambda m: m.push(m.data(m.unsigned(8), mutable=True)),
     ord("]"): lambda m: m.push([]),
     ord("}"): lambda m: m.push({}),
-    ord(")"): lambda m: m.push(()),
-    0x85: lambda m: m.push(m.pops(1)),
-    0x86: lambda m: m.push(m.pops(2)),
-    0x87: lambda m: m.push(m.pops(3)),
-    ord("t"): lambda m: m.push(m.since_mark()),
+    ord(")"): lambda m: m.group(()),
+    0x85: lambda m: m.group(m.pops(1)),
+    0x86: lambda m: m.group(m.pops(2)),
+    0x87: lambda m: m.group(m.pops(3)),
+    ord("t"): lambda m: m.group(m.since_mark()),
     ord("a"): lambda m: m.append(m.pops(1)),
     ord("e"): lambda m: m.append(m.since_mark()),
     ord("s"): lambda m: m.set_items(m.pops(2)),
     ord("u"): lambda m: m.set_items(m.since_mark()),
     ord("c"): lambda m: m.name(m.line(), m.line()),
     0x93: lambda m: m.name(*m.pops(2)),
-    ord("R"): _Machine.reduce,
-    0x81: _Machine.new,
-    ord("b"): _Machine.build,
+    ord("R"): Machine.reduce,
+    0x81: Machine.new,
+    ord("b"): Machine.build,
 }

@@ -16,6 +16,7 @@ import torch
 
 from trax_torch import _nest, _seeds, _world, optimizers
 from trax_torch import layers as tl
+from trax_torch.interop._pickle_files import pickle_to_file, unpickle_from_file
 from trax_torch.supervised import (
     _assembly,
     _best,
@@ -39,6 +40,8 @@ __all__ = [
     "TrainTask",
     "differences",
     "init_host_and_devices",
+    "pickle_to_file",
+    "unpickle_from_file",
     "verify_resume",
 ]
 
