@@ -10,7 +10,7 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class World:
         """Returns every rank's bytes, in the order of ranks."""
         if self.size == 1:
             return [data]
-        lengths = [int(n) for n in self._each(len(data))]
+        lengths = [int(n) for n in self.each(len(data))]
         mine = torch.zeros(max(lengths), dtype=torch.uint8)
         if data:
             mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -96,7 +96,7 @@ class World:
           kind: of the error to raise where nothing was raised, with the rank and its message.
         """
         if self.size > 1:
-            failed = [bool(n) for n in self._each(error is not None)]
+            failed = [bool(n) for n in self.each(error is not None)]
             if any(failed):
                 texts = self.gather(b"" if error is None else str(error).encode())
                 if error is None:
@@ -191,7 +191,40 @@ class World:
             for p in unused:
                 p.requires_grad_(True)
 
-    def _each(self, number: float) -> list[float]:
+    def shard(self, module: nn.Module) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """Has each rank keep a part of every weight of a module, and of its gradient and slots.
+
+        A child's weights are brought together while it computes. Weights become the chief's.
+
+        Args:
+          module: is changed in place: its weights become `DTensor`s.
+
+        Returns:
+          What makes a context in which backward passes stay with their rank.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        self.copy_from_chief_([*module.parameters(), *module.buffers()])
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        children = [child for child in module.children() if any(True for _ in child.parameters())]
+        owned = [id(p) for child in children for p in child.parameters()]
+        if len(owned) == len(set(owned)):  # what children share must be brought together by all
+            for child in children:
+                fully_shard(child, mesh=mesh)
+        whole = fully_shard(module, mesh=mesh)
+
+        @contextlib.contextmanager
+        def apart() -> Iterator[None]:
+            whole.set_requires_gradient_sync(False)
+            try:
+                yield
+            finally:
+                whole.set_requires_gradient_sync(True)
+
+        return apart
+
+    def each(self, number: float) -> list[float]:
         """Returns every rank's number."""
         numbers = [0.0] * self.size
         numbers[self.rank] = number
@@ -238,6 +271,28 @@ def join(
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
         atexit.register(_close)
     return World(dist.get_rank(), size, device)
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Tells whether each rank holds a part of a tensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """Returns a tensor with the parts of all ranks brought together; collective if it has parts."""
+    full: torch.Tensor = tensor.full_tensor() if is_shard(tensor) else tensor
+    return full
+
+
+def shard_like(value: torch.Tensor, tensor: Any) -> torch.Tensor:
+    """Returns a whole value cut into parts as a tensor is."""
+    if not is_shard(tensor):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    # One whole value is on every rank, so none is sent.
+    value = value.to(device=tensor.device, dtype=tensor.dtype)
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
 def launched() -> tuple[int, int]:

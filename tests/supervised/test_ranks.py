@@ -11,7 +11,7 @@ from toys import batches, history_of, line_loop, state_of
 
 from trax_torch import layers as tl
 from trax_torch import optimizers
-from trax_torch.supervised import EvalTask, TrainTask
+from trax_torch.supervised import EvalTask, TrainTask, _checkpoint
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -194,3 +194,82 @@ def test_heads_that_a_task_leaves_unused_are_left_alone(tmp_path):
         losses = [v for _, v in found[0][1]["train"][f"metrics/{head}"]]
         assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
     assert found[0][2] == [[True, True, False, False], [False, False, True, True]]
+
+
+SHARDED = {
+    "SGD": lambda: optimizers.SGD(0.05),
+    "Adam": lambda: optimizers.Adam(0.01, clip_grad_norm=1.0),
+    "Momentum": lambda: optimizers.Momentum(0.01),
+    "RMSProp": lambda: optimizers.RMSProp(0.01),
+    "Adafactor": lambda: optimizers.Adafactor(0.05),
+    "SM3": lambda: optimizers.SM3(0.05),
+    "torch AdamW": lambda: functools.partial(torch.optim.AdamW, lr=0.01),
+}
+
+
+def sharded(rank, size, folder, n_parts=1):
+    """For each optimizer: 6 steps, a new Loop that goes on, 4 steps; and the files of the whole."""
+    found = {}
+    for name, recipe in SHARDED.items():
+        place = f"{folder}/{name}"
+        for n_steps in (6, 4):
+            loop = law_loop(
+                rank,
+                size,
+                folder=place,
+                recipe=recipe(),
+                model=sharded_model(),
+                strategy="fsdp",
+                n_accumulation_steps=n_parts,
+                checkpoint_at=lambda step: step in (6, 10),
+            )
+            loop.run(n_steps)
+        sizes = [p.to_local().numel() if size > 1 else p.numel() for p in loop.model.parameters()]
+        found[name] = history_of(loop), sum(sizes)
+    return found
+
+
+def sharded_model():
+    """Weights that can be factored and that cannot, and a last layer of one unit."""
+    return tl.Serial(tl.Dense(8), tl.LayerNorm(), tl.Tanh(), tl.Dense(8), tl.Dense(1))
+
+
+@pytest.mark.parametrize(("size", "n_parts"), [(2, 1), (3, 2)])
+def test_ranks_that_each_hold_a_part_of_the_weights_equal_one_process(size, n_parts, tmp_path):
+    """Losses, evals and checkpoints, for every optimizer, over a restart."""
+    (alone,) = ranks.values(
+        tmp_path / "1", 1, functools.partial(sharded, size=1, folder=tmp_path / "alone")
+    )
+    work = functools.partial(sharded, size=size, folder=tmp_path / "parts", n_parts=n_parts)
+    found = ranks.values(tmp_path / "n", size, work)
+
+    n_weights = alone["SGD"][1]
+    assert max(each["SGD"][1] for each in found) < 0.8 * n_weights
+    for name in SHARDED:
+        whole, info = _checkpoint.read(str(tmp_path / "alone" / name), "model")
+        parts, parts_info = _checkpoint.read(str(tmp_path / "parts" / name), "model")
+        assert parts_info["step"] == info["step"] == 10
+        for part in ("weights", "opt_slots0"):
+            assert whole[part].keys() == parts[part].keys()
+            for key, tensor in whole[part].items():
+                torch.testing.assert_close(
+                    parts[part][key], tensor, rtol=2e-3, atol=2e-5, msg=f"{name} {key}"
+                )
+        for each in found:
+            assert each[name][0] == found[0][name][0]
+            ours = each[name][0]["train"]["metrics/L2Loss"]
+            theirs = alone[name][0]["train"]["metrics/L2Loss"]
+            assert [v for _, v in ours] == pytest.approx([v for _, v in theirs], rel=1e-3)
+
+
+def test_what_does_not_go_with_parts_of_weights_is_refused():
+    model = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match="adasum=True does not go with strategy='fsdp' yet"):
+        line_loop(strategy="fsdp", adasum=True)
+    with pytest.raises(ValueError, match="which an eval_model of its own cannot use"):
+        line_loop(strategy="fsdp", eval_model=nn.Linear(3, 1), model=model)
+    task = TrainTask(uneven(), tl.L2Loss(), torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(ValueError, match="Give a recipe such as optimizers.Adam"):
+        line_loop(strategy="fsdp", model=model, task=task)
+    with pytest.raises(ValueError, match="strategy is 'ddp' or 'fsdp'; got 'zero'"):
+        line_loop(strategy="zero")

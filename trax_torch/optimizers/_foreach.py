@@ -4,10 +4,12 @@ This room knows which parameters go through a step together, and in which precis
 weight moves is the rule's.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
+
+from trax_torch import _world
 
 Tensors: TypeAlias = list[torch.Tensor] | tuple[torch.Tensor, ...]
 Member: TypeAlias = tuple[torch.Tensor, torch.Tensor, dict[str, Any]]  # weight, gradient, slots
@@ -34,6 +36,8 @@ class BoundRule(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[torch.nn.Parameter], learning_rate: float, **numbers: Any):
         super().__init__(params, {"lr": learning_rate, **numbers})
+
+    looks_across = False  # whether the rule for one entry of a weight looks at its others
 
     def make_slots(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """Returns a parameter's slots as they are before the first step."""
@@ -139,6 +143,9 @@ class BoundRule(torch.optim.Optimizer):
         params, grads, states = zip(*bundle, strict=True)
         names = [name for name, slot in states[0].items() if isinstance(slot, torch.Tensor)]
         stored = {name: [state[name] for state in states] for name in names}
+        if self.looks_across and _world.is_shard(params[0]):
+            self._step_of_shards(group, params, grads, states, stored)
+            return
         # Half precision is left at the start and met again at the end, so that a step rounds once.
         wide = torch.promote_types(params[0].dtype, torch.float32)
         slots = {name: _in_type(wide, tensors) for name, tensors in stored.items()}
@@ -152,6 +159,25 @@ class BoundRule(torch.optim.Optimizer):
         if "step" in states[0]:
             for state in states:
                 state["step"] = step
+
+    def _step_of_shards(
+        self,
+        group: dict[str, Any],
+        params: Tensors,
+        grads: Tensors,
+        states: Sequence[dict[str, Any]],
+        stored: dict[str, list[torch.Tensor]],
+    ) -> None:
+        """Takes the step of weights of which each rank holds a part: one whole weight at a time."""
+        for i, (p, grad, state) in enumerate(zip(params, grads, states, strict=True)):
+            twin = _world.whole(p).detach().clone()
+            slots = {name: _world.whole(tensors[i]).clone() for name, tensors in stored.items()}
+            self._step_of(group, [(twin, _world.whole(grad), {**state, **slots})])
+            p.copy_(_world.shard_like(twin, p))
+            for name, slot in slots.items():
+                state[name].copy_(_world.shard_like(slot, state[name]))
+            if "step" in state:
+                state["step"] += 1
 
 
 @torch.no_grad()

@@ -116,6 +116,8 @@ class BoundAdafactor(BoundRule):
     bfloat16.
     """
 
+    looks_across = True
+
     def make_slots(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """Returns `step`, `v_row` and `v_col` or `v`, and `m` where there is momentum."""
         wide = torch.promote_types(p.dtype, torch.float32)

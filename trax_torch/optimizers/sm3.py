@@ -87,6 +87,8 @@ class SM3(Optimizer):
 class BoundSM3(BoundRule):
     """SM3 of given parameters; their type is the slots' too."""
 
+    looks_across = True
+
     def make_slots(self, p: torch.Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """Returns `v1_i`, `v2_i` where averages are grafted, and `m` where there is momentum."""
         slots = {}

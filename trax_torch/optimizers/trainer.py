@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import _seeds
+from trax_torch import _seeds, _world
 from trax_torch import layers as tl
 from trax_torch.optimizers import base
 from trax_torch.optimizers._shares import Shares
@@ -23,12 +23,14 @@ class Ranks:
     Attributes:
       rank: this process's number.
       size: how many ranks there are.
+      begin: is called before a step.
       apart: makes a context in which backward passes stay with their rank.
       merge: is called with the gradients after the last backward pass of a step, and changes them.
     """
 
     rank: int
     size: int
+    begin: Callable[[], None]
     apart: Callable[[], contextlib.AbstractContextManager[None]]
     merge: Callable[[list[torch.Tensor]], None]
 
@@ -86,7 +88,10 @@ class Trainer:
         # On a CPU nothing is waited for when a number is read. Elsewhere numbers stay on the
         # device, and fused kernels take the verdict on a step there, so that no step waits for it.
         self._on_cpu = all(p.device.type == "cpu" for p in self.params)
-        self._decides_on_device = not self._on_cpu and bool(self.optimizer.defaults.get("fused"))
+        self._is_sharded = any(map(_world.is_shard, self.params))
+        self._decides_on_device = (
+            not self._on_cpu and not self._is_sharded and bool(self.optimizer.defaults.get("fused"))
+        )
         self._verdicts: torch.Tensor | None = None  # bad steps; the first one, its loss and norm
         self._keyed = _seeds.Keyed(self.params[0].device if self.params else None)
         self._buffers = _places_of_buffers(model_with_loss)
@@ -178,6 +183,8 @@ class Trainer:
         """
         assert self._shares is not None
         size = 1 if self._ranks is None else self._ranks.size
+        if self._ranks is not None:
+            self._ranks.begin()
         parts = self._shares.cut(batch, self._n_parts, total_weight, size)
         losses = []
         for i, (part, share) in enumerate(parts, 1):
@@ -202,6 +209,9 @@ class Trainer:
         """Returns the L2 norm of all tensors together."""
         tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
         norms = torch._foreach_norm(tensors) if tensors else ()
+        if self._is_sharded and norms:
+            total = _world.whole(torch.linalg.vector_norm(torch.stack(norms)))
+            return total.item() if self._on_cpu else total
         if self._on_cpu:
             return math.hypot(*[n.item() for n in norms])
         if not norms:
@@ -261,8 +271,8 @@ class Trainer:
         limit = self._clip_grad_norm
         if limit is None or (self._on_cpu and gradients_l2 < limit):
             return
-        if self._on_cpu:
-            factor = limit / gradients_l2
+        if self._on_cpu or self._is_sharded:
+            factor: Any = limit / max(float(gradients_l2), limit)
         else:
             factor = torch.where(gradients_l2 >= limit, limit / gradients_l2, 1.0)
         torch._foreach_mul_(grads, factor)

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from trax_torch import _nest, _world, optimizers, shapes
 from trax_torch import layers as tl
 from trax_torch.layers import _stack
-from trax_torch.supervised import _tasks
+from trax_torch.supervised import _snapshot, _tasks
 
 _SKIPS = 100  # how many steps on_nonfinite='skip' stands for
 
@@ -27,6 +27,7 @@ class Settings:
       compile: whether the model is compiled.
       on_nonfinite: 'raise', 'skip', or how many steps may be skipped.
       adasum: whether ranks merge their gradients by Adasum instead of averaging them.
+      strategy: 'ddp' has every rank keep all weights; 'fsdp' a part of each.
 
     Raises:
       ValueError: if one is out of range.
@@ -37,6 +38,7 @@ class Settings:
     compile: bool = False
     on_nonfinite: str | int = "raise"
     adasum: bool = False
+    strategy: str = "ddp"
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16"):
@@ -46,6 +48,13 @@ class Settings:
                 f"n_accumulation_steps is how many parts a batch is cut into, at least 1; got "
                 f"{self.n_accumulation_steps}."
             )
+        if self.strategy not in ("ddp", "fsdp"):
+            raise ValueError(f"strategy is 'ddp' or 'fsdp'; got {self.strategy!r}.")
+        for other in ("adasum", "compile"):
+            if self.strategy == "fsdp" and getattr(self, other):
+                raise ValueError(
+                    f"{other}=True does not go with strategy='fsdp' yet. Leave one of them out."
+                )
         is_count = isinstance(self.on_nonfinite, int) and self.on_nonfinite >= 0
         if self.on_nonfinite not in ("raise", "skip") and not is_count:
             raise ValueError(
@@ -120,15 +129,9 @@ def running(model: tl.Layer, settings: Settings) -> tl.Layer:
     return tl.Accelerate(model) if settings.compile else model
 
 
-def make_trainer(
-    model: tl.Layer,
-    running_model: tl.Layer,
-    task: _tasks.TrainTask,
-    world: _world.World,
-    settings: Settings,
-) -> optimizers.Trainer:
-    """Returns the trainer of a task; batch, model and loss are known to fit together then."""
-    loss, device = task.loss_layer, world.device
+def check_task(model: tl.Layer, task: _tasks.TrainTask, settings: Settings) -> None:
+    """Raises ValueError if batch, model, loss and optimizer of a task do not fit together."""
+    loss = task.loss_layer
     _tasks.check_fits(model, loss, task.sample_batch, is_loss=True)
     both = tl.Serial(model, loss)
     if not any(isinstance(m, tl.Wrapped) for m in both.modules()):  # foreign code may need numbers
@@ -137,13 +140,63 @@ def make_trainer(
             raise ValueError(
                 f"A loss is one number; {task.loss_name} gives {outcome}. Take its mean."
             )
-    both.to(device)
+    if settings.strategy == "fsdp" and isinstance(task.optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            "strategy='fsdp' puts parts of weights in their places, which this optimizer does not "
+            "know. Give a recipe such as optimizers.Adam(0.001), or a class of torch.optim."
+        )
+
+
+def refuse_eval_model(settings: Settings) -> None:
+    """Raises ValueError if a second model cannot use the first one's weights."""
+    if settings.strategy == "fsdp":
+        raise ValueError(
+            "strategy='fsdp' cuts the weights of one model into parts, which an eval_model of its "
+            "own cannot use. Leave it out: the model is measured in eval mode."
+        )
+
+
+def shard(
+    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _world.World, settings: Settings
+) -> Callable[[], Any]:
+    """Cuts the weights into parts, one for each rank, if that is wanted.
+
+    Returns:
+      What makes a context in which backward passes stay with their rank.
+    """
+    if world.size == 1 or settings.strategy != "fsdp":
+        return contextlib.nullcontext
+    losses = [task.loss_layer for task in tasks if any(True for _ in task.loss_layer.parameters())]
+    aparts = [world.shard(_snapshot.bare(layer)) for layer in (model, *losses)]
+
+    @contextlib.contextmanager
+    def apart() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for each in aparts:
+                stack.enter_context(each())
+            yield
+
+    return apart
+
+
+def make_trainer(
+    model: tl.Layer,
+    running_model: tl.Layer,
+    task: _tasks.TrainTask,
+    world: _world.World,
+    settings: Settings,
+    apart: Callable[[], Any],
+) -> optimizers.Trainer:
+    """Returns the trainer of a task; batch, model and loss are known to fit together."""
+    loss, device = task.loss_layer, world.device
+    both = tl.Serial(model, loss)
+    loss.to(device)
     module: torch.nn.Module = both
     if running_model is not model or settings.precision is not None:
         module = _LossOf(running_model, loss, settings.autocast(device))
     ranks = None
     if world.size > 1:
-        module, ranks = _over_ranks(module, both, task, world, settings)
+        module, ranks = _over_ranks(module, both, task, world, settings, apart)
     return optimizers.Trainer(
         both,
         task.optimizer,
@@ -161,6 +214,7 @@ def _over_ranks(
     task: _tasks.TrainTask,
     world: _world.World,
     settings: Settings,
+    apart: Callable[[], Any],
 ) -> tuple[torch.nn.Module, optimizers.Ranks]:
     """Returns what computes the loss where several ranks train, and what they do about gradients.
 
@@ -168,7 +222,17 @@ def _over_ranks(
     that are thrown away settle the order in which gradients are added up, which is then the same in
     a resumed run.
     """
-    world.copy_from_chief_([*both.parameters(), *both.buffers()])
+    buffers = list(both.buffers())
+
+    def take_buffers() -> None:
+        world.copy_from_chief_(buffers)
+
+    def leave(gradients: list[torch.Tensor]) -> None:
+        pass  # they are added up already
+
+    if settings.strategy == "fsdp":
+        return module, optimizers.Ranks(world.rank, world.size, take_buffers, apart, leave)
+    world.copy_from_chief_([*both.parameters(), *buffers])
     if settings.adasum:
         merge = functools.partial(
             optimizers.adasum_,
@@ -177,7 +241,7 @@ def _over_ranks(
             exchange=world.exchange,
             mean_=world.mean_,
         )
-        return module, optimizers.Ranks(world.rank, world.size, contextlib.nullcontext, merge)
+        return module, optimizers.Ranks(world.rank, world.size, take_buffers, apart, merge)
     batch = _nest.to_tensors(task.sample_batch, world.device)
     params = [p for p in both.parameters() if p.requires_grad]
     used = world.sum([float(u) for u in optimizers.try_out(module, both, batch, seed=0)])
@@ -186,7 +250,8 @@ def _over_ranks(
     for _ in range(2):
         optimizers.try_out(parallel, both, batch, seed=0)
     no_sync: Any = parallel.no_sync
-    return parallel, optimizers.Ranks(world.rank, world.size, no_sync, lambda gradients: None)
+    # DistributedDataParallel sees to buffers itself.
+    return parallel, optimizers.Ranks(world.rank, world.size, lambda: None, no_sync, leave)
 
 
 class _LossOf(torch.nn.Module):

@@ -53,9 +53,13 @@ class Evaluator:
             layer.eval()
         try:
             with torch.no_grad(), self._keyed(seed), self._autocast():
+                batch: Any = self._task.sample_batch
                 sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
                 for _ in range(n_batches):
-                    sums = sums + self._measure(self._task.next_batch())
+                    batch = self._task.next_batch()
+                    sums = sums + self._measure(batch)
+                for _ in range(self._n_passes(n_batches) - n_batches):
+                    self._measure(batch)  # others measure still, and need this rank's weights
         finally:
             for module, flag in flags:
                 module.training = flag
@@ -63,6 +67,12 @@ class Evaluator:
         if not count:
             raise ValueError("An eval needs a batch; n_eval_batches is 0 on every rank.")
         return {name: total / count for name, total in zip(names, totals, strict=True)}
+
+    def _n_passes(self, n_batches: int) -> int:
+        """Returns how often the model must run: where ranks hold parts of it, as often on each."""
+        if not any(map(_world.is_shard, self._model.parameters())):
+            return n_batches
+        return int(max(self._world.each(n_batches)))
 
     def _measure(self, batch: tuple[Any, ...]) -> torch.Tensor:
         stack = _nest.to_tensors(batch, self._device)

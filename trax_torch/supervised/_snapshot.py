@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trax_torch import _nest, optimizers
+from trax_torch import _nest, _world, optimizers
 from trax_torch import layers as tl
 from trax_torch._errors import MismatchError
 from trax_torch.supervised import _checkpoint, _tally, _tasks
@@ -48,7 +48,10 @@ class Members:
 
     def take(self) -> tuple[_checkpoint.Parts, dict[str, Any]]:
         """Returns what all ranks share: tensors by part and name, and the rest as plain data."""
-        parts = self._tensors()
+        parts = {
+            part: {name: _world.whole(tensor) for name, tensor in tensors.items()}
+            for part, tensors in self._tensors().items()
+        }
         info = {
             "tasks": [
                 _take_task(i, *each, parts)
@@ -119,7 +122,7 @@ class Members:
         with torch.no_grad():
             for part, tensors in mine.items():
                 for name, tensor in tensors.items():
-                    tensor.copy_(parts[part][name])
+                    tensor.copy_(_world.shard_like(parts[part][name], tensor))
         for i, pair in enumerate(pairs):
             _put_task(i, *pair[:2], parts, pair[2])
         for i, tally in enumerate(self.tallies):
@@ -221,7 +224,7 @@ def _take_task(
     for name, p in _named_of(trainer):
         for key, value in optimizer.state.get(p, {}).items():
             if isinstance(value, torch.Tensor):
-                slots[f"{name}.{key}"] = value
+                slots[f"{name}.{key}"] = _world.whole(value)
             else:
                 numbers[f"{name}.{key}"] = pack(value, "slot", parts["state"])
     parts[f"opt_slots{index}"] = slots
@@ -290,13 +293,31 @@ def _put_task(
     params = [p for group in optimizer.param_groups for p in group["params"]]
     order = {names[id(p)]: i for i, p in enumerate(params)}
     saved = _slots_by_weight(index, parts, info)
-    content["state"] = {order[name]: slots for name, slots in saved.items()}
+    content["state"] = {
+        order[name]: _shards(slots, params[order[name]], optimizer) for name, slots in saved.items()
+    }
     if scheduler is not None:
         kept, groups = unpack(info["scheduler"], parts["state"])
         scheduler.load_state_dict(kept)
         for group, kept_group in zip(content["param_groups"], groups, strict=True):
             group.update(kept_group)
     optimizer.load_state_dict(content)
+
+
+def _shards(
+    slots: dict[str, Any], p: torch.Tensor, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Returns a weight's slots in parts, as the weight, or the slot that is there, is."""
+    if not _world.is_shard(p):
+        return slots
+    present = optimizer.state.get(p, {})
+
+    def in_parts(name: str, slot: Any) -> Any:
+        if not isinstance(slot, torch.Tensor):
+            return slot
+        return _world.shard_like(slot, present.get(name, p if slot.shape == p.shape else slot))
+
+    return {name: in_parts(name, slot) for name, slot in slots.items()}
 
 
 def share_weights(model: tl.Layer, eval_model: tl.Layer) -> None:

@@ -97,6 +97,9 @@ class Loop:
       on_nonfinite: what happens to a step whose loss or gradient is not finite, which changes
         nothing in any case: 'raise' raises `NonFiniteError`; a number skips so many such steps
         before it raises; 'skip' stands for 100.
+      strategy: where several ranks train: 'ddp' has each keep all weights and slots; 'fsdp' a part
+        of each (`torch.distributed.fsdp.fully_shard`), for models too large for one device.
+        Checkpoints are the same files.
       timeout: seconds after which a rank that does not answer is given up, with an error.
       resume_data: 'exact' goes on with the batch after the last one that was seen, and draws those
         before it again where the data does not keep its own place; 'restart' begins anew.
@@ -137,6 +140,7 @@ class Loop:
         background_saves: bool = False,
         on_nonfinite: str | int = "raise",
         resume_data: str = "exact",
+        strategy: str = "ddp",
         timeout: float = 300.0,
     ):
         _assembly.refuse(
@@ -144,7 +148,7 @@ class Loop:
             use_memory_efficient_trainer=use_memory_efficient_trainer,
         )
         settings = _assembly.Settings(
-            precision, n_accumulation_steps, compile, on_nonfinite, adasum
+            precision, n_accumulation_steps, compile, on_nonfinite, adasum, strategy
         )
         if resume_data not in ("exact", "restart"):
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
@@ -196,9 +200,12 @@ class Loop:
                 "the model's weights": _snapshot.forms_of(self._model),
             }
         )
+        for task in self._tasks:
+            _assembly.check_task(self._model, task, settings)
+        apart = _assembly.shard(self._model, self._tasks, world, settings)
         running = _assembly.running(self._model, settings)
         self._trainers = [
-            _assembly.make_trainer(self._model, running, task, world, settings)
+            _assembly.make_trainer(self._model, running, task, world, settings, apart)
             for task in self._tasks
         ]
         self._schedulers = [
@@ -208,6 +215,7 @@ class Loop:
         self._tallies = [_tally.Tally() for _ in self._tasks]
         self._eval_model = self._model
         if eval_model is not None:
+            _assembly.refuse_eval_model(settings)
             self._eval_model = _assembly.prepare_model(eval_model, sample, init_seed, device)
             _snapshot.share_weights(self._model, self._eval_model)
             running = _assembly.running(self._eval_model, settings)
