@@ -27,6 +27,7 @@ from trax_torch.supervised import (
     _saves,
     _signals,
     _snapshot,
+    _stopping,
     _summaries,
     _tally,
 )
@@ -173,9 +174,7 @@ class Loop:
         self._progress = progress
         self._background_saves = background_saves
         self._resume_data = resume_data
-        self._is_to_stop = False
-        self._stopper = _signals.Stopper()
-        self._signum: int | None = None  # that ranks have agreed to leave for
+        self._stopping = _stopping.Stopping(world)
         self._batch: Any = None
 
         default_at = _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_checkpoint)
@@ -269,7 +268,6 @@ class Loop:
             raise ValueError(f"A run takes 0 steps or more; got {n_steps}.")
         self._model.train()
         self._step_seed = _seeds.derive(self._seed, "step", self._world.rank)
-        self._is_to_stop = False
         first = self._step + 1
         with (
             _signals.Stopper() as stopper,
@@ -279,24 +277,24 @@ class Loop:
             self._clocks(),
             self._callbacks_told_of_the_end(),
         ):
+            self._stopping.begin(stopper)
             if self._saver is not None:
                 self._saver.check_not_overtaken()
             if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                 self._report(writers)
-            self._stopper = stopper
-            self._agree()
+            self._stopping.agree()
             for step in steps:
-                if self._is_to_stop or self._signum is not None:
+                if self._stopping.is_due:
                     break
                 report = bool(self._eval_at(step))
                 self._take_step(step, report)
                 self._save(self._names_due_at(step), blocking=not self._background_saves)
-                if report and self._signum is None:
+                if report and self._stopping.signum is None:
                     self._report(writers)
             else:
-                self._agree()
-            if self._signum is not None:
-                self._leave(self._signum)
+                self._stopping.agree()
+            if self._stopping.signum is not None:
+                self._leave(self._stopping.signum)
 
     def stop(self, why: str = "") -> None:
         """Ends `run` after the step under way; for callbacks.
@@ -304,25 +302,9 @@ class Loop:
         Args:
           why: is printed, so that nobody takes the run for a whole one.
         """
-        self._is_to_stop = True
+        self._stopping.is_asked = True
         if why:
             self._console.say_step(self._step, f"Stopped: {why}")
-
-    def _agree(self, weight: float = 0.0, error: Exception | None = None) -> float:
-        """Has ranks agree on whether to go on after this step; returns their batches' weights.
-
-        Raises:
-          Exception: the error if there is one; where another rank has one, a RankError.
-        """
-        numbers = [weight, error is not None, self._is_to_stop]
-        asked = [self._stopper.signum == signum for signum in _signals.ASKING]
-        total, n_errors, n_stops, *n_asked = self._world.sum([*numbers, *asked])
-        if n_errors:
-            self._world.fail_together(error)
-        self._is_to_stop = bool(n_stops)
-        heard = [signum for signum, n in zip(_signals.ASKING, n_asked, strict=True) if n]
-        self._signum = heard[0] if heard else None
-        return total
 
     def _leave(self, signum: int) -> None:
         """Saves what was done, and ends the process."""
@@ -338,16 +320,8 @@ class Loop:
         index = self._which_task(step)
         task, trainer = self._tasks[index], self._trainers[index]
         asked = time.perf_counter()
-        weight, error = 0.0, None
-        try:
-            batch = task.next_batch()
-            if self._world.size > 1:
-                batch = _nest.to_tensors(batch)
-                weight = trainer.weight_of(batch)
-        except Exception as raised:
-            error = raised
+        batch, total_weight = self._next_batch(task, trainer)
         waited = time.perf_counter() - asked
-        total_weight = self._agree(weight, error)
         self._batch = batch = _nest.to_tensors(batch, self._world.device)
         try:
             _, stats = trainer.one_step(
@@ -356,7 +330,7 @@ class Loop:
                 step=step,
                 learning_rate=task.learning_rate(step),
                 measure_weights=measure_weights,
-                total_weight=total_weight if self._world.size > 1 else None,
+                total_weight=total_weight,
             )
         except optimizers.NonFiniteError as error:
             error.add_note(f"This was task {index} ({task.loss_name}).")
@@ -368,6 +342,23 @@ class Loop:
         trainer.is_whole = True
         for callback in callbacks:
             callback.on_step_end(step)
+        if self._world.size == 1:  # several ranks have agreed before the step
+            self._stopping.agree()
+
+    def _next_batch(
+        self, task: TrainTask, trainer: optimizers.Trainer
+    ) -> tuple[tuple[Any, ...], float | None]:
+        """Returns the next batch, and what those of all ranks count for together."""
+        if self._world.size == 1:
+            return task.next_batch(), None
+        batch: tuple[Any, ...] = ()
+        weight, error = 0.0, None
+        try:
+            batch = _nest.to_tensors(task.next_batch())
+            weight = trainer.weight_of(batch)
+        except Exception as raised:
+            error = raised
+        return batch, self._stopping.agree(weight, error)
 
     def _names_due_at(self, step: int) -> list[str]:
         """Returns the names to save under at a step, which no eval has seen yet."""
