@@ -3,6 +3,7 @@
 What is done about it, the loop decides between two steps.
 """
 
+import multiprocessing.sharedctypes
 import os
 import signal
 import threading
@@ -10,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 _ASKING = (signal.SIGTERM, signal.SIGINT)
+_mutex = threading.Lock()
+n_running: Any = multiprocessing.sharedctypes.RawValue("i", 0)  # runs, here; workers read it
 
 
 class Stopper:
@@ -27,6 +30,7 @@ class Stopper:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopper":
+        _count(1)
         if threading.current_thread() is threading.main_thread():
             for signum in _ASKING:
                 if signal.getsignal(signum) not in (signal.SIG_IGN, None):
@@ -36,6 +40,7 @@ class Stopper:
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        _count(-1)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
@@ -48,17 +53,30 @@ def exit_code(signum: int) -> int:
     return 128 + signum
 
 
-def outlive_first(worker_init_fn: Any, worker_id: int) -> None:
+def outlive_first(n_running: Any, worker_init_fn: Any, worker_id: int) -> None:
     """Has a DataLoader's worker ignore the first signal, which its process's group may all get.
 
     The loop decides when to stop, and needs its workers until then. A second one ends the worker,
-    so that a worker that hangs can be ended.
+    so that a worker that hangs can be ended; and so does the first while no run is under way, for
+    that is how Python ends the workers that are left, and waits for them, when it exits.
     """
+    is_asked = False
 
-    def ignore_once(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_DFL)
+    def ignore_first(signum: int, frame: FrameType | None) -> None:
+        nonlocal is_asked
+        if not n_running.value:
+            os._exit(0)  # as torch's own workers do; it would speak of one that is killed
+        if is_asked:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        is_asked = True
 
     for signum in _ASKING:
-        signal.signal(signum, ignore_once)
+        signal.signal(signum, ignore_first)
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
+
+
+def _count(change: int) -> None:
+    with _mutex:
+        n_running.value += change
