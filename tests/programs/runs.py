@@ -115,12 +115,13 @@ class Items(torch.utils.data.Dataset):
 
     def __init__(self, seed, blow):
         self.seed, self.blow, self.trainer = seed, blow, os.getpid()
+        self.n_running = _signals.n_running()
 
     def __len__(self):
         return N_ITEMS
 
     def __getitem__(self, i):
-        if self.blow.place == "data" and i == self.blow.step and _signals.n_running.value:
+        if self.blow.place == "data" and i == self.blow.step and self.n_running.value:
             self.blow.strike(self.trainer)
         g = torch.Generator().manual_seed(1000 * self.seed + i)
         x = torch.randn(2, 3, generator=g)
@@ -179,3 +180,10 @@ def train(folder, setup, blow=None):
     loop = make_loop(folder, setup, blow)
     loop.run(N_STEPS - loop.step)
     loop.save_checkpoint("final")
+
+
+def train_ignoring_signals(*args):
+    """Trains as under `nohup`."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+    train(*args)

@@ -6,7 +6,7 @@ is done and who waits for it.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ class Saver:
         self._folder = _checkpoint.Folder(path)
         self._keep_last = keep_last
         self._generation: str | None = None  # of the checkpoint 'model' that the run goes on from
-        self._executor: ThreadPoolExecutor | None = None
-        self._in_flight: Future[None] | None = None
+        self._executor: futures.ThreadPoolExecutor | None = None
+        self._in_flight: futures.Future[None] | None = None
         self._copies: _checkpoint.Parts = {}
 
     def save(
@@ -58,13 +58,14 @@ class Saver:
         held = contextlib.ExitStack()
         held.enter_context(self.lock())  # here, so that a lock held by others is spoken of at once
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, "trax_torch-save")
+            self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
         self._in_flight = self._executor.submit(self._save_and_let_go, held, basenames, parts, info)
 
     def wait(self) -> None:
         """Waits for the save in flight, if there is one, and raises what it raised."""
-        in_flight, self._in_flight = self._in_flight, None
-        if in_flight is not None:
+        if self._in_flight is not None:
+            futures.wait([self._in_flight])  # broken off, it leaves the save in flight
+            in_flight, self._in_flight = self._in_flight, None
             in_flight.result()
 
     def lock(self) -> contextlib.AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 What is done about it, the loop decides between two steps.
 """
 
+import functools
 import multiprocessing.sharedctypes
 import os
 import signal
@@ -12,14 +13,19 @@ from typing import Any
 
 _ASKING = (signal.SIGTERM, signal.SIGINT)
 _mutex = threading.Lock()
-n_running: Any = multiprocessing.sharedctypes.RawValue("i", 0)  # runs, here; workers read it
+
+
+def n_running() -> Any:
+    """Returns the number of runs under way in this process, as an object that its workers share."""
+    return _n_running_in(os.getpid())
 
 
 class Stopper:
     """While its block runs, SIGTERM and SIGINT set a flag instead of ending the process.
 
-    A second one ends the process at once. A signal that is ignored (by `nohup`, say) stays so, and
-    outside the main thread, where Python takes no signals, nothing is changed.
+    A second one ends the process at once, and one that came too late for the block to act on ends
+    it after the block. A signal that is ignored (by `nohup`, say) stays so, and outside the main
+    thread, where Python takes no signals, nothing is changed.
 
     Attributes:
       signum: the number of the signal that came; None while none has.
@@ -37,10 +43,12 @@ class Stopper:
                     self._before[signum] = signal.signal(signum, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         _count(-1)
+        if self.signum is not None and kind is None:
+            raise SystemExit(exit_code(self.signum))
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
@@ -77,6 +85,11 @@ def outlive_first(n_running: Any, worker_init_fn: Any, worker_id: int) -> None:
         worker_init_fn(worker_id)
 
 
+@functools.cache
+def _n_running_in(pid: int) -> Any:  # a process that was forked has a number of its own
+    return multiprocessing.sharedctypes.RawValue("i", 0)
+
+
 def _count(change: int) -> None:
     with _mutex:
-        n_running.value += change
+        n_running().value += change

@@ -94,7 +94,7 @@ class BatchStream:
         made = getattr(loader.worker_init_fn, "func", None)
         if made is not _signals.outlive_first:
             loader.worker_init_fn = functools.partial(
-                _signals.outlive_first, _signals.n_running, loader.worker_init_fn
+                _signals.outlive_first, _signals.n_running(), loader.worker_init_fn
             )
 
     def _keeps_state(self) -> bool:

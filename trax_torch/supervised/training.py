@@ -241,26 +241,26 @@ class Loop:
         self._step_seed = _seeds.derive(self._seed, "step", self._world.rank)
         self._is_to_stop = False
         first = self._step + 1
-        with (
-            _signals.Stopper() as stopper,
-            self._saver.running() if self._saver else contextlib.nullcontext(),
-            self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
-            self._console.progress(first, n_steps, self._progress) as steps,
-            self._clocks(),
-        ):
-            if self._saver is not None:
-                self._saver.check_not_overtaken()
-            if self._report_is_due():  # the checkpoint gone on from was saved before its evals
-                self._report(writers)
-            for step in steps:
-                if stopper.signum is not None or self._is_to_stop:
-                    break
-                report = bool(self._eval_at(step))
-                self._take_step(step, report)
-                self._save(self._names_due_at(step), blocking=not self._background_saves)
-                if report and stopper.signum is None:
+        with _signals.Stopper() as stopper:
+            with (
+                self._saver.running() if self._saver else contextlib.nullcontext(),
+                self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
+                self._console.progress(first, n_steps, self._progress) as steps,
+                self._clocks(),
+            ):
+                if self._saver is not None:
+                    self._saver.check_not_overtaken()
+                if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                     self._report(writers)
-            if stopper.signum is not None:
+                for step in steps:
+                    if stopper.signum is not None or self._is_to_stop:
+                        break
+                    report = bool(self._eval_at(step))
+                    self._take_step(step, report)
+                    self._save(self._names_due_at(step), blocking=not self._background_saves)
+                    if report and stopper.signum is None:
+                        self._report(writers)
+            if stopper.signum is not None:  # now that a save in the background is known to be done
                 self._leave(stopper.signum)
 
     def stop(self) -> None:
