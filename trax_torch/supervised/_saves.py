@@ -6,7 +6,7 @@ is done and who waits for it.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from typing import Any
 
 import torch
@@ -37,8 +37,8 @@ class Saver:
         self._world = world
         self._keep_last = keep_last
         self._generation: str | None = None  # of the checkpoint 'model' that the run goes on from
-        self._executor: ThreadPoolExecutor | None = None
-        self._in_flight: Future[None] | None = None
+        self._executor: futures.ThreadPoolExecutor | None = None
+        self._in_flight: futures.Future[None] | None = None
         self._copies: _checkpoint.Parts = {}
         self._folder: _checkpoint.Folder | None = None  # the chief's
         with self._together():
@@ -70,7 +70,7 @@ class Saver:
             held = contextlib.ExitStack()
             held.enter_context(self._folder.lock())  # here: another's lock is spoken of at once
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, "trax_torch-save")
+                self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
             what = (self._folder, basenames, parts, info)
             self._in_flight = self._executor.submit(self._save_and_let_go, held, *what)
 
@@ -138,8 +138,9 @@ class Saver:
         self._world.fail_together(error, CheckpointError)
 
     def _wait_here(self) -> None:
-        in_flight, self._in_flight = self._in_flight, None
-        if in_flight is not None:
+        if self._in_flight is not None:
+            futures.wait([self._in_flight])  # broken off, it leaves the save in flight
+            in_flight, self._in_flight = self._in_flight, None
             in_flight.result()
 
     def _save_and_let_go(self, held: contextlib.ExitStack, *what: Any) -> None:

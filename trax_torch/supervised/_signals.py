@@ -3,6 +3,8 @@
 What is done about it, the loop decides between two steps.
 """
 
+import functools
+import multiprocessing.sharedctypes
 import os
 import signal
 import threading
@@ -10,13 +12,20 @@ from types import FrameType
 from typing import Any
 
 ASKING = (signal.SIGTERM, signal.SIGINT)
+_mutex = threading.Lock()
+
+
+def n_running() -> Any:
+    """Returns the number of runs under way in this process, as an object that its workers share."""
+    return _n_running_in(os.getpid())
 
 
 class Stopper:
     """While its block runs, SIGTERM and SIGINT set a flag instead of ending the process.
 
-    A second one ends the process at once. A signal that is ignored (by `nohup`, say) stays so, and
-    outside the main thread, where Python takes no signals, nothing is changed.
+    A second one ends the process at once, and one that came too late for the block to act on ends
+    it after the block. A signal that is ignored (by `nohup`, say) stays so, and outside the main
+    thread, where Python takes no signals, nothing is changed.
 
     Attributes:
       signum: the number of the signal that came; None while none has.
@@ -27,15 +36,19 @@ class Stopper:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopper":
+        _count(1)
         if threading.current_thread() is threading.main_thread():
             for signum in ASKING:
                 if signal.getsignal(signum) not in (signal.SIG_IGN, None):
                     self._before[signum] = signal.signal(signum, self._ask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        _count(-1)
+        if self.signum is not None and kind is None:
+            raise SystemExit(exit_code(self.signum))
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
@@ -48,17 +61,35 @@ def exit_code(signum: int) -> int:
     return 128 + signum
 
 
-def outlive_first(worker_init_fn: Any, worker_id: int) -> None:
+def outlive_first(n_running: Any, worker_init_fn: Any, worker_id: int) -> None:
     """Has a DataLoader's worker ignore the first signal, which its process's group may all get.
 
     The loop decides when to stop, and needs its workers until then. A second one ends the worker,
-    so that a worker that hangs can be ended.
+    so that a worker that hangs can be ended; and so does the first while no run is under way, for
+    that is how Python ends the workers that are left, and waits for them, when it exits.
     """
+    is_asked = False
 
-    def ignore_once(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_DFL)
+    def ignore_first(signum: int, frame: FrameType | None) -> None:
+        nonlocal is_asked
+        if not n_running.value:
+            os._exit(0)  # as torch's own workers do; it would speak of one that is killed
+        if is_asked:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        is_asked = True
 
     for signum in ASKING:
-        signal.signal(signum, ignore_once)
+        signal.signal(signum, ignore_first)
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
+
+
+@functools.cache
+def _n_running_in(pid: int) -> Any:  # a process that was forked has a number of its own
+    return multiprocessing.sharedctypes.RawValue("i", 0)
+
+
+def _count(change: int) -> None:
+    with _mutex:
+        n_running().value += change

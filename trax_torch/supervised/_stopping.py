@@ -12,7 +12,6 @@ class Stopping:
 
     Attributes:
       is_asked: whether a callback has asked to stop, on any rank since they agreed.
-      signum: the number of the signal that a rank got, once they agreed; else None.
     """
 
     def __init__(self, world: _world.World):
@@ -27,7 +26,12 @@ class Stopping:
         """
         self._stopper = stopper
         self.is_asked = False
-        self.signum: int | None = None
+        self._agreed: int | None = None
+
+    @property
+    def signum(self) -> int | None:
+        """The number of the signal that came, to any rank since they agreed; None for none."""
+        return self._stopper.signum if self._world.size == 1 else self._agreed
 
     @property
     def is_due(self) -> bool:
@@ -52,5 +56,5 @@ class Stopping:
             self._world.fail_together(error)
         self.is_asked = bool(n_asked)
         signums = [s for s, n in zip(_signals.ASKING, n_heard, strict=True) if n]
-        self.signum = signums[0] if signums else None
+        self._agreed = signums[0] if signums else None
         return total

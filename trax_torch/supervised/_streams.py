@@ -99,7 +99,9 @@ class BatchStream:
     def _let_workers_outlive_signals(self, loader: Any) -> None:
         made = getattr(loader.worker_init_fn, "func", None)
         if made is not _signals.outlive_first:
-            loader.worker_init_fn = functools.partial(_signals.outlive_first, loader.worker_init_fn)
+            loader.worker_init_fn = functools.partial(
+                _signals.outlive_first, _signals.n_running(), loader.worker_init_fn
+            )
 
     def _keeps_state(self) -> bool:
         return hasattr(self._data, "state_dict") and hasattr(self._data, "load_state_dict")

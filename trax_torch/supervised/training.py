@@ -269,31 +269,30 @@ class Loop:
         self._model.train()
         self._step_seed = _seeds.derive(self._seed, "step", self._world.rank)
         first = self._step + 1
-        with (
-            _signals.Stopper() as stopper,
-            self._saver.running() if self._saver is not None else contextlib.nullcontext(),
-            self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
-            self._console.progress(first, n_steps, self._progress) as steps,
-            self._clocks(),
-            self._callbacks_told_of_the_end(),
-        ):
+        with _signals.Stopper() as stopper:
             self._stopping.begin(stopper)
-            if self._saver is not None:
-                self._saver.check_not_overtaken()
-            if self._report_is_due():  # the checkpoint gone on from was saved before its evals
-                self._report(writers)
-            self._stopping.agree()
-            for step in steps:
-                if self._stopping.is_due:
-                    break
-                report = bool(self._eval_at(step))
-                self._take_step(step, report)
-                self._save(self._names_due_at(step), blocking=not self._background_saves)
-                if report and self._stopping.signum is None:
+            with (
+                self._saver.running() if self._saver is not None else contextlib.nullcontext(),
+                self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
+                self._console.progress(first, n_steps, self._progress) as steps,
+                self._clocks(),
+                self._callbacks_told_of_the_end(),
+            ):
+                if self._saver is not None:
+                    self._saver.check_not_overtaken()
+                if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                     self._report(writers)
-            else:
                 self._stopping.agree()
-            if self._stopping.signum is not None:
+                for step in steps:
+                    if self._stopping.is_due:
+                        break
+                    report = bool(self._eval_at(step))
+                    self._take_step(step, report)
+                    self._save(self._names_due_at(step), blocking=not self._background_saves)
+                    if report and self._stopping.signum is None:
+                        self._report(writers)
+            self._stopping.agree()
+            if self._stopping.signum is not None:  # a save in the background is known to be done
                 self._leave(self._stopping.signum)
 
     def stop(self, why: str = "") -> None:
@@ -342,8 +341,6 @@ class Loop:
         trainer.is_whole = True
         for callback in callbacks:
             callback.on_step_end(step)
-        if self._world.size == 1:  # several ranks have agreed before the step
-            self._stopping.agree()
 
     def _next_batch(
         self, task: TrainTask, trainer: optimizers.Trainer
