@@ -88,7 +88,8 @@ class Folder:
             with self._mutex:
                 self._n_holders -= 1
                 if not self._n_holders:
-                    os.close(self._lock_fd)
+                    with contextlib.suppress(OSError):  # it is closed, and let go, all the same
+                        os.close(self._lock_fd)
 
     def _open_lock(self) -> int:
         name = os.path.join(self.path, ".lock")
@@ -156,13 +157,13 @@ class Folder:
             for path in final:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
-            shutil.rmtree(staging, ignore_errors=True)
+            _remove(staging)
             raise
         with _reasons(self._manifest(basename), "write"):
             # From here on nothing is taken back: the new manifest may be live already.
             os.replace(staged, self._manifest(basename))
             _sync_folder(self.path)
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
             self._sweep(basename, generation)
         return generation
@@ -200,7 +201,7 @@ class Folder:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.path, name))
             if re.fullmatch(re.escape(f".{basename}.") + r"[0-9a-f]{16}\.tmp", name):
-                shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+                _remove(os.path.join(self.path, name))
 
 
 def read(directory: str, basename: str) -> tuple[Parts, dict[str, Any]] | None:
@@ -373,6 +374,12 @@ def _write_tensors(path: str, tensors: Mapping[str, torch.Tensor]) -> tuple[int,
     with open(path, "rb+") as f:
         os.fsync(f.fileno())
         return os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _remove(folder: str) -> None:
+    """Deletes a folder, or what of it can be: the next save deletes the rest."""
+    with contextlib.suppress(OSError):  # which ignore_errors alone lets through now and then
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_folder(path: str) -> None:

@@ -116,7 +116,11 @@ class Saver:
     ) -> None:
         _check_all_finite(parts)
         for basename in basenames:
-            generation = self._folder.save(basename, parts, info)
+            try:
+                generation = self._folder.save(basename, parts, info)
+            except BaseException:  # the new one may be live all the same
+                self.goes_on_from(self._folder.path, basename)
+                raise
             if basename == "model":
                 self._generation = generation
             if basename == f"model_{info['step']}" and self._keep_last is not None:
