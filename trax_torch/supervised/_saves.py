@@ -5,6 +5,7 @@ is done and who waits for it.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -60,6 +61,10 @@ class Saver:
         if self._executor is None:
             self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
         self._in_flight = self._executor.submit(self._save_and_let_go, held, basenames, parts, info)
+
+    def has(self, basename: str) -> bool:
+        """Tells whether there is a checkpoint of a name, whole or damaged."""
+        return os.path.lexists(os.path.join(self._folder.path, f"{basename}.json"))
 
     def wait(self) -> None:
         """Waits for the save in flight, if there is one, and raises what it raised."""
