@@ -30,6 +30,7 @@ _BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _PART = re.compile(
     r"(?P<basename>.+)\.(?P<generation>[0-9a-f]{16})\.(weights|state|opt_slots\d+)\.safetensors"
 )
+_STAGING = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\.[0-9a-f]{16}\.tmp")
 _PERMANENT = re.compile(r"model_(?P<step>\d+)\.(json|[0-9a-f]{16}\.\w+\.safetensors)")
 
 Parts = dict[str, dict[str, torch.Tensor]]
@@ -194,13 +195,13 @@ class Folder:
         return os.path.join(self.path, f"{basename}.json")
 
     def _sweep(self, basename: str, generation: str) -> None:
-        """Deletes what earlier saves of this name left, whole or broken off."""
+        """Deletes what earlier saves of this name left, and what any left that was broken off."""
         for name in os.listdir(self.path):
             match = _PART.fullmatch(name)
             if match and match["basename"] == basename and match["generation"] != generation:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.path, name))
-            if re.fullmatch(re.escape(f".{basename}.") + r"[0-9a-f]{16}\.tmp", name):
+            if _STAGING.fullmatch(name):  # of any name: who holds the lock saves alone
                 _remove(os.path.join(self.path, name))
 
 
