@@ -70,9 +70,11 @@ def save_under_limits(path):
     limit, is_refused = 0, True
     while is_refused:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        is_refused = breaks_off(loop, twin, "File too large")
+        try:
+            is_refused = breaks_off(loop, twin, "File too large")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         limit += 100
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         loop.save_checkpoint("model")
         assert step_in(loop.output_dir) == loop.step
     assert limit > 500
