@@ -30,6 +30,7 @@ _BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _PART = re.compile(
     r"(?P<basename>.+)\.(?P<generation>[0-9a-f]{16})\.(weights|state|opt_slots\d+)\.safetensors"
 )
+_STAGING = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\.[0-9a-f]{16}\.tmp")
 _PERMANENT = re.compile(r"model_(?P<step>\d+)\.(json|[0-9a-f]{16}\.\w+\.safetensors)")
 
 Parts = dict[str, dict[str, torch.Tensor]]
@@ -88,7 +89,8 @@ class Folder:
             with self._mutex:
                 self._n_holders -= 1
                 if not self._n_holders:
-                    os.close(self._lock_fd)
+                    with contextlib.suppress(OSError):  # it is closed, and let go, all the same
+                        os.close(self._lock_fd)
 
     def _open_lock(self) -> int:
         name = os.path.join(self.path, ".lock")
@@ -156,13 +158,13 @@ class Folder:
             for path in final:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
-            shutil.rmtree(staging, ignore_errors=True)
+            _remove(staging)
             raise
         with _reasons(self._manifest(basename), "write"):
             # From here on nothing is taken back: the new manifest may be live already.
             os.replace(staged, self._manifest(basename))
             _sync_folder(self.path)
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove(staging)
         with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
             self._sweep(basename, generation)
         return generation
@@ -193,14 +195,14 @@ class Folder:
         return os.path.join(self.path, f"{basename}.json")
 
     def _sweep(self, basename: str, generation: str) -> None:
-        """Deletes what earlier saves of this name left, whole or broken off."""
+        """Deletes what earlier saves of this name left, and what any left that was broken off."""
         for name in os.listdir(self.path):
             match = _PART.fullmatch(name)
             if match and match["basename"] == basename and match["generation"] != generation:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.path, name))
-            if re.fullmatch(re.escape(f".{basename}.") + r"[0-9a-f]{16}\.tmp", name):
-                shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+            if _STAGING.fullmatch(name):  # of any name: who holds the lock saves alone
+                _remove(os.path.join(self.path, name))
 
 
 def read(directory: str, basename: str) -> tuple[Parts, dict[str, Any]] | None:
@@ -389,6 +391,12 @@ def _write_tensors(path: str, tensors: Mapping[str, torch.Tensor]) -> tuple[int,
     with open(path, "rb+") as f:
         os.fsync(f.fileno())
         return os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _remove(folder: str) -> None:
+    """Deletes a folder, or what of it can be: the next save deletes the rest."""
+    with contextlib.suppress(OSError):  # which ignore_errors alone lets through now and then
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_folder(path: str) -> None:

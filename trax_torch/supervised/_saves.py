@@ -5,6 +5,7 @@ is done and who waits for it.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -73,6 +74,11 @@ class Saver:
                 self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
             what = (self._folder, basenames, parts, info)
             self._in_flight = self._executor.submit(self._save_and_let_go, held, *what)
+
+    def has(self, basename: str) -> bool:
+        """Tells whether there is a checkpoint of a name, whole or damaged."""
+        found = os.path.lexists(os.path.join(self._path, f"{basename}.json"))
+        return self._world.from_chief(b"yes" if found else b"no") == b"yes"
 
     def wait(self) -> None:
         """Waits for the save in flight, if there is one, and raises what it raised."""
@@ -156,7 +162,12 @@ class Saver:
     ) -> None:
         _check_all_finite(parts)
         for basename in basenames:
-            generation = folder.save(basename, parts, info)
+            try:
+                generation = folder.save(basename, parts, info)
+            except BaseException:  # the new one may be live all the same
+                if basename == "model":
+                    self.goes_on_from(basename)
+                raise
             if basename == "model":
                 self._generation = generation
             if basename == f"model_{info['step']}" and self._keep_last is not None:

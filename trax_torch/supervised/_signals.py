@@ -3,21 +3,26 @@
 What is done about it, the loop decides between two steps.
 """
 
-import functools
 import multiprocessing.sharedctypes
 import os
 import signal
 import threading
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 ASKING = (signal.SIGTERM, signal.SIGINT)
 _mutex = threading.Lock()
+_numbers: dict[int, Any] = {}  # of runs under way, by process
 
 
 def n_running() -> Any:
     """Returns the number of runs under way in this process, as an object that its workers share."""
-    return _n_running_in(os.getpid())
+    with _mutex:
+        number = _number()
+        if isinstance(number, SimpleNamespace):
+            number = multiprocessing.sharedctypes.RawValue("i", number.value)
+            _numbers[os.getpid()] = number
+        return number
 
 
 class Stopper:
@@ -85,11 +90,10 @@ def outlive_first(n_running: Any, worker_init_fn: Any, worker_id: int) -> None:
         worker_init_fn(worker_id)
 
 
-@functools.cache
-def _n_running_in(pid: int) -> Any:  # a process that was forked has a number of its own
-    return multiprocessing.sharedctypes.RawValue("i", 0)
+def _number() -> Any:  # shared memory is taken where workers need it; a forked process has its own
+    return _numbers.setdefault(os.getpid(), SimpleNamespace(value=0))
 
 
 def _count(change: int) -> None:
     with _mutex:
-        n_running().value += change
+        _number().value += change

@@ -280,6 +280,7 @@ class Loop:
             ):
                 if self._saver is not None:
                     self._saver.check_not_overtaken()
+                    self._save(self._names_missed(), blocking=True)
                 if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                     self._report(writers)
                 self._stopping.agree()
@@ -361,6 +362,11 @@ class Loop:
         """Returns the names to save under at a step, which no eval has seen yet."""
         due = {"model": self._checkpoint_at, f"model_{step}": self._permanent_checkpoint_at}
         return [name for name, at in due.items() if self._saver is not None and at(step)]
+
+    def _names_missed(self) -> list[str]:
+        """Returns the names that a crash kept from being saved beside 'model', gone on from now."""
+        names = self._names_due_at(self._step) if self._saved_step == self._step else []
+        return [name for name in names if self._saver and not self._saver.has(name)]
 
     def _report(self, writers: _summaries.Writers) -> None:
         """Logs training since the last report, runs evals, and saves the best so far."""
