@@ -169,7 +169,8 @@ class Loop:
         self._progress = progress
         self._background_saves = background_saves
         self._resume_data = resume_data
-        self._is_to_stop = False
+        self._is_to_stop = False  # what this rank wants
+        self._ends = False  # what ranks have agreed on
         self._stopper = _signals.Stopper()
         self._signum: int | None = None  # that ranks have agreed to leave for
         self._batch: Any = None
@@ -245,6 +246,8 @@ class Loop:
         for callback in callbacks or []:  # they may look at the loop, which is ready now
             self._callbacks.append(callback(self))
         self._members.fill_callbacks()
+        (n_callbacks,) = world.sum([len(self._callbacks)])
+        self._callbacks_anywhere = n_callbacks > 0
 
     def run(self, n_steps: int = 1) -> None:
         """Trains for `n_steps` more steps.
@@ -278,13 +281,15 @@ class Loop:
             self._stopper = stopper
             self._agree()
             for step in steps:
-                if self._is_to_stop or self._signum is not None:
+                if self._ends:
                     break
                 report = bool(self._eval_at(step))
                 self._take_step(step, report)
                 self._save(self._names_due_at(step), blocking=not self._background_saves)
                 if report and self._signum is None:
                     self._report(writers)
+                if self._callbacks_anywhere or self._world.size == 1:  # one may have called stop
+                    self._agree()
             else:
                 self._agree()
             if self._signum is not None:
@@ -311,9 +316,9 @@ class Loop:
         total, n_errors, n_stops, *n_asked = self._world.sum([*numbers, *asked])
         if n_errors:
             self._world.fail_together(error)
-        self._is_to_stop = bool(n_stops)
         heard = [signum for signum, n in zip(_signals.ASKING, n_asked, strict=True) if n]
         self._signum = heard[0] if heard else None
+        self._ends = bool(n_stops or heard)
         return total
 
     def _leave(self, signum: int) -> None:
