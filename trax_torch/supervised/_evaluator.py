@@ -51,15 +51,20 @@ class Evaluator:
         flags = [(m, m.training) for layer in measured for m in layer.modules()]
         for layer in measured:
             layer.eval()
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
+        error = None
         try:
             with torch.no_grad(), self._keyed(seed), self._autocast():
-                sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
                 for _ in range(n_batches):
                     sums = sums + self._measure(self._task.next_batch())
+        except Exception as raised:
+            error = raised
         finally:
             for module, flag in flags:
                 module.training = flag
-        *totals, count = self._world.sum([*sums.tolist(), n_batches])
+        *totals, count, n_errors = self._world.sum([*sums.tolist(), n_batches, error is not None])
+        if n_errors:
+            self._world.fail_together(error)
         if not count:
             raise ValueError("An eval needs a batch; n_eval_batches is 0 on every rank.")
         return {name: total / count for name, total in zip(names, totals, strict=True)}
