@@ -323,8 +323,10 @@ class Loop:
 
     def _leave(self, signum: int) -> None:
         """Saves what was done, and ends the process."""
-        if self._saver is not None and self._saved_step != self._step:
-            self._save(["model"], blocking=True)
+        if self._saver is not None:
+            if self._saved_step != self._step:
+                self._save(["model"], blocking=True)
+            self._saver.wait()  # one that failed is an error, not an orderly end
         self._console.say_step(self._step, f"Stopped by signal {signum}.")
         raise SystemExit(_signals.exit_code(signum))
 
