@@ -6,6 +6,7 @@ The order of events at a step is written down once, in `Loop.run`.
 
 import contextlib
 import logging
+import math
 import operator
 import os
 import time
@@ -97,7 +98,8 @@ class Loop:
       on_nonfinite: what happens to a step whose loss or gradient is not finite, which changes
         nothing in any case: 'raise' raises `NonFiniteError`; a number skips so many such steps
         before it raises; 'skip' stands for 100.
-      timeout: seconds after which a rank that does not answer is given up, with an error.
+      timeout: seconds after which a rank that does not answer is given up, with an error; more
+        than the chief takes to save or load. A process group that is there already keeps its own.
       resume_data: 'exact' goes on with the batch after the last one that was seen, and draws those
         before it again where the data does not keep its own place; 'restart' begins anew.
 
@@ -195,13 +197,17 @@ class Loop:
                 "the number of tasks": [len(self._tasks), len(self._eval_tasks)],
                 "the settings": str(settings),
                 "the model's weights": _snapshot.forms_of(self._model),
+                "what is measured": [task.metric_names for task in self._eval_tasks],
+                "whether output_dir is given": output_dir is not None,
             }
         )
         running = _assembly.running(self._model, settings)
-        self._trainers = [
-            _assembly.make_trainer(self._model, running, task, world, settings)
-            for task in self._tasks
-        ]
+        with world.watched():
+            self._trainers = [
+                _assembly.make_trainer(self._model, running, task, world, settings)
+                for task in self._tasks
+            ]
+        world.compare({"the optimizers": _snapshot.settings_of(self._trainers)})
         self._schedulers = [
             _assembly.make_scheduler(task, trainer)
             for task, trainer in zip(self._tasks, self._trainers, strict=True)
@@ -276,6 +282,7 @@ class Loop:
         ):
             if self._saver is not None:
                 self._saver.check_not_overtaken()
+            self._world.compare({"the step": self._step, "n_steps": n_steps})
             if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                 self._report(writers)
             self._stopper = stopper
@@ -332,13 +339,14 @@ class Loop:
 
     def _take_step(self, step: int, measure_weights: bool) -> None:
         callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
-        for callback in callbacks:
-            callback.on_step_begin(step)
-        index = self._which_task(step)
-        task, trainer = self._tasks[index], self._trainers[index]
         asked = time.perf_counter()
         weight, error = 0.0, None
         try:
+            for callback in callbacks:
+                callback.on_step_begin(step)
+            index = self._which_task(step)
+            task, trainer = self._tasks[index], self._trainers[index]
+            asked = time.perf_counter()
             batch = task.next_batch()
             if self._world.size > 1:
                 batch = _nest.to_tensors(batch)
@@ -348,7 +356,7 @@ class Loop:
         waited = time.perf_counter() - asked
         total_weight = self._agree(weight, error)
         self._batch = batch = _nest.to_tensors(batch, self._world.device)
-        try:
+        with self._world.watched(), self._naming(index):
             _, stats = trainer.one_step(
                 batch,
                 rng=_seeds.at_step(self._step_seed, step),
@@ -357,9 +365,6 @@ class Loop:
                 measure_weights=measure_weights,
                 total_weight=total_weight if self._world.size > 1 else None,
             )
-        except optimizers.NonFiniteError as error:
-            error.add_note(f"This was task {index} ({task.loss_name}).")
-            raise
         self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
         if self._schedulers[index] is not None:
             self._schedulers[index].step()
@@ -511,8 +516,15 @@ class Loop:
         if self._saver is not None:
             self._saver.wait()
         parts, info = _saves.read(directory, name, self._world)
-        if info is not None:
+        with self._world.together(_checkpoint.CheckpointError):
             self._go_on_from(parts, info, directory, name)
+        self._world.compare({"the step": self._step, "the seed": self._seed})
+
+    def _go_on_from(
+        self, parts: _checkpoint.Parts, info: dict[str, Any] | None, directory: str, name: str
+    ) -> None:
+        if info is not None:
+            self._go_on_from_ours(parts, info, directory, name)
         elif os.path.lexists(trax_file := os.path.join(directory, f"{name}.pkl.gz")):
             from trax_torch.supervised import _trax_resume  # seldom needed
 
@@ -520,9 +532,8 @@ class Loop:
             self._reported_step = self._step
             self._history = _history.History.from_dict(history)
             self._console.say(f"Resumed from Trax's {trax_file} at step {self._step}.")
-        self._world.compare({"the step": self._step, "the seed": self._seed})
 
-    def _go_on_from(
+    def _go_on_from_ours(
         self, parts: _checkpoint.Parts, info: dict[str, Any], directory: str, name: str
     ) -> None:
         self._members.put(
@@ -635,8 +646,23 @@ class Loop:
         return self._output_dir
 
     def _check_finite(self) -> None:
-        for trainer in self._trainers:
-            trainer.check()
+        for index, trainer in enumerate(self._trainers):
+            with self._naming(index):
+                trainer.check()
+
+    @contextlib.contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        """Has an error about a loss, which all ranks raise, name the task and whose loss it is."""
+        try:
+            yield
+        except optimizers.NonFiniteError as error:
+            whose = ""
+            if self._world.size > 1:
+                losses = self._world.each(error.loss)
+                bad = [str(rank) for rank, x in enumerate(losses) if not math.isfinite(x)]
+                whose = f"; ranks whose part of the loss is not finite: {', '.join(bad) or 'none'}"
+            error.add_note(f"This was task {index} ({self._tasks[index].loss_name}){whose}.")
+            raise
 
     @contextlib.contextmanager
     def _clocks(self) -> Iterator[None]:
