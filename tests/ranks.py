@@ -9,6 +9,7 @@ import time
 import traceback
 
 import torch
+import torch._dynamo  # DistributedDataParallel imports it: once here, instead of in every child
 
 
 class Rank:

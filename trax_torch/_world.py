@@ -20,6 +20,11 @@ from torch import nn
 
 from trax_torch._errors import RankError
 
+_GONE = (
+    "Another rank is gone or does not answer: {}. See its own output; torchrun --max-restarts "
+    "starts all of them again, from the last checkpoint."
+)
+
 
 @dataclass(frozen=True)
 class World:
@@ -53,6 +58,12 @@ class World:
         with _told():
             dist.all_reduce(totals)
         return totals.tolist()
+
+    def each(self, number: float) -> list[float]:
+        """Returns every rank's number, in the order of ranks."""
+        numbers = [0.0] * self.size
+        numbers[self.rank] = number
+        return self.sum(numbers)
 
     def from_chief(self, data: bytes) -> bytes:
         """Returns the chief's bytes."""
@@ -105,6 +116,26 @@ class World:
         if error is not None:
             raise error
 
+    @contextlib.contextmanager
+    def together(self, kind: type[Exception]) -> Iterator[None]:
+        """Raises on every rank what its block raised on some; see `fail_together`."""
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        self.fail_together(error, kind)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Says in plain words if what its block computes fails because another rank is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or isinstance(error, RankError) or not _is_of_ranks(error):
+                raise
+            raise RankError(_GONE.format(error)) from error
+
     def share(
         self, parts: dict[str, dict[str, torch.Tensor]] | None, info: Any
     ) -> tuple[dict[str, dict[str, torch.Tensor]], Any]:
@@ -142,10 +173,11 @@ class World:
         for rank, theirs in enumerate(everyones):
             for name, value in everyones[0].items():
                 if theirs.get(name) != value:
+                    first, other = _where_they_differ(value, theirs.get(name))
                     raise ValueError(
-                        f"All ranks must train the same: {name} is {_short(value)} on rank 0 and "
-                        f"{_short(theirs.get(name))} on rank {rank}. Give every rank the same "
-                        f"model, tasks and settings; data alone may differ."
+                        f"All ranks must train the same, but {name}: {first} on rank 0, {other} on "
+                        f"rank {rank}. Give every rank the same model, tasks and settings; data "
+                        f"alone may differ."
                     )
 
     def exchange(self, tensor: torch.Tensor, partner: int) -> torch.Tensor:
@@ -224,12 +256,6 @@ class World:
 
         return apart
 
-    def each(self, number: float) -> list[float]:
-        """Returns every rank's number."""
-        numbers = [0.0] * self.size
-        numbers[self.rank] = number
-        return self.sum(numbers)
-
 
 def join(
     n_devices: int | None = None,
@@ -244,10 +270,12 @@ def join(
       n_devices: how many processes the caller counts on, one device each; None takes what is there.
       device: where to compute; by default CUDA if there is any, the launcher's LOCAL_RANK saying
         which, else the CPU.
-      timeout: seconds after which a rank that does not answer is given up.
+      timeout: seconds after which a rank that does not answer is given up, in a group that is
+        started here.
 
     Raises:
       ValueError: if more, or fewer, processes are wanted than the launcher started.
+      RankError: if not all of them come within the timeout.
     """
     joined = dist.is_available() and dist.is_initialized()
     size = dist.get_world_size() if joined else launched()[1]
@@ -268,7 +296,8 @@ def join(
     if not joined:
         # Numbers that the host needs go by gloo, so that no GPU is waited for.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        with _told():
+            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
         atexit.register(_close)
     return World(dist.get_rank(), size, device)
 
@@ -311,12 +340,18 @@ def _told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankError(
-            f"Another rank is gone or does not answer: {error}. See its own output; torchrun "
-            f"--max-restarts starts all of them again, from the last checkpoint."
-        ) from error
+        raise RankError(_GONE.format(error)) from error
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def _is_of_ranks(error: RuntimeError) -> bool:
+    """Tells whether an error is one of the lines between ranks; gloo's have no type."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def _where_they_differ(one: Any, other: Any) -> tuple[str, str]:
+    """Returns two values as text; of lists, what differs first."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        one, other = next((a, b) for a, b in zip(one, other, strict=True) if a != b)
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in (one, other)]
+    first, second = (text if len(text) <= 300 else f"{text[:300]}..." for text in texts)
+    return first, second

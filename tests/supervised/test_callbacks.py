@@ -194,7 +194,7 @@ def test_the_last_of_several_evals_at_a_step_counts():
     loop.run_evals()
     loop.run(1)
 
-    assert not loop._stopping.is_asked
+    assert not loop._stopping.is_due
 
 
 def test_an_eval_that_failed_stops_nothing(capsys):

@@ -16,8 +16,11 @@ import torch
 from programs import children, crashing
 from toys import assert_same_run, line_loop, state_of
 
+from trax_torch import _world
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import _checkpoint, _saves
+
+ALONE = _world.World(0, 1, torch.device("cpu"))
 
 CALLS = {
     os: "mkdir rename replace fsync fstat stat lstat chmod open close unlink rmdir listdir scandir",
@@ -88,7 +91,7 @@ def steps_in(path):
 def saved(tmp_path_factory):
     """A folder with checkpoints of steps 1 and 2."""
     path = tmp_path_factory.mktemp("saved")
-    saver = _saves.Saver(str(path), keep_last=2)
+    saver = _saves.Saver(str(path), ALONE, keep_last=2)
     save(saver, 1)
     save(saver, 2)
     assert steps_in(path) == {"model": 2, "model_1": 1, "model_2": 2}
@@ -107,7 +110,7 @@ def test_a_save_broken_anywhere_leaves_the_old_or_the_new(tmp_path, saved, how, 
         n += 1
         path = tmp_path / str(n)
         shutil.copytree(saved, path)
-        saver = _saves.Saver(str(path), keep_last=2)
+        saver = _saves.Saver(str(path), ALONE, keep_last=2)
         is_broken = break_save(saver, n, how, blocking)
         steps = steps_in(path)
         if not is_broken:

@@ -36,7 +36,16 @@ class Ranks:
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is infinite or not a number; the step has changed no weight."""
+    """A loss or a gradient is infinite or not a number; the step has changed no weight.
+
+    Args:
+      text: says so.
+      loss: the loss, or this rank's part of it.
+    """
+
+    def __init__(self, text: str, loss: float = math.nan):
+        super().__init__(text)
+        self.loss = loss
 
 
 class Trainer:
@@ -174,7 +183,7 @@ class Trainer:
         self.n_skipped += int(n_bad)
         self._verdicts = None
         if n_bad and self.n_skipped > self._n_skips:
-            raise NonFiniteError(self._complaint(int(step), loss, norm))
+            raise NonFiniteError(self._complaint(int(step), loss, norm), loss)
 
     def _in_parts(self, batch: Any, total_weight: float | None) -> torch.Tensor:
         """Adds up the gradients of the parts of a batch, over ranks too; returns its own share.
@@ -230,7 +239,7 @@ class Trainer:
             self.n_skipped += 1
             if self.n_skipped > self._n_skips:
                 numbers = float(stats["loss"]), float(stats["gradients_l2"])
-                raise NonFiniteError(self._complaint(step, *numbers))
+                raise NonFiniteError(self._complaint(step, *numbers), numbers[0])
             stats.clear()
             return
         self._clip(grads, stats["gradients_l2"])

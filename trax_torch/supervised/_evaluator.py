@@ -51,19 +51,24 @@ class Evaluator:
         flags = [(m, m.training) for layer in measured for m in layer.modules()]
         for layer in measured:
             layer.eval()
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
+        error = None
         try:
             with torch.no_grad(), self._keyed(seed), self._autocast():
                 batch: Any = self._task.sample_batch
-                sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
                 for _ in range(n_batches):
                     batch = self._task.next_batch()
                     sums = sums + self._measure(batch)
                 for _ in range(self._n_passes(n_batches) - n_batches):
                     self._measure(batch)  # others measure still, and need this rank's weights
+        except Exception as raised:
+            error = raised
         finally:
             for module, flag in flags:
                 module.training = flag
-        *totals, count = self._world.sum([*sums.tolist(), n_batches])
+        *totals, count, n_errors = self._world.sum([*sums.tolist(), n_batches, error is not None])
+        if n_errors:
+            self._world.fail_together(error)
         if not count:
             raise ValueError("An eval needs a batch; n_eval_batches is 0 on every rank.")
         return {name: total / count for name, total in zip(names, totals, strict=True)}

@@ -134,14 +134,8 @@ class Saver:
                     f"output_dir of its own."
                 )
 
-    @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        error = None
-        try:
-            yield
-        except Exception as raised:
-            error = raised
-        self._world.fail_together(error, CheckpointError)
+    def _together(self) -> contextlib.AbstractContextManager[None]:
+        return self._world.together(CheckpointError)
 
     def _wait_here(self) -> None:
         if self._in_flight is not None:

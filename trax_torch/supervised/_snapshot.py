@@ -208,6 +208,17 @@ def forms_of(model: tl.Layer) -> list[str]:
     return [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()]
 
 
+def settings_of(trainers: Sequence[optimizers.Trainer]) -> list[str]:
+    """Returns the numbers that optimizers are set to, as text."""
+    return [
+        f"task {i}: {type(trainer.optimizer).__name__} {name}={value!r}"
+        for i, trainer in enumerate(trainers)
+        for group in trainer.optimizer.param_groups
+        for name, value in group.items()
+        if isinstance(value, (int, float, tuple))
+    ]
+
+
 def _buffers_in(parts: _checkpoint.Parts) -> Tensors:
     return {k: v for k, v in parts["state"].items() if k.startswith(_BUFFER)}
 

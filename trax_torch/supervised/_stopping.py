@@ -9,9 +9,6 @@ class Stopping:
 
     Args:
       world: the ranks that train together.
-
-    Attributes:
-      is_asked: whether a callback has asked to stop, on any rank since they agreed.
     """
 
     def __init__(self, world: _world.World):
@@ -25,18 +22,25 @@ class Stopping:
           stopper: hears signals.
         """
         self._stopper = stopper
-        self.is_asked = False
-        self._agreed: int | None = None
+        self._is_asked = False  # on this rank
+        self._is_agreed = False
+        self._agreed_signum: int | None = None
+
+    def ask(self) -> None:
+        """Asks for an end."""
+        self._is_asked = True
 
     @property
     def signum(self) -> int | None:
         """The number of the signal that came, to any rank since they agreed; None for none."""
-        return self._stopper.signum if self._world.size == 1 else self._agreed
+        return self._stopper.signum if self._world.size == 1 else self._agreed_signum
 
     @property
     def is_due(self) -> bool:
         """Whether no further step is to be taken."""
-        return self.is_asked or self.signum is not None
+        if self._world.size == 1:
+            return self._is_asked or self._stopper.signum is not None
+        return self._is_agreed
 
     def agree(self, weight: float = 0.0, error: Exception | None = None) -> float:
         """Has all ranks know what one knows; returns the sum of their weights.
@@ -49,12 +53,12 @@ class Stopping:
           Exception: the error, if there is one.
           RankError: if another rank has one.
         """
-        numbers = [weight, error is not None, self.is_asked]
         heard = [self._stopper.signum == signum for signum in _signals.ASKING]
-        total, n_errors, n_asked, *n_heard = self._world.sum([*numbers, *heard])
+        numbers = [weight, error is not None, self._is_asked, *heard]
+        total, n_errors, n_asked, *n_heard = self._world.sum(numbers)
         if n_errors:
             self._world.fail_together(error)
-        self.is_asked = bool(n_asked)
         signums = [s for s, n in zip(_signals.ASKING, n_heard, strict=True) if n]
-        self._agreed = signums[0] if signums else None
+        self._agreed_signum = signums[0] if signums else None
+        self._is_agreed = bool(n_asked or signums)
         return total

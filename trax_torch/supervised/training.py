@@ -6,6 +6,7 @@ The order of events at a step is written down once, in `Loop.run`.
 
 import contextlib
 import logging
+import math
 import operator
 import os
 import time
@@ -101,7 +102,8 @@ class Loop:
       strategy: where several ranks train: 'ddp' has each keep all weights and slots; 'fsdp' a part
         of each (`torch.distributed.fsdp.fully_shard`), for models too large for one device.
         Checkpoints are the same files.
-      timeout: seconds after which a rank that does not answer is given up, with an error.
+      timeout: seconds after which a rank that does not answer is given up, with an error; more
+        than the chief takes to save or load. A process group that is there already keeps its own.
       resume_data: 'exact' goes on with the batch after the last one that was seen, and draws those
         before it again where the data does not keep its own place; 'restart' begins anew.
 
@@ -197,16 +199,20 @@ class Loop:
                 "the number of tasks": [len(self._tasks), len(self._eval_tasks)],
                 "the settings": str(settings),
                 "the model's weights": _snapshot.forms_of(self._model),
+                "what is measured": [task.metric_names for task in self._eval_tasks],
+                "whether output_dir is given": output_dir is not None,
             }
         )
         for task in self._tasks:
             _assembly.check_task(self._model, task, settings)
         apart = _assembly.shard(self._model, self._tasks, world, settings)
         running = _assembly.running(self._model, settings)
-        self._trainers = [
-            _assembly.make_trainer(self._model, running, task, world, settings, apart)
-            for task in self._tasks
-        ]
+        with world.watched():
+            self._trainers = [
+                _assembly.make_trainer(self._model, running, task, world, settings, apart)
+                for task in self._tasks
+            ]
+        world.compare({"the optimizers": _snapshot.settings_of(self._trainers)})
         self._schedulers = [
             _assembly.make_scheduler(task, trainer)
             for task, trainer in zip(self._tasks, self._trainers, strict=True)
@@ -252,6 +258,8 @@ class Loop:
         for callback in callbacks or []:  # they may look at the loop, which is ready now
             self._callbacks.append(callback(self))
         self._members.fill_callbacks()
+        (n_callbacks,) = world.sum([len(self._callbacks)])
+        self._callbacks_anywhere = n_callbacks > 0
 
     def run(self, n_steps: int = 1) -> None:
         """Trains for `n_steps` more steps.
@@ -283,6 +291,7 @@ class Loop:
                     self._save(self._names_missed(), blocking=True)
                 if self._report_is_due():  # the checkpoint gone on from was saved before its evals
                     self._report(writers)
+                self._world.compare({"the step": self._step, "n_steps": n_steps})
                 self._stopping.agree()
                 for step in steps:
                     if self._stopping.is_due:
@@ -292,6 +301,8 @@ class Loop:
                     self._save(self._names_due_at(step), blocking=not self._background_saves)
                     if report and self._stopping.signum is None:
                         self._report(writers)
+                    if self._callbacks_anywhere:  # one of them may have asked to stop
+                        self._stopping.agree()
             self._stopping.agree()
             if self._stopping.signum is not None:  # a save in the background is known to be done
                 self._leave(self._stopping.signum)
@@ -302,28 +313,25 @@ class Loop:
         Args:
           why: is printed, so that nobody takes the run for a whole one.
         """
-        self._stopping.is_asked = True
+        self._stopping.ask()
         if why:
             self._console.say_step(self._step, f"Stopped: {why}")
 
     def _leave(self, signum: int) -> None:
         """Saves what was done, and ends the process."""
-        if self._saver is not None and self._saved_step != self._step:
-            self._save(["model"], blocking=True)
+        if self._saver is not None:
+            if self._saved_step != self._step:
+                self._save(["model"], blocking=True)
+            self._saver.wait()  # one that failed is an error, not an orderly end
         self._console.say_step(self._step, f"Stopped by signal {signum}.")
         raise SystemExit(_signals.exit_code(signum))
 
     def _take_step(self, step: int, measure_weights: bool) -> None:
         callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
-        for callback in callbacks:
-            callback.on_step_begin(step)
-        index = self._which_task(step)
+        index, batch, total_weight, waited = self._begin_step(step, callbacks)
         task, trainer = self._tasks[index], self._trainers[index]
-        asked = time.perf_counter()
-        batch, total_weight = self._next_batch(task, trainer)
-        waited = time.perf_counter() - asked
         self._batch = batch = _nest.to_tensors(batch, self._world.device)
-        try:
+        with self._world.watched(), self._naming(index):
             _, stats = trainer.one_step(
                 batch,
                 rng=_seeds.at_step(self._step_seed, step),
@@ -332,9 +340,6 @@ class Loop:
                 measure_weights=measure_weights,
                 total_weight=total_weight,
             )
-        except optimizers.NonFiniteError as error:
-            error.add_note(f"This was task {index} ({task.loss_name}).")
-            raise
         self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
         if self._schedulers[index] is not None:
             self._schedulers[index].step()
@@ -343,20 +348,33 @@ class Loop:
         for callback in callbacks:
             callback.on_step_end(step)
 
-    def _next_batch(
-        self, task: TrainTask, trainer: optimizers.Trainer
-    ) -> tuple[tuple[Any, ...], float | None]:
-        """Returns the next batch, and what those of all ranks count for together."""
-        if self._world.size == 1:
-            return task.next_batch(), None
-        batch: tuple[Any, ...] = ()
-        weight, error = 0.0, None
+    def _begin_step(
+        self, step: int, callbacks: list[Any]
+    ) -> tuple[int, tuple[Any, ...], float | None, float]:
+        """Tells callbacks and draws the batch; what fails on one rank fails on all.
+
+        Returns:
+          The task's index, the batch, what the batches of all ranks count for together, and how
+          many seconds were waited for the batch.
+        """
+        index, batch, weight, waited, error = 0, (), 0.0, 0.0, None
         try:
-            batch = _nest.to_tensors(task.next_batch())
-            weight = trainer.weight_of(batch)
+            for callback in callbacks:
+                callback.on_step_begin(step)
+            index = self._which_task(step)
+            asked = time.perf_counter()
+            batch = self._tasks[index].next_batch()
+            waited = time.perf_counter() - asked
+            if self._world.size > 1:
+                batch = _nest.to_tensors(batch)
+                weight = self._trainers[index].weight_of(batch)
         except Exception as raised:
             error = raised
-        return batch, self._stopping.agree(weight, error)
+        if self._world.size > 1:
+            return index, batch, self._stopping.agree(weight, error), waited
+        if error is not None:
+            raise error
+        return index, batch, None, waited
 
     def _names_due_at(self, step: int) -> list[str]:
         """Returns the names to save under at a step, which no eval has seen yet."""
@@ -506,8 +524,15 @@ class Loop:
         if self._saver is not None:
             self._saver.wait()
         parts, info = _saves.read(directory, name, self._world)
-        if info is not None:
+        with self._world.together(_checkpoint.CheckpointError):
             self._go_on_from(parts, info, directory, name)
+        self._world.compare({"the step": self._step, "the seed": self._seed})
+
+    def _go_on_from(
+        self, parts: _checkpoint.Parts, info: dict[str, Any] | None, directory: str, name: str
+    ) -> None:
+        if info is not None:
+            self._go_on_from_ours(parts, info, directory, name)
         elif os.path.lexists(trax_file := os.path.join(directory, f"{name}.pkl.gz")):
             from trax_torch.supervised import _trax_resume  # seldom needed
 
@@ -515,9 +540,8 @@ class Loop:
             self._reported_step = self._step
             self._history = _history.History.from_dict(history)
             self._console.say(f"Resumed from Trax's {trax_file} at step {self._step}.")
-        self._world.compare({"the step": self._step, "the seed": self._seed})
 
-    def _go_on_from(
+    def _go_on_from_ours(
         self, parts: _checkpoint.Parts, info: dict[str, Any], directory: str, name: str
     ) -> None:
         self._members.put(
@@ -630,8 +654,23 @@ class Loop:
         return self._output_dir
 
     def _check_finite(self) -> None:
-        for trainer in self._trainers:
-            trainer.check()
+        for index, trainer in enumerate(self._trainers):
+            with self._naming(index):
+                trainer.check()
+
+    @contextlib.contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        """Has an error about a loss, which all ranks raise, name the task and whose loss it is."""
+        try:
+            yield
+        except optimizers.NonFiniteError as error:
+            whose = ""
+            if self._world.size > 1:
+                losses = self._world.each(error.loss)
+                bad = [str(rank) for rank, x in enumerate(losses) if not math.isfinite(x)]
+                whose = f"; ranks whose part of the loss is not finite: {', '.join(bad) or 'none'}"
+            error.add_note(f"This was task {index} ({self._tasks[index].loss_name}){whose}.")
+            raise
 
     @contextlib.contextmanager
     def _clocks(self) -> Iterator[None]:
