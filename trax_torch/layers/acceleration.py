@@ -43,6 +43,11 @@ class Accelerate(Layer):
         self._can_compile = True
 
     @property
+    def backend(self) -> str:
+        """What compiles."""
+        return self._backend
+
+    @property
     def sublayer(self) -> Any:
         """The layer that is run."""
         return self.sublayers[0]
