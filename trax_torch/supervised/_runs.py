@@ -117,7 +117,8 @@ class PredictRun:
                     f"{layer.name} are at {sorted(set(positions))} after {n}."
                 )
             if self._n_beams > 1:
-                layer.reorder_cache(self._rows.flatten().repeat_interleave(self._n_beams))
+                rows = torch.arange(len(self._prompt), device=self._prompt.device)
+                layer.reorder_cache(rows.repeat_interleave(self._n_beams))
                 self._expand()
         elif self._shares:
             self._share()

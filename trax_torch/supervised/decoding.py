@@ -11,6 +11,8 @@ from trax_torch import layers as tl
 from trax_torch.supervised import _beams, _runs
 from trax_torch.supervised._sampling import Sampler
 
+_BACKEND: Any = "inductor"
+
 
 class CachedModule(Protocol):
     """What a plain `nn.Module` offers to be decoded position by position.
@@ -327,7 +329,7 @@ def warmup(
     if max_length < 2:
         raise ValueError(f"The first token needs no compiled step: give more; got {max_length}.")
     layer = tl.as_layer(model)
-    fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer)
+    fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
     run = _run(fast, inputs, batch_size, 0, True, prompt_lengths, max_length, None, n_beams)
     with run:
         tokens = run.begin().argmax(-1, keepdim=True).expand(-1, n_beams)
@@ -358,7 +360,7 @@ def _run(
       eval_lengths: `(eval_min_length,)` for a run in eval mode.
     """
     layer = tl.as_layer(model)
-    wish, backend = None if accelerate else False, "inductor"
+    wish, backend = None if accelerate else False, _BACKEND
     if isinstance(layer, tl.Accelerate):
         wish, backend, layer = accelerate, layer.backend, layer.sublayer
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
