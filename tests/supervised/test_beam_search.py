@@ -259,6 +259,16 @@ def test_the_token_tree_finds_what_the_simple_search_finds(
     assert torch.allclose(scores, want_scores, rtol=0, atol=2.5e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_beam_is_greedy_for_every_layer_with_a_memory(kind):
+    inputs = torch.tensor([[1, 2, 3], [4, 4, 1]])
+    chosen = {"inputs": inputs, "batch_size": 2, "eos_id": 2, "max_length": 8}
+
+    greedy = decoding.autoregressive_sample(MODELS(kind), temperature=0.0, **chosen)
+
+    assert torch.equal(decoding.beam_search(MODELS(kind), n_beams=1, **chosen)[:, 0], greedy)
+
+
 @pytest.mark.parametrize("kind", ["attention", "LSTM"])
 def test_beams_of_ragged_prompts_equal_those_of_each_prompt_alone(kind):
     model = MODELS(kind)

@@ -11,7 +11,7 @@ import torch
 
 from trax_torch import layers as tl
 from trax_torch import models
-from trax_torch.supervised import _compiling, decoding
+from trax_torch.supervised import _compiling, _runs, decoding
 
 VOCAB = 7
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -141,6 +141,27 @@ def test_ragged_prompts_have_a_program_of_their_own():
 
     assert len(graphs) == 1
     assert torch.equal(found, sample(model, prompts(9, 3), max_length=40, prompt_lengths=[4, 9, 2]))
+
+
+@pytest.mark.parametrize("name", ["attention", "encoder-decoder"])
+def test_steps_of_fixed_sizes_give_the_same_tokens(name, monkeypatch):
+    """As CUDA graphs want them: a step attends to the whole cache, under a mask."""
+    model, inputs = lively(name), prompts(6)
+    want, want_beams = sample(model, inputs), search(model, inputs)
+    monkeypatch.setattr(_runs, "_cuts_out", lambda device: False)
+    graphs, backend = counted()
+
+    for one in (model, tl.Accelerate(model, backend=backend)):
+        (found, scores), (beams, beam_scores) = search(one, inputs), want_beams
+        assert torch.equal(sample(one, inputs), want)
+        assert torch.equal(found, beams)
+        assert torch.allclose(scores, beam_scores, atol=1e-5)
+    if model.n_in == 1:
+        ragged = {"prompt_lengths": [6, 2], "max_length": 10}
+        found = sample(model, inputs, **ragged)
+        monkeypatch.undo()
+        assert torch.equal(found, sample(model, inputs, **ragged))
+    assert len(graphs) == 2
 
 
 def test_programs_live_on_the_model_one_for_a_kind():

@@ -240,7 +240,7 @@ class Carry(nn.Module):
             ):
                 buffer.copy_(tensor.detach())
             else:
-                self.register_buffer(f"held{position}", tensor.detach().clone(), persistent=False)
+                self.register_buffer(f"held{position}", _copy(tensor), persistent=False)
         self.n_held = len(tensors)
 
     def reset(self) -> None:
@@ -283,7 +283,7 @@ class Kept(nn.Module):
 
     def write(self, tensors: tuple[torch.Tensor, ...]) -> None:
         """Keeps copies of `tensors`."""
-        self.held = tuple(t.detach().clone() for t in tensors)
+        self.held = tuple(_copy(t) for t in tensors)
 
     def reset(self) -> None:
         """Forgets them."""
@@ -306,3 +306,8 @@ class Kept(nn.Module):
     def fill(self, values: list[torch.Tensor]) -> None:
         """Takes back what `tree` gave."""
         self.write(tuple(values))
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy in the usual order of memory, which a compiled program counts on."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -57,10 +57,11 @@ class CompiledStep:
         self._steps = steps
         # torch keeps programs by code object, a few for each: so each program has its own.
         own = types.FunctionType(step.__code__.replace(), step.__globals__, "step")
-        options: dict[str, Any] = {"backend": backend, "fullgraph": True}
-        if device.type == "cuda" and backend == "inductor":
-            options["mode"] = "reduce-overhead"
-        self._program = torch.compile(own, **options)
+        options: dict[str, Any] | None = None
+        if backend == "inductor":
+            # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
+            options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
+        self._program = torch.compile(own, backend=backend, fullgraph=True, options=options)
         self.is_made = False
 
     def __call__(

@@ -207,8 +207,7 @@ class PredictRun:
         n_slots = self._n_slots
         self._ruler = torch.arange(n_slots if math.isfinite(n_slots) else 1, device=device)
         self._first = torch.full((1,), n, device=device) if lengths is None else lengths[:, None]
-        # On a CPU what is filled is cut out; on a GPU a program has fixed sizes, and a mask.
-        self._is_exact = device.type == "cpu"
+        self._is_exact = _cuts_out(device)
         self._visible: torch.Tensor | None = None
         if self._caches and (k > 1 or lengths is not None or not self._is_exact):
             counts = self._first if lengths is not None else self._first[:, None]
@@ -240,9 +239,7 @@ class PredictRun:
         if not self._caches:
             return
         end = start + k
-        window = end
-        if not self._is_exact:
-            window = min(len(self._ruler), 2 ** max(6, math.ceil(math.log2(end))))
+        window = end if self._is_exact else len(self._ruler)
         moment.window = self._ruler[:window]
         moment.slots = self._ruler[
             start:end
@@ -267,6 +264,14 @@ class PredictRun:
                 for axis, size in enumerate(tensor.shape):
                     if axis and size == length:
                         torch._dynamo.maybe_mark_dynamic(tensor, axis)
+
+
+def _cuts_out(device: torch.device) -> bool:
+    """Tells whether what is filled of a cache is cut out of it, rather than marked in a mask.
+
+    A CUDA graph has fixed sizes, so there a step attends to the whole cache.
+    """
+    return device.type == "cpu"
 
 
 class EvalRun:

@@ -201,7 +201,7 @@ def autoregressive_sample(
             met = tokens == eos_id
             ended = met if ended is None else ended | met
             n = len(taken)
-            if n == max_length or (n % _stride(tokens.device) == 0 and bool(ended.all())):
+            if n == max_length or (_looks(n, tokens.device) and bool(ended.all())):
                 break
     tokens = torch.cat([t for t, _ in taken], dim=1)
     n_ends = (tokens == eos_id).cumsum(1)
@@ -281,10 +281,11 @@ def beam_search(
         )
         while True:
             log_probs = torch.log_softmax(logits, dim=-1)
-            if bool(log_probs[:, :, 0].isnan().any()):
-                raise _not_numbers(search.n + 1)
             tokens, parents = search.grow(log_probs)
-            if search.n == max_length or search.is_done():
+            looks = _looks(search.n, logits.device)
+            if looks and bool(log_probs[:, :, 0].isnan().any()):
+                raise _not_numbers(search.n)
+            if search.n == max_length or (looks and search.is_done()):
                 break
             logits = run.go_on(tokens, parents)
     sequences, scores = search.results(pad_id)
@@ -408,7 +409,7 @@ def _steps(run: Any, sampler: Callable[[torch.Tensor], torch.Tensor], log_probs:
         n += 1
         bad = logits.amax().isnan()  # one number among the largest that is none
         doubtful = bad if doubtful is None else doubtful | bad
-        if n % _stride(logits.device) == 0 and bool(doubtful):
+        if _looks(n, logits.device) and bool(doubtful):
             raise _not_numbers(n)
         tokens = sampler(logits)[:, None]
         if log_probs:
@@ -426,9 +427,9 @@ def _outside(run: Any, steps: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-def _stride(device: torch.device) -> int:
-    """Returns how many steps go by between looks at results, for which a GPU would have to wait."""
-    return 1 if device.type == "cpu" else 8
+def _looks(n: int, device: torch.device) -> bool:
+    """Tells whether to look at results after n tokens; a GPU would have to be waited for."""
+    return device.type == "cpu" or n == 1 or n % 8 == 0
 
 
 def _not_numbers(n: int) -> ValueError:
