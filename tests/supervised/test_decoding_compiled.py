@@ -117,14 +117,17 @@ def test_inductor_gives_the_tokens_of_uncompiled_steps(name):
 @pytest.mark.parametrize("name", MAKERS)
 def test_other_prompts_recompile_nothing(name):
     """Three runs of 100 tokens with differing prompts: one graph."""
+    model = lively(name)
     graphs, backend = counted()
-    fast = tl.Accelerate(lively(name), backend=backend)
-    decoding.warmup(fast, 2, 100, inputs=prompts(4))
+    fast = tl.Accelerate(model, backend=backend)
+    decoding.warmup(fast, 2, 120, inputs=prompts(4))
     n_graphs = len(graphs)
 
     with torch.compiler.set_stance("fail_on_recompile"):
         for n in (2, 5, 17):
-            sample(fast, prompts(n, seed=n), max_length=100, temperature=1.0, seed=n)
+            chosen = {"max_length": 100, "temperature": 1.0, "seed": n}
+            found = sample(fast, prompts(n, seed=n), **chosen)
+            assert torch.equal(found, sample(model, prompts(n, seed=n), **chosen))
 
     assert n_graphs == 1
     assert len(graphs) == 1
@@ -179,6 +182,28 @@ def test_programs_live_on_the_model_one_for_a_kind():
     assert len(graphs) == 1
     sample(tl.Accelerate(model, backend=backend), prompts(3, batch=3))
     assert len(graphs) == 2
+
+
+def test_a_warmup_serves_all_calls_that_are_no_longer(caplog):
+    """With a prompt and without, sampled and searched; a longer call is another kind."""
+    caplog.set_level(logging.INFO, logger="trax_torch")
+    model = lively("attention")
+    graphs, backend = counted()
+    fast = tl.Accelerate(model, backend=backend)
+    decoding.warmup(fast, 2, 90)
+    decoding.warmup(fast, 2, 40, n_beams=3)
+
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for n, max_length in ((0, 90), (40, 50), (3, 5), (0, 20)):
+            sample(fast, prompts(n), max_length=max_length)
+            assert "compiled (known)" in caplog.messages[-1]
+        for n, max_length in ((0, 40), (20, 20), (3, 5)):
+            search(fast, prompts(n), max_length=max_length)
+            assert "compiled (known)" in caplog.messages[-1]
+    assert len(graphs) == 2
+    found = sample(fast, prompts(40), max_length=100)
+    assert torch.equal(found, sample(model, prompts(40), max_length=100))
+    assert len(graphs) == 3
 
 
 def test_models_do_not_share_programs():

@@ -5,6 +5,7 @@ All that changes from step to step is in tensors, so one program serves all step
 """
 
 import logging
+import math
 import types
 import warnings
 from typing import Any
@@ -102,33 +103,51 @@ def steps_of(layer: tl.Layer) -> CompiledSteps:
 
 
 def step_for(
-    layer: tl.Layer, sizes: tuple[Any, ...], n_steps: float, wish: bool | None, backend: str
-) -> CompiledStep | None:
-    """Returns the compiled step to use, or None where the uncompiled way is no slower.
+    layer: tl.Layer,
+    sizes: tuple[Any, ...],
+    n_slots: int,
+    n_steps: float,
+    wish: bool | None,
+    backend: str,
+) -> tuple[CompiledStep | None, int]:
+    """Returns the compiled step to use and how long its caches are.
+
+    Programs are for caches of certain lengths, powers of two; one for longer caches than are needed
+    serves as well, since only what is filled is attended to.
 
     Args:
       layer: the model.
-      sizes: what the program depends on beside the model.
+      sizes: what the program depends on beside the model and the length of the caches.
+      n_slots: how long the caches must be.
       n_steps: how many steps there will be at most.
       wish: True compiles, False does not, None compiles where it pays.
       backend: as for `torch.compile`.
+
+    Returns:
+      `(step, length)`; `(None, n_slots)` where the uncompiled way is no slower.
     """
     if wish is False:
         _log.info("%s decodes uncompiled: accelerate=False.", layer.name)
-        return None
+        return None, n_slots
     steps = steps_of(layer)
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
-    kind = (sizes, backend, _make_of(layer))
-    known = steps.by_kind.get(kind)
+    kind = (*sizes, backend, _make_of(layer))
+    made = [
+        length
+        for (*others, length), known in steps.by_kind.items()
+        if known.is_made and tuple(others) == kind and length >= n_slots
+    ]
     pays = n_steps >= N_STEPS_THAT_PAY.get(device.type, float("inf"))
-    if steps.cannot or not (wish or pays or (known is not None and known.is_made)):
+    if steps.cannot or not (wish or pays or made):
         reason = "nothing compiles here" if steps.cannot else f"{n_steps} steps do not repay it"
         _log.info("%s decodes uncompiled: %s; see decoding.warmup.", layer.name, reason)
-        return None
+        return None, n_slots
+    length = min(made, default=2 ** max(6, math.ceil(math.log2(max(1, n_slots)))))
+    known = steps.by_kind.get((*kind, length))
     if known is None:
-        known = steps.by_kind[kind] = CompiledStep(steps, backend, device)
+        known = steps.by_kind[(*kind, length)] = CompiledStep(steps, backend, device)
     _log.info("%s decodes compiled (%s).", layer.name, "known" if known.is_made else "new")
-    return known
+    return known, length
 
 
 def _make_of(layer: tl.Layer) -> int:

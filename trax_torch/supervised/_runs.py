@@ -158,6 +158,7 @@ class PredictRun:
         else:
             if not self._compiled.is_made:
                 self._mark_what_changes()
+            tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
             logits = self._compiled(self._layer, self._source, tokens, is_checked=self._n > 0)
         self._n += 1
         return logits
@@ -183,18 +184,15 @@ class PredictRun:
             n_slots = n + self._n_beams * int(self._n_steps)
         ragged = self._lengths is not None
         if math.isfinite(n_slots):
-            # Programs are for caches of certain lengths: powers of two.
-            bucket = 2 ** max(6, math.ceil(math.log2(n_slots)))
             source = None if self._source is None else (self._source.shape[1] > 1)
-            sizes = (batch, self._n_beams, bucket, ragged, source, self._prompt.dtype)
-            self._compiled = _compiling.step_for(
+            self._compiled, n_slots = _compiling.step_for(
                 self._layer,
-                sizes,
+                (batch, self._n_beams, ragged, source, self._prompt.dtype),
+                int(n_slots),
                 self._n_steps if math.isfinite(self._n_steps) else 0,  # of a stream nobody knows
                 self._wish,
                 self._backend,
             )
-            n_slots = int(n_slots) if self._compiled is None else bucket
             for cache in self._caches:
                 cache.reserve(n_slots)
         self._n_slots = n_slots

@@ -303,11 +303,10 @@ def warmup(
 ) -> None:
     """Compiles a model for later calls of this kind, which are then fast from their first token.
 
-    A kind is the batch size, the number of beams, whether there are `prompt_lengths`, and the cache
-    length: prompt and tokens together, for beams the prompt and `n_beams` times the tokens, rounded
-    up to a power of two. Calls of other prompts, lengths within it, seeds and temperatures are of
-    the same kind. Where nothing can be compiled there is one warning, and later calls run as they
-    are. It takes ten seconds or more.
+    A kind is the batch size, the number of beams, and whether there are `prompt_lengths`. Calls
+    with any prompts, sources, seeds and temperatures are of the same kind, if prompt and tokens
+    together are no more than here. Where nothing can be compiled there is one warning, and later
+    calls run as they are. It takes ten seconds or more.
 
     Args:
       model: as for `autoregressive_sample_stream`.
