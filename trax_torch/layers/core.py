@@ -389,7 +389,7 @@ def _is_quicker_turned_round(x: torch.Tensor, w: torch.Tensor) -> bool:
 
 
 def _turned_round(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
-    rows = x.reshape(-1, x.shape[-1]).t()
+    rows = x.reshape(-1, x.shape[-1]).contiguous().t()  # the other order is half as quick
     y = w @ rows if b is None else torch.addmm(b[:, None], w, rows)
     return y.t().reshape(*x.shape[:-1], w.shape[0])
 
