@@ -206,6 +206,20 @@ def test_a_warmup_serves_all_calls_that_are_no_longer(caplog):
     assert len(graphs) == 3
 
 
+@pytest.mark.parametrize("name", ["attention", "LSTM"])
+def test_a_stream_without_end_is_compiled_where_that_is_wished(name):
+    model = lively(name)
+    graphs, backend = counted()
+    stream = decoding.autoregressive_sample_stream(
+        tl.Accelerate(model, backend=backend), prompts(3), 2, temperature=0.0
+    )
+
+    taken = [next(stream) for _ in range(20)]
+
+    assert torch.equal(torch.cat(taken, dim=1), sample(model, prompts(3)))
+    assert len(graphs) == 1
+
+
 def test_models_do_not_share_programs():
     """Many models can be compiled, though torch keeps few programs for a function."""
     graphs, backend = counted()

@@ -75,7 +75,7 @@ class PredictRun:
         self._memories = memories
         self._caches = [m for m in memories if isinstance(m, _kv_cache.KVCache)]
         self._limit = min(
-            (m.max_length for m in memories if isinstance(m, _kv_cache.Position) and m.max_length),
+            (m.max_length for m in self._positions() if m.max_length is not None),
             default=math.inf,
         )
         self._n_steps = math.inf if n_steps is None else n_steps
@@ -108,7 +108,7 @@ class PredictRun:
             if isinstance(memory, _kv_cache.Carry):
                 memory.lengths = None
         n = self._prompt.shape[1]
-        positions = [m.filled for m in self._memories if isinstance(m, _kv_cache.Position)]
+        positions = [m.filled for m in self._positions()]
         if self._shares and any(filled != n for filled in positions):
             self._shares, self._compiled = False, None
             if lengths is not None:
@@ -148,8 +148,8 @@ class PredictRun:
             logits = step(self._layer, self._source, tokens.reshape(-1, 1))
             return logits.view(*tokens.shape, -1)
         position = self._prompt.shape[1] + self._n
-        if position >= self._limit:  # each layer for itself says so
-            for memory in self._memories:
+        if position >= self._limit:  # a layer that counts for itself says so
+            for memory in self._positions():
                 memory.moment, memory.filled = None, position
             return step(self._layer, self._source, tokens[:, :1])
         self._advance(parents)
@@ -168,6 +168,10 @@ class PredictRun:
         """Whether the steps after the prompt may be compiled; known after the prompt."""
         return self._shares
 
+    def _positions(self) -> list[_kv_cache.Position]:
+        """Returns the memories that count positions."""
+        return [m for m in self._memories if isinstance(m, _kv_cache.Position)]
+
     def _expand(self) -> None:
         """Gives each beam a row of its own."""
         self._prompt = self._prompt.repeat_interleave(self._n_beams, 0)
@@ -179,8 +183,8 @@ class PredictRun:
     def _reserve(self) -> None:
         """Makes the caches as long as the run needs, and chooses the step."""
         batch, n = self._prompt.shape
-        n_slots = self._limit
-        if math.isfinite(self._n_steps):
+        n_slots = self._limit if self._caches else 1  # a carry has no length
+        if self._caches and math.isfinite(self._n_steps):
             n_slots = n + self._n_beams * int(self._n_steps)
         ragged = self._lengths is not None
         if math.isfinite(n_slots):
@@ -211,14 +215,13 @@ class PredictRun:
             counts = self._first if lengths is not None else self._first[:, None]
             visible = (self._ruler < counts)[:, None, None, :]
             self._visible = visible.expand(batch, 1, k, -1).clone()
-        for memory in self._memories:
-            if k > 1:
+        if k > 1:
+            self._apart = torch.eye(k, dtype=torch.bool, device=device)
+            for memory in self._memories:
                 memory.branch(k)
-            memory.moment = None
         self._moment = _kv_cache.Moment(self._ruler, self._ruler, self._first)
-        for memory in self._memories:
-            if isinstance(memory, _kv_cache.Position):
-                memory.moment = self._moment
+        for memory in self._positions():
+            memory.moment = self._moment
 
     def _advance(self, parents: torch.Tensor | None) -> None:
         """Moves the moment on by a step, and beams to where their parents are."""
@@ -239,13 +242,10 @@ class PredictRun:
         end = start + k
         window = end if self._is_exact else len(self._ruler)
         moment.window = self._ruler[:window]
-        moment.slots = self._ruler[
-            start:end
-        ].clone()  # a view's offset would be a size that changes
+        # Copied, since the place where a view begins would be a size that changes.
+        moment.slots = self._ruler[start:end].clone()
         if self._visible is not None:
-            self._visible[..., start:end] = torch.eye(
-                k, dtype=torch.bool, device=moment.slots.device
-            )
+            self._visible[..., start:end] = self._apart if k > 1 else True
             moment.visible = self._visible[..., :window]
 
     def _mark_what_changes(self) -> None:
