@@ -245,6 +245,19 @@ def test_compiled_steps_see_new_weights():
     assert torch.equal(sample(fast, prompts(3)), sample(model, prompts(3)))
 
 
+@pytest.mark.parametrize("name", ["attention", "encoder-decoder"])
+def test_compiled_steps_are_right_where_torch_is_told_not_to_compile(name):
+    """A stance that the user chose holds for the first step; what follows must be right as well."""
+    model = lively(name)
+    fast = tl.Accelerate(model, backend="eager")
+
+    with torch.compiler.set_stance("force_eager"):
+        found = sample(fast, prompts(3))
+
+    assert torch.equal(found, sample(model, prompts(3)))
+    assert torch.equal(sample(fast, prompts(6)), sample(model, prompts(6)))
+
+
 def test_two_streams_of_a_compiled_model_do_not_disturb_each_other():
     model = lively("attention")
     fast = tl.Accelerate(model, backend="eager")

@@ -78,8 +78,12 @@ class CompiledStep:
         if self._steps.cannot:
             return step(layer, source, tokens)
         if is_checked:
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-                return self._program(layer, source, tokens)
+            try:
+                with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+                    return self._program(layer, source, tokens)
+            except RuntimeError as error:  # the step before was told to run uncompiled
+                if "skip_guard_eval_unsafe" not in str(error):
+                    raise
         try:
             logits = self._program(layer, source, tokens)
         except Exception as error:

@@ -156,8 +156,7 @@ class PredictRun:
         if self._compiled is None:
             logits = step(self._layer, self._source, tokens)
         else:
-            if not self._compiled.is_made:
-                self._mark_what_changes()
+            self._mark_what_changes()
             tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
             logits = self._compiled(self._layer, self._source, tokens, is_checked=self._n > 0)
         self._n += 1
@@ -249,13 +248,16 @@ class PredictRun:
             moment.visible = self._visible[..., :window]
 
     def _mark_what_changes(self) -> None:
-        """Tells the compiler which sizes are others in other steps and runs."""
+        """Tells the compiler which sizes are others in other steps and runs.
+
+        At every step, though most compile nothing: which one does is torch's to say.
+        """
         assert self._moment is not None
         if self._is_exact and self._caches:
             torch._dynamo.mark_dynamic(self._moment.window, 0)
             if self._moment.visible is not None:
                 torch._dynamo.mark_dynamic(self._moment.visible, 3)
-        if self._source is not None and self._source.shape[1] > 1:
+        if self._n == 0 and self._source is not None and self._source.shape[1] > 1:
             length = self._source.shape[1]
             kept = [t for m in self._memories if isinstance(m, _kv_cache.Kept) for t in m.held]
             for tensor in (self._source, *kept):

@@ -83,8 +83,9 @@ def autoregressive_sample_stream(
       temperature: 0 takes the likeliest token; 1 draws from the model's distribution.
       start_id: the symbol before the first one; an int, or integers (batch, 1).
       accelerate: lets steps be compiled where that pays: very many are asked for, or the model was
-        compiled before for a call of this kind (`warmup`, `tl.Accelerate`). The logger
-        "trax_torch" is told which way was taken. False never compiles.
+        compiled before for a call of this kind (`warmup`, `tl.Accelerate`). Prompts are read
+        uncompiled, in one pass. The logger "trax_torch" is told which way was taken. False never
+        compiles.
       eval_mode: takes any model whose output at a position tells of the token at that position,
         from those before (as models with `ShiftRight` do), and runs it on all tokens so far. Much
         slower.
