@@ -440,3 +440,20 @@ def test_a_layer_copies_and_pickles(layer, x):
 
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         torch.testing.assert_close(twin(x), want)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("sizes", [(6, 8), (8, 6)])
+def test_dense_predicts_what_it_gives_in_eval_mode_for_any_number_of_rows(sizes, use_bias):
+    """A few rows are multiplied the other way round, and nobody sees it."""
+    dense = tl.Dense(sizes[1], use_bias=use_bias)
+    dense.init(torch.zeros(1, sizes[0]), rng=0)
+    with torch.no_grad(), dense.predict():
+        for batch in range(10):
+            for n in (1, 2):
+                x = torch.randn(batch, n, sizes[0])
+                y = dense(x)
+
+                assert y.shape == (batch, n, sizes[1])
+                want = torch.nn.functional.linear(x, dense.weight, dense.bias)
+                assert torch.allclose(y, want, atol=1e-5)

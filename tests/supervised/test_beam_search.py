@@ -1,14 +1,18 @@
 """Beam search: Trax's figures, and agreement with brute force."""
 
+import functools
 import itertools
 
 import figures
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trax_torch import layers as tl
 from trax_torch import models, shapes
+from trax_torch.layers import _kv_cache
 from trax_torch.supervised import decoding
 from trax_torch.supervised._beams import best_continuations
 
@@ -156,6 +160,232 @@ def test_recurrent_models_are_searched_too():
 
     assert found[0, :5].tolist() == want
     assert scores[0, :5].tolist() == pytest.approx(want_scores, abs=1e-5)
+
+
+def simple_search(model, inputs, n_beams, eos_id, max_length, alpha, early_stopping=False):
+    """The same search in lists, row by row, asking the model in eval mode: the oracle."""
+    results = []
+    for row in inputs.tolist():
+        prefix, source = (row, None) if model.n_in == 1 else ([], torch.tensor([row]))
+        living, finished, is_done = [(0.0, [])], [], False
+        for n in range(1, max_length + 1):
+            candidates = []
+            for beam, (score, tokens) in enumerate(living):
+                whole = torch.tensor([[*prefix, *tokens, 0]])
+                with torch.no_grad():
+                    logits = model(whole) if source is None else model((source, whole))[0]
+                log_probs = torch.log_softmax(logits[0, len(prefix) + n - 1], -1).tolist()
+                candidates += [(-score - p, beam, t) for t, p in enumerate(log_probs)]
+            before, living = living, []
+            for place, (minus, beam, token) in enumerate(sorted(candidates)[: 2 * n_beams]):
+                grown = -minus, [*before[beam][1], token]
+                if token != eos_id:
+                    living.append(grown)
+                elif place < n_beams:
+                    finished.append((-minus / ((5 + n) / 6) ** alpha, grown[1]))
+            living = living[:n_beams]
+            finished = sorted(finished, key=lambda h: -h[0])[:n_beams]
+            longest = max_length if alpha > 0 else min(n + 1, max_length)
+            reach = living[0][0] / ((5 + longest) / 6) ** alpha
+            full = len(finished) == n_beams
+            if full and (early_stopping or finished[-1][0] >= reach):
+                is_done = True
+                break
+        if not is_done:
+            finished += [(s / ((5 + n) / 6) ** alpha, tokens) for s, tokens in living]
+        results.append(sorted(finished, key=lambda h: -h[0])[:n_beams])
+    length = max(len(tokens) for row in results for _, tokens in row)
+    return (
+        [[tokens + [0] * (length - len(tokens)) for _, tokens in row] for row in results],
+        torch.tensor([[score for score, _ in row] for row in results]),
+    )
+
+
+def made(name, vocab=5):
+    """A small model of a kind, whose beams differ though nobody trained it."""
+    if name == "encoder-decoder":
+        model = models.Transformer(vocab, None, 8, 8, 1, 1, 2, max_len=16)
+    elif name == "seq2seq":
+        model = models.LSTMSeq2SeqAttn(vocab, vocab, 8, 1, 1)
+    elif name == "attention":
+        model = models.TransformerLM(vocab, 8, 8, 1, 2, max_len=16)
+    elif name == "RNNLM":
+        model = models.RNNLM(vocab, 8, 2)
+    else:
+        cell = getattr(tl, name)(8)
+        model = tl.Serial(tl.ShiftRight(), tl.Embedding(vocab, 8), cell, tl.Dense(vocab))
+    one = torch.ones(1, 2, dtype=torch.int64)
+    model.init(one if model.n_in == 1 else (one, one), rng=5)
+    for p in model.parameters():
+        p.data *= 2.5
+    return model.eval()
+
+
+KINDS = ["attention", "GRU", "LSTM", "SRU", "RNNLM", "encoder-decoder", "seq2seq"]
+MODELS = functools.cache(made)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    n_beams=st.integers(1, 5),
+    eos_id=st.sampled_from([-1, 1, 2, 3]),
+    alpha=st.sampled_from([0.0, 1.0, 0.6, -0.5]),
+    batch=st.integers(1, 3),
+    early_stopping=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_the_token_tree_finds_what_the_simple_search_finds(
+    kind, n_beams, eos_id, alpha, batch, early_stopping, seed
+):
+    """Same tokens, and scores within 2.5e-5, for every layer with a memory."""
+    model = MODELS(kind)
+    inputs = torch.randint(1, 5, (batch, 3), generator=torch.Generator().manual_seed(seed))
+    want, want_scores = simple_search(model, inputs, n_beams, eos_id, 6, alpha, early_stopping)
+
+    found, scores = decoding.beam_search(
+        model,
+        inputs,
+        batch,
+        n_beams,
+        eos_id=eos_id,
+        max_length=6,
+        length_penalty=alpha,
+        return_scores=True,
+        early_stopping=early_stopping,
+    )
+
+    assert found.tolist() == want
+    assert torch.allclose(scores, want_scores, rtol=0, atol=2.5e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_beam_is_greedy_for_every_layer_with_a_memory(kind):
+    inputs = torch.tensor([[1, 2, 3], [4, 4, 1]])
+    chosen = {"inputs": inputs, "batch_size": 2, "eos_id": 2, "max_length": 8}
+
+    greedy = decoding.autoregressive_sample(MODELS(kind), temperature=0.0, **chosen)
+
+    assert torch.equal(decoding.beam_search(MODELS(kind), n_beams=1, **chosen)[:, 0], greedy)
+
+
+@pytest.mark.parametrize("kind", ["attention", "LSTM"])
+def test_beams_of_ragged_prompts_equal_those_of_each_prompt_alone(kind):
+    model = MODELS(kind)
+    prompts = torch.tensor([[1, 2, 3, 4], [4, 3, 9, 9], [2, 9, 9, 9]])
+    settings = {"n_beams": 3, "eos_id": 2, "max_length": 6, "return_scores": True}
+
+    together, scores = decoding.beam_search(model, prompts, 3, prompt_lengths=[4, 2, 1], **settings)
+
+    for i, n in enumerate([4, 2, 1]):
+        alone, score = decoding.beam_search(model, prompts[i : i + 1, :n], **settings)
+        length = alone.shape[-1]
+        assert together[i, :, :length].tolist() == alone[0].tolist()
+        assert torch.allclose(scores[i], score[0], atol=2.5e-5)
+
+
+def test_beams_share_the_memory_of_their_row():
+    """Keys and values have a row for each sequence, not for each beam; so has what is kept."""
+    model, rows = MODELS("encoder-decoder"), set()
+
+    def look(module, inputs, outputs):
+        for memory in module._memories():
+            tensors = memory.tree() if isinstance(memory, _kv_cache.Kept) else memory.buffers()
+            rows.update(len(t) for t in tensors)
+
+    hook = model.register_forward_hook(look)
+    decoding.beam_search(model, [[1, 2], [3, 4]], 2, n_beams=4, max_length=4)
+    hook.remove()
+
+    assert rows == {2}
+
+
+def test_stopping_early_is_content_with_what_has_finished():
+    """It is over when there are as many hypotheses as beams; the exact search goes on."""
+    model = MODELS("attention")
+    settings = {"n_beams": 2, "eos_id": 2, "max_length": 12, "return_scores": True}
+    settings["length_penalty"] = 4.0
+    differ = 0
+    for row in itertools.product(range(1, 5), repeat=2):
+        early, early_scores = decoding.beam_search(model, [row], early_stopping=True, **settings)
+        exact, exact_scores = decoding.beam_search(model, [row], **settings)
+
+        assert early.shape[-1] <= exact.shape[-1]
+        assert bool((early_scores <= exact_scores + 1e-6).all())
+        differ += not torch.equal(early_scores, exact_scores)
+    assert differ
+
+
+def test_an_end_at_the_first_position_is_a_hypothesis():
+    """And where nothing else is likely, a result of one token."""
+    model = made("attention")
+    model.sublayers[-1].bias.data[3] += 50
+
+    found = decoding.beam_search(model, [[1]], n_beams=1, eos_id=3, pad_id=-1)
+
+    assert found.tolist() == [[[3]]]
+
+
+def test_more_beams_than_symbols_are_followed_from_the_second_position_on():
+    """One position has no more continuations than the vocabulary; the missing score -inf."""
+    model = MODELS("attention")
+    found, scores = decoding.beam_search(
+        model, [[1]], n_beams=9, eos_id=-1, max_length=1, return_scores=True, pad_id=-1
+    )
+    two, two_scores = decoding.beam_search(
+        model, [[1]], n_beams=9, eos_id=-1, max_length=2, return_scores=True
+    )
+
+    assert sorted(found[0, :5, 0].tolist()) == [0, 1, 2, 3, 4]
+    assert found[0, 5:].tolist() == [[-1]] * 4
+    assert bool((scores[0, 5:] == -torch.inf).all())
+    want, want_scores = simple_search(model, torch.tensor([[1]]), 9, -1, 2, 1.0)
+    assert two.tolist() == want
+    assert torch.allclose(two_scores, want_scores, atol=2.5e-5)
+
+
+class Counter(torch.nn.Module):
+    """A plain module with a cache of its own: likes what follows the last token."""
+
+    last = None
+
+    def init_cache(self, batch_size, max_length):
+        self.last = torch.zeros(batch_size, dtype=torch.int64)
+
+    def reset_cache(self):
+        self.last.zero_()
+
+    def forward(self, tokens):
+        sums = self.last[:, None] + tokens.cumsum(1)
+        self.last = sums[:, -1]
+        return 2.0 * torch.nn.functional.one_hot((sums + 1) % 5, 5).float()
+
+
+class Reordering(Counter):
+    """The same for beams."""
+
+    def reorder_cache(self, parents):
+        self.last = self.last[parents]
+
+
+def test_a_foreign_module_is_searched_by_reordering_its_cache():
+    """Of a module in a module, the outer one is asked, once."""
+    model = tl.Serial(tl.Dup(), tl.Drop(), torch.nn.Sequential(Reordering()))
+
+    found, scores = decoding.beam_search(
+        model, [[1], [2]], 2, n_beams=3, eos_id=-1, max_length=4, return_scores=True
+    )
+
+    for row, prefix in zip(range(2), (1, 2), strict=True):
+        for sequence, score in zip(found[row].tolist(), scores[row].tolist(), strict=True):
+            tokens = torch.tensor([[prefix, *sequence]])
+            module = Reordering()
+            module.init_cache(1, None)
+            log_probs = torch.log_softmax(module(tokens)[0], -1)
+            total = sum(float(log_probs[i, t]) for i, t in enumerate(sequence))
+            assert score == pytest.approx(total / (9 / 6), abs=1e-5)
+    with pytest.raises(TypeError, match="Counter has a cache and offers no reorder_cache"):
+        decoding.beam_search(Counter(), n_beams=2)
 
 
 def test_ties_go_to_the_lower_beam_and_token():

@@ -6,10 +6,13 @@ import typing
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from trax_torch import layers as tl
 from trax_torch import models
+from trax_torch.layers import _kv_cache
 from trax_torch.supervised import decoding
 from trax_torch.supervised._sampling import Sampler
 
@@ -31,18 +34,18 @@ PROMPTS = torch.tensor([[1, 2, 3], [4, 5, 6], [2, 2, 2]])
 
 
 def sample(model, **kwargs):
-    settings = {"eos_id": -1, "max_length": 10, "temperature": 0.0, "batch_size": 3}
-    return decoding.autoregressive_sample(model, **{**settings, **kwargs})
+    defaults = {"eos_id": -1, "max_length": 10, "temperature": 0.0, "batch_size": 3}
+    return decoding.autoregressive_sample(model, **{**defaults, **kwargs})
 
 
 def test_eval_mode_makes_the_same_tokens_as_predict_mode(model):
     """At temperature 0, and at 1 for the same seeds."""
     for temperature in (0.0, 1.0):
-        settings = {"inputs": PROMPTS, "temperature": temperature, "seed": 5}
-        fast, slow = sample(model, **settings), sample(model, **settings, eval_mode=True)
+        chosen = {"inputs": PROMPTS, "temperature": temperature, "seed": 5}
+        fast, slow = sample(model, **chosen), sample(model, **chosen, eval_mode=True)
 
         assert torch.equal(fast, slow)
-    assert torch.equal(fast, sample(model, **settings, eval_mode=True, eval_min_length=32))
+    assert torch.equal(fast, sample(model, **chosen, eval_mode=True, eval_min_length=32))
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(model):
@@ -197,6 +200,74 @@ def test_a_foreign_module_is_between_tokens_as_it_was_before():
     assert module.count is None
 
 
+class Remembering(tl.Layer):
+    """Adds to each vector the sum of those before; its memory is of a kind of its own."""
+
+    class Memory(nn.Module):
+        total = 0.0
+
+        def reset(self):
+            self.total = 0.0
+
+        def reorder(self, parents):
+            self.total = self.total[parents]
+
+    def init_cache(self, batch_size=None, max_length=None):
+        self._memory = self.Memory()
+
+    def forward(self, x):
+        sums = x.cumsum(1)
+        if self._memory is not None:
+            sums = sums + self._memory.total
+            self._memory.total = sums[:, -1:]
+        return sums
+
+
+class CountingTwice(tl.Layer):
+    """Passes all on, and takes each position for two."""
+
+    def init_cache(self, batch_size=None, max_length=None):
+        self._memory = _kv_cache.Position(None)
+
+    def forward(self, x):
+        if self._memory is not None:
+            self._memory.advance(2 * x.shape[1])
+        return x
+
+
+def with_layer(layer):
+    model = tl.Serial(
+        tl.ShiftRight(),
+        tl.Embedding(VOCAB, 8),
+        tl.PositionalEncoding(64),
+        layer,
+        tl.CausalAttention(8, n_heads=2),
+        tl.Dense(VOCAB),
+    )
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=2)
+    return model
+
+
+@pytest.mark.parametrize("layer", [Remembering, CountingTwice])
+def test_memories_of_other_kinds_take_part(layer):
+    """Each layer counts for itself then, and beams are rows that are reordered."""
+    model = with_layer(layer())
+
+    assert torch.equal(sample(model, inputs=PROMPTS), sample(model, inputs=PROMPTS, eval_mode=True))
+    beams = decoding.beam_search(model, PROMPTS, 3, n_beams=1, eos_id=-1, max_length=10)
+    assert torch.equal(beams[:, 0], sample(model, inputs=PROMPTS))
+    several, scores = decoding.beam_search(
+        model, PROMPTS, 3, n_beams=4, eos_id=-1, max_length=5, return_scores=True
+    )
+    tokens = torch.cat([PROMPTS.repeat_interleave(4, 0), several.flatten(0, 1)], dim=1)
+    model.eval()
+    with torch.no_grad():
+        log_probs = torch.log_softmax(model(tokens), -1).gather(2, tokens[..., None])[:, 3:, 0]
+    assert torch.allclose(log_probs.sum(1), 10 / 6 * scores.flatten(), atol=1e-4)
+    with pytest.raises(ValueError, match="prompt_lengths needs"):
+        sample(model, inputs=PROMPTS, prompt_lengths=[1, 2, 3])
+
+
 def test_eval_mode_stays_within_a_models_length():
     """Padding to a power of two goes no further than there will be tokens."""
     model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)
@@ -223,6 +294,216 @@ def test_eval_mode_stays_within_a_models_length():
 def test_what_cannot_be_decoded_is_refused(model, kwargs, error, match):
     with pytest.raises(error, match=match):
         sample(model, **kwargs)
+
+
+RAGGED = torch.tensor([[1, 2, 3, 4, 5], [6, 5, -1, 99, 0], [3, 0, 0, 0, 0]])
+
+
+def recurrent(cell):
+    model = tl.Serial(tl.ShiftRight(), tl.Embedding(VOCAB, 8), cell, tl.Dense(VOCAB))
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=4)
+    for p in model.parameters():
+        p.data *= 3
+    return model
+
+
+@pytest.mark.parametrize("kind", ["attention", "GRU", "LSTM", "SRU", "step by step"])
+@pytest.mark.parametrize("eval_mode", [False, True])
+def test_ragged_prompts_equal_each_prompt_alone(model, kind, eval_mode):
+    """Whatever stands in the padding; for sampling too, with seeds per row."""
+    if kind == "step by step":
+        cell = tl.Serial(tl.Branch([], tl.MakeZeroState()), tl.Scan(GentleGRU(8), axis=1))
+        model = recurrent(tl.Serial(cell, tl.Select([0], n_in=2)))
+    elif kind != "attention":
+        model = recurrent(getattr(tl, kind)(8))
+    settings = {"temperature": 0.7, "eval_mode": eval_mode}
+    lengths = [5, 2, 0]
+
+    together = sample(model, inputs=RAGGED, prompt_lengths=lengths, seed=[7, 8, 9], **settings)
+
+    for i, n in enumerate(lengths):
+        alone = sample(model, inputs=RAGGED[i : i + 1, :n], seed=[7 + i], batch_size=1, **settings)
+        assert together[i].tolist() == alone[0].tolist()
+
+
+class GentleGRU(tl.GRUCell):
+    """A cell that cannot take all steps at once."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+def test_equal_lengths_are_those_of_a_shorter_batch(model):
+    cut = sample(model, inputs=PROMPTS, prompt_lengths=np.array([2, 2, 2]))
+
+    assert torch.equal(cut, sample(model, inputs=PROMPTS[:, :2]))
+
+
+def test_log_probabilities_are_those_of_the_model_whatever_the_temperature(model):
+    """Up to the end symbol; padding has 0. A stream yields the same."""
+    free = sample(model, inputs=PROMPTS, temperature=2.0, seed=1)
+    settings = {"temperature": 2.0, "seed": 1, "eos_id": int(free[0, 4])}
+    tokens, log_probs = sample(model, inputs=PROMPTS, return_log_probs=True, **settings)
+
+    model.eval()
+    whole = torch.cat([PROMPTS, tokens], dim=1)
+    with torch.no_grad():
+        want = torch.log_softmax(model(whole), -1).gather(2, whole[..., None])[:, 3:, 0]
+    ends = (tokens == settings["eos_id"]).cumsum(1) - (tokens == settings["eos_id"]).long()
+    assert torch.allclose(log_probs, want.masked_fill(ends > 0, 0.0), atol=1e-4)
+    assert torch.equal(tokens, sample(model, inputs=PROMPTS, **settings))
+    stream = decoding.autoregressive_sample_stream(
+        model, PROMPTS, 3, temperature=2.0, seed=1, return_log_probs=True
+    )
+    first, its_log_probs = next(stream)
+    assert torch.equal(first, tokens[:, :1])
+    assert torch.allclose(its_log_probs, want[:, :1], atol=1e-4)
+
+
+def test_bfloat16_weights_decode_with_float32_log_probabilities():
+    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+    model.bfloat16()
+
+    tokens, log_probs = sample(model, return_log_probs=True)
+    _, scores = decoding.beam_search(model, n_beams=2, max_length=5, return_scores=True)
+
+    assert tokens.shape == (3, 10)
+    assert log_probs.dtype == scores.dtype == torch.float32
+
+
+def test_filters_are_handed_to_the_sampler(model, monkeypatch):
+    seen = {}
+
+    def sampler(temperature, batch_size, seed, **filters):
+        seen.update(filters)
+        return Sampler(temperature, batch_size, seed)
+
+    monkeypatch.setattr(decoding, "Sampler", sampler)
+    sample(model, top_k=3, min_p=0.1)
+    next(decoding.autoregressive_sample_stream(model, top_p=0.9))
+
+    assert seen == {"top_k": 3, "min_p": 0.1, "top_p": 0.9}
+
+
+def test_an_end_at_the_first_position_ends_a_row_there(model):
+    """The end symbol is the result, others go on; and where all end, all is over."""
+    first = sample(model, inputs=PROMPTS, max_length=1)
+    eos = int(first[1])
+
+    tokens = sample(model, inputs=PROMPTS, eos_id=eos, pad_id=-5)
+
+    assert tokens[1, 0] == eos
+    assert set(tokens[1, 1:].tolist()) <= {-5}
+    solo = sample(model, inputs=PROMPTS[1:2], batch_size=1, eos_id=eos)
+    assert solo.tolist() == [[eos]]
+    twice = sample(model, inputs=PROMPTS[[1, 1]], batch_size=2, eos_id=eos)
+    assert twice.tolist() == [[eos], [eos]]
+    assert first.shape == (3, 1)
+
+
+def test_a_prompt_may_be_as_long_as_the_cache_and_no_longer():
+    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=5)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+    prompt = torch.ones(1, 4, dtype=torch.int64)  # and the start symbol
+
+    assert sample(model, inputs=prompt, batch_size=1, max_length=1).shape == (1, 1)
+    with pytest.raises(tl.LayerError, match="room for 5 positions; 5 are filled and 1 more came"):
+        sample(model, inputs=prompt, batch_size=1, max_length=2)
+    with pytest.raises(tl.LayerError, match="room for 5 positions; 5 are filled and 1 more came"):
+        decoding.beam_search(model, prompt, n_beams=3, max_length=2)
+    with pytest.raises(tl.LayerError, match="room for 5 positions; 0 are filled and 6 more came"):
+        sample(model, inputs=torch.ones(1, 5, dtype=torch.int64), batch_size=1, max_length=1)
+
+
+def test_prompts_of_one_symbol_and_of_none_are_prompts(model):
+    one, none = PROMPTS[:, :1], PROMPTS[:, :0]
+
+    assert torch.equal(sample(model, inputs=one), sample(model, inputs=one, eval_mode=True))
+    assert torch.equal(sample(model, inputs=none), sample(model))
+
+
+@pytest.mark.parametrize("eval_mode", [False, True])
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        (
+            {"inputs": [[1, 7, 2]]},
+            "Token id 7 is outside the vocabulary of 7, whose ids are 0 to 6",
+        ),
+        ({"inputs": [[1, -3, 2]]}, "Token id -3 is outside the vocabulary of 7"),
+    ],
+)
+def test_ids_outside_the_vocabulary_are_named(model, kwargs, match, eval_mode):
+    with pytest.raises(tl.LayerError, match=match):
+        sample(model, batch_size=1, eval_mode=eval_mode, **kwargs)
+    with pytest.raises(tl.LayerError, match="Token id 8 is outside the vocabulary of 7"):
+        sample(model, start_id=8)
+
+
+@pytest.mark.parametrize("eval_mode", [False, True])
+def test_logits_that_are_not_numbers_are_refused(eval_mode):
+    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+    model.sublayers[-1].bias.data[3] = torch.nan
+
+    with pytest.raises(ValueError, match=r"logits for token 1 are not numbers \(NaN\)"):
+        sample(model, eval_mode=eval_mode)
+
+
+def test_masked_logits_are_numbers():
+    """A model may forbid tokens by -inf."""
+    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+    model.sublayers[-1].bias.data[1:] = -torch.inf
+
+    assert set(sample(model, temperature=1.0, seed=0).flatten().tolist()) == {0}
+    found, scores = decoding.beam_search(model, n_beams=2, max_length=3, return_scores=True)
+    assert found.tolist() == [[[0, 0, 0], [0, 0, 0]]]
+    assert scores.tolist() == [[0.0, -torch.inf]]
+
+
+def test_only_the_last_position_of_a_prompt_goes_through_the_last_layers(model):
+    """The logits of the others would be most of a prompt's work, and nobody wants them."""
+    sizes = []
+    hook = model.sublayers[-1].register_forward_hook(lambda m, x, y: sizes.append(y.shape[1]))
+
+    sample(model, inputs=PROMPTS, max_length=3)
+    hook.remove()
+
+    assert sizes == [1, 1, 1]
+    assert not model.sublayers[-2]._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"prompt_lengths": [1, 2, 3]}, "give inputs too"),
+        ({"inputs": PROMPTS, "prompt_lengths": [1, 2]}, r"3 integers, one a row; got .* \(2,\)"),
+        ({"inputs": PROMPTS, "prompt_lengths": [1.0, 2.0, 3.0]}, "3 integers, one a row; got"),
+        ({"inputs": PROMPTS, "prompt_lengths": [1, 2, 4]}, "between 0 and 3, .* inputs; got 4"),
+        ({"inputs": PROMPTS, "prompt_lengths": [-1, 2, 3]}, "between 0 and 3, .* inputs; got -1"),
+    ],
+)
+def test_lengths_that_fit_no_prompts_are_refused(model, kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        sample(model, **kwargs)
+
+
+def test_lengths_are_not_for_sources():
+    model = models.Transformer(VOCAB, None, 8, 8, 1, 1, 2, max_len=12)
+
+    with pytest.raises(ValueError, match="inputs are the source of Serial, whose padding is told"):
+        decoding.autoregressive_sample(model, PROMPTS, 3, prompt_lengths=[1, 2, 3])
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(0, 9), batch=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_predict_mode_equals_eval_mode_for_any_prompts(model, n, batch, seed):
+    prompts = torch.randint(VOCAB, (batch, n), generator=torch.Generator().manual_seed(seed))
+    chosen = {"inputs": prompts, "batch_size": batch, "temperature": 0.5, "seed": seed}
+
+    assert torch.equal(sample(model, **chosen), sample(model, **chosen, eval_mode=True))
 
 
 def test_a_temperature_of_0_is_the_argmax_and_draws_nothing():

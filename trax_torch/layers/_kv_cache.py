@@ -2,12 +2,38 @@
 
 A memory is made once for a number of positions, and refuses a position beyond it before it writes.
 The buffers themselves are made at the first call, which knows their type and device.
+
+A memory counts for itself, in an int. Whoever decodes knows better: all layers are at the same
+place, some positions are other beams' or padding, and in a compiled program nothing may be an int
+that changes. They share a `Moment` then, and do not count.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+
+@dataclass
+class Moment:
+    """Where a step of decoding stands, the same for all layers; in tensors alone.
+
+    The slots of a cache are the places where keys and values lie. Beams lie side by side: a step
+    with K beams brings K positions at once, which take K slots and are the same position of K
+    sequences.
+
+    Attributes:
+      window: of any type, (end,): so many slots, the first ones, are attended to.
+      slots: int64 (K,): where the new keys and values go.
+      positions: int64 (1,) or (batch, 1): which position of its sequence a new one is, from 0.
+      visible: booleans (batch, 1, K, end): which slots a new position sees; None for all.
+    """
+
+    window: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
+    visible: torch.Tensor | None = None
 
 
 class Position(nn.Module):
@@ -21,6 +47,7 @@ class Position(nn.Module):
         super().__init__()
         self.max_length = max_length
         self.filled = 0
+        self.moment: Moment | None = None
 
     def advance(self, n: int) -> int:
         """Moves on by `n` positions and returns the first of them, counted from 0.
@@ -43,6 +70,12 @@ class Position(nn.Module):
 
     def reorder(self, parents: torch.Tensor) -> None:
         """Changes nothing: all rows are at the same position."""
+
+    def branch(self, n_beams: int) -> None:
+        """Changes nothing: beams lie side by side."""
+
+    def follow(self, parents: torch.Tensor) -> None:
+        """Changes nothing: a beam sees the slots of its own past."""
 
     def tree(self) -> Any:
         """The position, as a scalar of int32."""
@@ -72,7 +105,7 @@ class KVCache(Position):
 
     def append(
         self, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Writes the next n positions.
 
         Args:
@@ -80,12 +113,20 @@ class KVCache(Position):
           values: likewise.
 
         Returns:
-          `(keys, values, start)`: all that is filled, (..., start + n, d_head), and where the new
-          ones start.
+          `(keys, values, visible)`: all that is filled, (..., end, d_head), and which of it the new
+          ones see: booleans that broadcast to (..., n, end), or None for all up to their own.
 
         Raises:
           ValueError: if there is no room, or the batch has another size than before.
         """
+        moment = self.moment
+        if moment is not None:
+            assert self.keys is not None
+            assert self.values is not None
+            end = moment.window.shape[0]
+            self.keys.index_copy_(-2, moment.slots, keys.detach())
+            self.values.index_copy_(-2, moment.slots, values.detach())
+            return self.keys[..., :end, :], self.values[..., :end, :], moment.visible
         n = keys.shape[-2]
         start = self.advance(n)
         if self.keys is None or self.values is None or start == 0:
@@ -102,12 +143,23 @@ class KVCache(Position):
         end = start + n
         self.keys[..., start:end, :] = keys.detach()
         self.values[..., start:end, :] = values.detach()
-        return self.keys[..., :end, :], self.values[..., :end, :], start
+        visible = None
+        if start and n > 1:
+            visible = torch.ones(n, end, dtype=torch.bool, device=keys.device).tril(start)
+        return self.keys[..., :end, :], self.values[..., :end, :], visible
+
+    def reserve(self, n_slots: int) -> None:
+        """Makes room for so many slots, from the next first call on; beams need more of them."""
+        self.length = n_slots
 
     def reorder(self, parents: torch.Tensor) -> None:
         """Lets row r of the leading axis go on from the past of row `parents[r]`."""
-        if self.keys is not None and self.values is not None:
-            end = self.filled
+        if self.keys is None or self.values is None:
+            return
+        end = self.filled
+        if parents.shape[0] != self.keys.shape[0]:  # rows become more, or fewer
+            self.keys, self.values = self.keys[parents], self.values[parents]
+        else:
             self.keys[..., :end, :] = self.keys[parents][..., :end, :]
             self.values[..., :end, :] = self.values[parents][..., :end, :]
 
@@ -145,13 +197,16 @@ class Carry(nn.Module):
     what is new takes the place of what was.
 
     Args:
-      in_place: writes into buffers that fit; False leaves what `tree` gave before as it is.
+      can_branch: whether its layer runs along axis 1, where beams lie side by side.
     """
 
-    def __init__(self, in_place: bool = True):
+    def __init__(self, can_branch: bool = True):
         super().__init__()
         self.n_held = 0
-        self._in_place = in_place
+        self.n_beams = 1
+        self.can_branch = can_branch
+        # Where rows are padded on the right: how many positions of each count; a tensor (batch,).
+        self.lengths: torch.Tensor | None = None
 
     def read(self, first: tuple[torch.Tensor, ...] = ()) -> tuple[torch.Tensor, ...]:
         """Returns a copy of what was written last, or `first` where nothing was.
@@ -164,7 +219,7 @@ class Carry(nn.Module):
         if not held:
             return first
         came = [tuple(t.shape) for t in first]
-        if first and came != [tuple(t.shape) for t in held]:
+        if self.n_beams == 1 and first and came != [tuple(t.shape) for t in held]:
             raise ValueError(
                 f"The predict-mode memory holds a carry of shapes "
                 f"{[tuple(t.shape) for t in held]}; this call's would be {came}. Reset the cache "
@@ -178,24 +233,34 @@ class Carry(nn.Module):
         for position, tensor in enumerate(tensors):
             buffer = self._buffers.get(f"held{position}")
             if (
-                self._in_place
-                and buffer is not None
+                buffer is not None
                 and buffer.shape == tensor.shape
                 and buffer.dtype == tensor.dtype
                 and buffer.device == tensor.device
             ):
                 buffer.copy_(tensor.detach())
             else:
-                self.register_buffer(f"held{position}", tensor.detach().clone(), persistent=False)
+                self.register_buffer(f"held{position}", _copy(tensor), persistent=False)
         self.n_held = len(tensors)
 
     def reset(self) -> None:
         """Forgets what was written."""
         self.n_held = 0
+        self.n_beams = 1
 
     def reorder(self, parents: torch.Tensor) -> None:
         """Lets row r go on from what row `parents[r]` left."""
         self.write(tuple(t[parents] if t.dim() else t for t in self.tree()))
+
+    def branch(self, n_beams: int) -> None:
+        """Makes `n_beams` rows of each, one after another, which go on as beams."""
+        self.write(tuple(t.repeat_interleave(n_beams, 0) if t.dim() else t for t in self.tree()))
+        self.n_beams = n_beams
+
+    def follow(self, parents: torch.Tensor) -> None:
+        """Lets beam k go on from what beam `parents[:, k]` of its row left; (batch, n_beams)."""
+        rows = torch.arange(parents.shape[0], device=parents.device)[:, None] * self.n_beams
+        self.reorder((rows + parents).flatten())
 
     def tree(self) -> Any:
         """What was written, itself, as a tuple; `()` before the first call."""
@@ -204,3 +269,45 @@ class Carry(nn.Module):
     def fill(self, values: list[torch.Tensor]) -> None:
         """Takes back what `tree` gave."""
         self.write(tuple(values))
+
+
+class Kept(nn.Module):
+    """Tensors of the first call that all later ones use, such as an encoder's output.
+
+    They are handed out as they are and never written into. Beams of a row share the row's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: tuple[torch.Tensor, ...] = ()
+
+    def write(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        """Keeps copies of `tensors`."""
+        self.held = tuple(_copy(t) for t in tensors)
+
+    def reset(self) -> None:
+        """Forgets them."""
+        self.held = ()
+
+    def reorder(self, parents: torch.Tensor) -> None:
+        """Lets row r use what row `parents[r]` used."""
+        self.held = tuple(t[parents] if t.dim() else t for t in self.held)
+
+    def branch(self, n_beams: int) -> None:
+        """Changes nothing: what a row keeps serves all its beams."""
+
+    def follow(self, parents: torch.Tensor) -> None:
+        """Changes nothing."""
+
+    def tree(self) -> Any:
+        """What is kept, itself, as a tuple; `()` before the first call."""
+        return self.held
+
+    def fill(self, values: list[torch.Tensor]) -> None:
+        """Takes back what `tree` gave."""
+        self.write(tuple(values))
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy in the usual order of memory, which a compiled program counts on."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

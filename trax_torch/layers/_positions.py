@@ -124,15 +124,20 @@ class PositionalEncoding(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, length, d_feature) to the same shape."""
-        n, start = x.shape[1], 0
-        if self._memory is not None:
-            start = self._memory.advance(n)  # type: ignore[operator]
+        n, start, memory = x.shape[1], 0, self._memory
+        moment: Any = getattr(memory, "moment", None)
+        if moment is not None:
+            pass
+        elif memory is not None:
+            start = memory.advance(n)  # type: ignore[operator]
         elif n > self._max_len:
             raise ValueError(
                 f"A sequence of {n} positions came, but the model was built for max_len="
                 f"{self._max_len}. Cut the sequences, or build it with a larger max_len."
             )
-        if self.training and self._start_from_zero_prob < 1 and self._max_offset_to_add:
+        if moment is not None:
+            marks = self.table[moment.positions]
+        elif self.training and self._start_from_zero_prob < 1 and self._max_offset_to_add:
             marks = self.table[self._random_positions(n)]
         else:
             marks = self.table[start : start + n]

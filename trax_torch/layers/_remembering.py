@@ -74,7 +74,7 @@ class Scan(Layer):
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode without a carry; a carry has no length, so `max_length` is free."""
         if self._n_carry:
-            self._memory = _kv_cache.Carry()
+            self._memory = _kv_cache.Carry(can_branch=self._axis == 1)
         else:
             super().init_cache(batch_size, max_length)
 
@@ -89,26 +89,46 @@ class Scan(Layer):
                 f"Scan takes {n_xs} inputs and a carry of {self._n_carry}; got {len(items)} items."
             )
         memory = self._memory if isinstance(self._memory, _kv_cache.Carry) else None
+        n_beams = 1
         if memory is not None:
             carry = memory.read(carry)
+            n_beams = memory.n_beams
+        if n_beams > 1:  # each of the beams side by side is a row of its own, with one step
+            xs = tuple(x.flatten(0, 1).unsqueeze(1) for x in xs)
         n_steps = _n_steps(xs, self._axis)
         if self._pass is not None or n_steps == 0:
             ys, carry = self._one_for_all(layer, xs, carry, n_steps)
+        elif memory is not None and memory.lengths is not None:
+            ys, carry = self._step_by_step(layer, xs, carry, memory.lengths)
         elif self._takes_all_steps and not self._remat and not _has_hooks(layer):
             ys, carry = layer.scan(xs, carry, self._axis)
         else:
             ys, carry = self._step_by_step(layer, xs, carry)
         if memory is not None:
             memory.write(carry)
+        if n_beams > 1:
+            ys = tuple(y.squeeze(1).unflatten(0, (-1, n_beams)) for y in ys)
         outputs = (*ys, *carry)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _step_by_step(
-        self, layer: Any, xs: tuple[Any, ...], carry: tuple[Any, ...]
+        self,
+        layer: Any,
+        xs: tuple[Any, ...],
+        carry: tuple[Any, ...],
+        lengths: torch.Tensor | None = None,
     ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        steps = []
+        """Runs one step after another; a row's carry stays as it is after `lengths` steps."""
+        steps: list[tuple[Any, ...]] = []
         for slices in zip(*(x.unbind(self._axis) for x in xs), strict=True):
-            ys, carry = self._step(layer, slices, carry)
+            ys, new = self._step(layer, slices, carry)
+            if lengths is not None:
+                counts = lengths > len(steps)
+                new = tuple(
+                    torch.where(counts.view(-1, *(1,) * (n.dim() - 1)), n, c) if n.dim() else n
+                    for n, c in zip(new, carry, strict=True)
+                )
+            carry = new
             steps.append(ys)
         return tuple(torch.stack(ys, self._axis) for ys in zip(*steps, strict=True)), carry
 
@@ -182,12 +202,12 @@ class Cache(Layer):
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode with nothing remembered."""
-        self._memory = _kv_cache.Carry(in_place=False)  # its tensors are handed out as they are
+        self._memory = _kv_cache.Kept()
 
     def forward(self, x: Any) -> Any:
         """Returns the layer's outputs, of this call or the first."""
         layer: Any = self._modules["0"]
-        if not isinstance(self._memory, _kv_cache.Carry):
+        if not isinstance(self._memory, _kv_cache.Kept):
             return base.call(layer, x)
         outputs = self._memory.tree()
         if not outputs:
@@ -231,15 +251,16 @@ class _NoMemory:
 
 
 def _held_by(layer: Layer) -> Any:
-    """Returns what a layer's Carry holds, as a tuple; `()` in other modes than predict."""
-    return layer._memory.tree() if isinstance(layer._memory, _kv_cache.Carry) else ()
+    """Returns what a layer's memory holds, as a tuple; `()` in other modes than predict."""
+    memory: Any = layer._memory
+    return memory.tree() if isinstance(memory, (_kv_cache.Carry, _kv_cache.Kept)) else ()
 
 
 def _named_with_held(layer: Layer, named: Any, tree: Any, position: int) -> dict[str, Any]:
     """Returns by name what is in a state of two parts: a sublayer's state, and what is held.
 
     Args:
-      layer: a layer with one sublayer and a Carry.
+      layer: a layer with one sublayer and a memory of tensors.
       named: how the layer names the state of its sublayers.
       tree: the state.
       position: where in the state the part that is held stands.
@@ -255,7 +276,7 @@ def _named_with_held(layer: Layer, named: Any, tree: Any, position: int) -> dict
         )
     held = list(_nest.leaves(tree[position]))
     result = named("state", (tree[1 - position],))
-    if isinstance(layer._memory, _kv_cache.Carry):
+    if isinstance(layer._memory, (_kv_cache.Carry, _kv_cache.Kept)):
         result["_memory"] = [_nest.to_tensor(value) for value in held]
     elif held:
         raise ValueError(

@@ -14,7 +14,8 @@ class Accelerate(Layer):
 
     The first call of a kind compiles, which takes seconds; later calls of the same shape and type
     are fast. In predict mode, where each position would be another program, and in `pure_fn`, the
-    layer runs as it is. Where nothing can be compiled (no C++ compiler, say), likewise, after one
+    layer runs as it is; `supervised.decoding` compiles the steps of an accelerated model itself.
+    Where nothing can be compiled (no C++ compiler, say), the layer runs as it is too, after one
     warning.
 
     Args:
@@ -41,6 +42,11 @@ class Accelerate(Layer):
         self._backend = backend
         self._compiled: Any = None
         self._can_compile = True
+
+    @property
+    def backend(self) -> str:
+        """What compiles."""
+        return self._backend
 
     @property
     def sublayer(self) -> Any:

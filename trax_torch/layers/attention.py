@@ -242,15 +242,16 @@ class DotProductCausalAttention(Layer):
     def forward(self, x: Any) -> torch.Tensor:
         """Maps (queries, keys, values), each (..., length, d_head), to (..., length, d_head)."""
         queries, keys, values = x
-        n, start = queries.shape[-2], 0
+        visible = None
         if self._memory is not None:
-            keys, values, start = self._memory.append(keys, values)  # type: ignore[operator]
-        if start and n > 1:
-            seen = torch.ones(n, start + n, dtype=torch.bool, device=queries.device).tril(start)
-            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
-        dropout = self._dropout if self.training else 0.0
+            keys, values, visible = self._memory.append(keys, values)  # type: ignore[operator]
         return F.scaled_dot_product_attention(
-            queries, keys, values, dropout_p=dropout, is_causal=n > 1
+            queries,
+            keys,
+            values,
+            attn_mask=visible,
+            dropout_p=self._dropout if self.training else 0.0,
+            is_causal=visible is None and queries.shape[-2] > 1,
         )
 
 

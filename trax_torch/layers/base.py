@@ -262,6 +262,8 @@ class Layer(nn.Module):
         """Forgets the past, in this layer and all in it; every position is free again."""
         for memory in self._memories():
             memory.reset()
+        for module in self._foreign_caches():
+            module.reset_cache()
 
     def reorder_cache(self, parents: torch.Tensor) -> None:
         """Lets row r go on from the past of row `parents[r]`, here and in all layers inside.
@@ -271,12 +273,23 @@ class Layer(nn.Module):
         """
         for memory in self._memories():
             memory.reorder(parents)
+        for module in self._foreign_caches():
+            module.reorder_cache(parents)
 
     def _memories(self) -> Iterator[Any]:
         for module in self.modules():
             memory = module._memory if isinstance(module, Layer) else None
             if hasattr(memory, "reset"):
                 yield memory
+
+    def _foreign_caches(self) -> Iterator[Any]:
+        """Yields the outermost modules with a cache of their own, which see to those inside."""
+        inside: set[int] = set()
+        for module in self.modules():
+            if not isinstance(module, Layer) and hasattr(module, "init_cache"):
+                if id(module) not in inside:
+                    yield module
+                inside.update(id(m) for m in module.modules())
 
     def init_from_file(
         self, file_name: str, weights_only: bool = False, input_signature: Any = None

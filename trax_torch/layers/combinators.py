@@ -95,8 +95,13 @@ class Serial(Layer):
         for name in self._order:
             layer: Any = self._modules[name]
             n_in = layer._n_in
-            outputs = base.call(layer, _stack.take(stack, n_in))
-            stack = _stack.put(outputs, stack, n_in)
+            if n_in == 1 and not isinstance(stack, (tuple, list)):  # most often, and quicker
+                stack = base.call(layer, stack)
+                if not isinstance(stack, torch.Tensor):
+                    stack = _stack.put(stack, (), 0)
+            else:
+                outputs = base.call(layer, _stack.take(stack, n_in))
+                stack = _stack.put(outputs, stack, n_in)
         return stack
 
 

@@ -75,6 +75,8 @@ class Dense(Layer):
         w, b = self.weight, self.bias
         if x.dtype != w.dtype:
             x, w, b = promote(x, w, b)
+        if self._memory is not None and _is_quicker_turned_round(x, w):
+            return _turned_round(x, w, b)
         return F.linear(x, w, b)
 
     def _own_tree(self, kind: str) -> Any:
@@ -371,6 +373,25 @@ def Mean(axis: Any = -1, keepdims: bool = False) -> PureLayer:
 def Sum(axis: Any = None, keepdims: bool = False) -> PureLayer:
     """Returns a layer that sums over an axis, a tuple of axes, or, by default, all of them."""
     return PureLayer(functools.partial(torch.sum, dim=axis, keepdim=keepdims), name="Sum")
+
+
+def _is_quicker_turned_round(x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Tells whether w x' is quicker than x w', as for the few rows of a step on a CPU.
+
+    For a few rows MKL copies a matrix on the right before it multiplies, which is most of the time;
+    one on the left it reads once. Measured with torch 2.13 on AVX2: 1.2 to 1.9 times as quick.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return False
+    n_out, n_in = w.shape
+    n_rows = x.numel() // n_in
+    return 2 <= n_rows <= 8 and (n_out >= n_in or n_rows in (4, 5))
+
+
+def _turned_round(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+    rows = x.reshape(-1, x.shape[-1]).contiguous().t()  # the other order is half as quick
+    y = w @ rows if b is None else torch.addmm(b[:, None], w, rows)
+    return y.t().reshape(*x.shape[:-1], w.shape[0])
 
 
 def promote(

@@ -58,43 +58,122 @@ def penalty(n_tokens: int, length_penalty: float) -> float:
     return ((5 + n_tokens) / 6) ** length_penalty
 
 
-class Hypotheses:
-    """The best finished hypotheses of each row so far.
+class Search:
+    """A beam search in all rows of a batch: which beams live, and what they have been.
+
+    Each step keeps its tokens and which beam each grew from; sequences are put together once, at
+    the end. Rows do not depend on each other.
 
     Args:
       batch: number of rows.
-      n: how many to keep in each.
+      n_beams: how many beams live in a row, and how many hypotheses it keeps.
+      eos_id: the end symbol; -1 for none.
       max_length: how many tokens a hypothesis may have.
-      pad_id: what stands after its end.
+      length_penalty: see `penalty`.
+      early_stopping: a row is done when it has `n_beams` finished hypotheses.
       device: where.
     """
 
-    def __init__(self, batch: int, n: int, max_length: int, pad_id: int, device: torch.device):
-        self.pad = pad_id
-        self.scores = torch.full((batch, n), -torch.inf, device=device)
-        self.tokens = torch.full((batch, n, max_length), pad_id, dtype=torch.int64, device=device)
-        self.lengths = torch.zeros((batch, n), dtype=torch.int64, device=device)
+    def __init__(
+        self,
+        batch: int,
+        n_beams: int,
+        eos_id: int,
+        max_length: int,
+        length_penalty: float,
+        early_stopping: bool,
+        device: torch.device,
+    ):
+        self.n = 0  # tokens so far
+        self._n_beams, self._eos_id, self._max_length = n_beams, eos_id, max_length
+        self._length_penalty, self._early_stopping = length_penalty, early_stopping
+        self._living = torch.zeros((batch, 1), device=device)  # scores; one beam at first
+        # Of each step: where its beams grew from, and with which tokens; each (batch, n_beams).
+        self._parents: list[torch.Tensor] = []
+        self._tokens: list[torch.Tensor] = []
+        # The best finished hypotheses: penalized scores, tokens, and the beam before the last one.
+        self.scores = torch.full((batch, n_beams), -torch.inf, device=device)
+        self._lengths = torch.zeros((batch, n_beams), dtype=torch.int64, device=device)
+        self._grown_from = torch.zeros_like(self._lengths)
+        self._last = torch.zeros_like(self._lengths)
+        self._done = torch.zeros(batch, dtype=torch.bool, device=device)
 
-    def add(self, scores: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Keeps the best of what is here and what comes; earlier ones win ties.
+    def grow(self, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lets the beams grow by a token.
+
+        Args:
+          log_probs: (batch, beams, vocab), nats; one beam at the first step, then `n_beams`.
+
+        Returns:
+          `(tokens, parents)`, each (batch, n_beams): the living beams' new tokens, and which beam
+          each grew from.
+        """
+        k = self._n_beams
+        self.n += 1
+        best, parents, new = best_continuations(self._living, log_probs, 2 * k)
+        divisor = penalty(self.n, self._length_penalty)
+        if self._eos_id >= 0:
+            ends = new == self._eos_id
+            ended = best[:, :k].masked_fill(~ends[:, :k] | self._done[:, None], -torch.inf)
+            self._finish(ended / divisor, parents[:, :k], new[:, :k])
+            order = ends.to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]
+            self._living = best.gather(1, order).masked_fill(ends.gather(1, order), -torch.inf)
+            parents, new = parents.gather(1, order), new.gather(1, order)
+        else:
+            self._living, parents, new = best[:, :k], parents[:, :k], new[:, :k]
+        self._parents.append(parents)
+        self._tokens.append(new)
+        if self._early_stopping:
+            self._done |= self.scores[:, -1] > -torch.inf
+        n_longest = self._max_length
+        if self._length_penalty <= 0:  # shorter is better
+            n_longest = min(self.n + 1, n_longest)
+        reach = self._living[:, 0] / penalty(n_longest, self._length_penalty)
+        self._done |= self.scores[:, -1] >= reach
+        if self.n == self._max_length:
+            self._finish(
+                self._living.masked_fill(self._done[:, None], -torch.inf) / divisor, parents, new
+            )
+        return new, parents
+
+    def is_done(self) -> bool:
+        """Tells whether no row can find anything better."""
+        return bool(self._done.all())
+
+    def results(self, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the hypotheses, best first, and their scores.
+
+        Returns:
+          `(sequences, scores)`: (batch, n_beams, length of the longest), `pad_id` after the end of
+          each, and (batch, n_beams), nats.
+        """
+        length = max(1, int(self._lengths.max()))
+        batch, k = self.scores.shape
+        sequences = self._last.new_full((batch, k, length), pad_id)
+        beams = self._grown_from
+        for i in reversed(range(length)):
+            is_last, goes_on = self._lengths == i + 1, self._lengths > i + 1
+            token = torch.where(is_last, self._last, self._tokens[i].gather(1, beams))
+            sequences[:, :, i] = token.masked_fill(~(is_last | goes_on), pad_id)
+            beams = torch.where(goes_on, self._parents[i].gather(1, beams), beams)
+        return sequences, self.scores
+
+    def _finish(self, scores: torch.Tensor, parents: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Keeps the best of what has finished and what finishes now; earlier ones win ties.
 
         Args:
           scores: (batch, m), penalized; `-inf` stands for none.
-          tokens: (batch, m, length).
+          parents: which beam before this step's token, likewise.
+          tokens: this step's, likewise.
         """
-        n, max_length = self.scores.shape[1], self.tokens.shape[2]
-        length = tokens.shape[2]
-        padded = self.tokens.new_empty((*tokens.shape[:2], max_length))
-        padded[:, :, :length] = tokens
-        padded[:, :, length:] = self.pad
-        lengths = torch.full(scores.shape, length, device=scores.device)
-        all_scores = torch.cat([self.scores, scores], dim=1)
-        best, order = all_scores.sort(dim=1, descending=True, stable=True)
-        best, order = best[:, :n], order[:, :n]
-        dead = best == -torch.inf
-        self.scores = best
-        self.lengths = torch.cat([self.lengths, lengths], dim=1).gather(1, order)
-        self.lengths = self.lengths.masked_fill(dead, 0)
-        everything = torch.cat([self.tokens, padded], dim=1)
-        picked = everything.gather(1, order[:, :, None].expand(-1, -1, max_length))
-        self.tokens = picked.masked_fill(dead[:, :, None], self.pad)
+        k = self._n_beams
+        best, order = torch.cat([self.scores, scores], dim=1).sort(
+            dim=1, descending=True, stable=True
+        )
+        order = order[:, :k]
+        self.scores = best[:, :k]
+        lengths = torch.full_like(tokens, self.n)
+        self._lengths = torch.cat([self._lengths, lengths], dim=1).gather(1, order)
+        self._lengths.masked_fill_(self.scores == -torch.inf, 0)
+        self._grown_from = torch.cat([self._grown_from, parents], dim=1).gather(1, order)
+        self._last = torch.cat([self._last, tokens], dim=1).gather(1, order)

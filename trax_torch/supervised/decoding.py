@@ -1,16 +1,53 @@
 """Decoding: a model that predicts the next token, asked again and again."""
 
-import math
 import numbers
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from trax_torch import _nest
 from trax_torch import layers as tl
-from trax_torch.supervised import _beams
+from trax_torch.supervised import _beams, _runs
 from trax_torch.supervised._sampling import Sampler
+
+_BACKEND: Any = "inductor"
+
+
+class CachedModule(Protocol):
+    """What a plain `nn.Module` offers to be decoded position by position.
+
+    It is then called with the next tokens (batch, n) of sequences and remembers those before, from
+    `init_cache` on. What it remembers it keeps in attributes and buffers of its own, which decoding
+    puts aside between tokens. A module that offers none of this is decoded with `eval_mode=True`.
+
+    Example:
+      >>> class Counter(torch.nn.Module):  # the next token is the number of tokens so far
+      ...     seen = 0
+      ...     def init_cache(self, batch_size, max_length):
+      ...         self.seen = torch.zeros(batch_size or 1, dtype=torch.int64)
+      ...     def reset_cache(self):
+      ...         self.seen.zero_()
+      ...     def reorder_cache(self, parents):
+      ...         self.seen = self.seen[parents]
+      ...     def forward(self, tokens):
+      ...         places = self.seen[:, None] + torch.arange(tokens.shape[1])
+      ...         self.seen += tokens.shape[1]
+      ...         return torch.nn.functional.one_hot(places % 9, 9).float()
+      >>> autoregressive_sample(Counter(), temperature=0.0, max_length=4, eos_id=-1)
+      tensor([[0, 1, 2, 3]])
+      >>> beam_search(Counter(), n_beams=2, max_length=4, eos_id=-1)[0, 0]
+      tensor([0, 1, 2, 3])
+    """
+
+    def init_cache(self, batch_size: int | None, max_length: int | None) -> None:
+        """Makes an empty cache for so many rows and positions; None leaves it to the module."""
+
+    def reset_cache(self) -> None:
+        """Forgets the past."""
+
+    def reorder_cache(self, parents: torch.Tensor) -> None:
+        """Lets row r go on from the past of row `parents[r]`; integers (batch,), for beams."""
 
 
 def autoregressive_sample_stream(
@@ -25,7 +62,12 @@ def autoregressive_sample_stream(
     *,
     seed: int | Sequence[int] | None = None,
     max_length: int | None = None,
-) -> Iterator[torch.Tensor]:
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    prompt_lengths: Any = None,
+    return_log_probs: bool = False,
+) -> Iterator[Any]:
     """Yields the tokens of sequences as a model makes them, one position at a time, without end.
 
     Each call starts afresh. The model needs no mode of its own: it predicts while a token is made
@@ -33,14 +75,17 @@ def autoregressive_sample_stream(
 
     Args:
       model: maps tokens (batch, length) to logits (batch, length, vocab), or, if it takes several
-        inputs, (source, tokens) to a tuple that begins with logits.
+        inputs, (source, tokens) to a tuple that begins with logits. A plain `nn.Module` takes part
+        as `CachedModule` says.
       inputs: integers (batch, length): a prefix that the sequences go on from, or the source if the
         model takes several inputs.
       batch_size: number of sequences.
       temperature: 0 takes the likeliest token; 1 draws from the model's distribution.
       start_id: the symbol before the first one; an int, or integers (batch, 1).
-      accelerate: lets the fastest way be taken, which is today the same for True and False: the
-        model runs uncompiled, on buffers that are made once.
+      accelerate: lets steps be compiled where that pays: very many are asked for, or the model was
+        compiled before for a call of this kind (`warmup`, `tl.Accelerate`). Prompts are read
+        uncompiled, in one pass. The logger "trax_torch" is told which way was taken. False never
+        compiles.
       eval_mode: takes any model whose output at a position tells of the token at that position,
         from those before (as models with `ShiftRight` do), and runs it on all tokens so far. Much
         slower.
@@ -48,27 +93,39 @@ def autoregressive_sample_stream(
       seed: of the random numbers; one for all rows, or one for each.
       max_length: how many tokens there will be at most; by default the model decides how many
         positions it has room for.
+      top_k, top_p, min_p: draw among the likeliest tokens alone; see `_sampling.Sampler`.
+      prompt_lengths: integers (batch,): how many of a row's `inputs` count, where shorter prompts
+        are padded on the right. Each row becomes what its prompt alone becomes.
+      return_log_probs: yields `(tokens, log_probs)`; each token's logarithm of the probability that
+        the model gave it, in nats, whatever the temperature.
 
     Yields:
-      int64 tensors of shape (batch, 1), on the model's device.
+      int64 tensors of shape (batch, 1), on the model's device; with `return_log_probs` pairs of
+      them and floats of the same shape.
 
     Raises:
-      ValueError: if batch sizes differ, the temperature is negative, or there is no more room.
+      ValueError: if batch sizes differ, the temperature is negative, lengths are out of range, or
+        logits are not numbers.
       TypeError: if tokens are not integers, or the model can neither predict nor is in eval mode.
+      LayerError: if there is no more room, or an id is outside the vocabulary.
 
     Source: Trax `supervised/decoding.py::autoregressive_sample_stream`, which goes on from what the
       last call left behind.
     """
-    layer, source, prefix = _begin(model, inputs, batch_size, start_id)
-    sampler = Sampler(temperature, batch_size, seed)
-    if eval_mode and bool(prefix[:, 0].any()):
-        raise ValueError(
-            f"In eval mode the model puts its own start symbol, 0, before a sequence; got start_id="
-            f"{start_id!r}. Decode in predict mode, or leave start_id at 0."
-        )
-    steps = _in_eval_mode if eval_mode else _in_predict_mode
-    room = None if max_length is None else prefix.shape[1] + max_length - 1
-    return steps(layer, source, prefix, sampler, room, eval_min_length)
+    chosen = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    sampler = Sampler(temperature, batch_size, seed, **chosen)  # type: ignore[arg-type]
+    run = _run(
+        model,
+        inputs,
+        batch_size,
+        start_id,
+        accelerate,
+        prompt_lengths,
+        max_length,
+        (eval_min_length,) if eval_mode else None,
+    )
+    return _outside(run, _steps(run, sampler, return_log_probs))
 
 
 def autoregressive_sample(
@@ -85,22 +142,31 @@ def autoregressive_sample(
     *,
     seed: int | Sequence[int] | None = None,
     pad_id: int = 0,
-) -> torch.Tensor:
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    prompt_lengths: Any = None,
+    return_log_probs: bool = False,
+) -> Any:
     """Returns sequences that a model makes, up to an end symbol.
 
     Args:
       model, inputs, batch_size, temperature, start_id, accelerate, eval_mode, eval_min_length,
-        seed: as for `autoregressive_sample_stream`.
-      eos_id: the end symbol; it is kept, and what would follow it in a row is `pad_id`.
+        seed, top_k, top_p, min_p, prompt_lengths: as for `autoregressive_sample_stream`.
+      eos_id: the end symbol; it is kept, and what would follow it in a row is `pad_id`. -1 for
+        none.
       max_length: how many tokens at most; at least 1.
       pad_id: fills rows that have ended.
+      return_log_probs: returns `(tokens, log_probs)`; see `autoregressive_sample_stream`. Padding
+        has 0.
 
     Returns:
       int64 tensor of shape (batch, output_length). It is done when every row has met its end, or
-      after `max_length` tokens.
+      after `max_length` tokens. With `return_log_probs` a pair, the second float32 of that shape.
 
     Raises:
-      ValueError, TypeError: as for `autoregressive_sample_stream`, and if `max_length` is below 1.
+      ValueError, TypeError, LayerError: as for `autoregressive_sample_stream`, and if `max_length`
+        is below 1.
 
     Example:
       >>> from trax_torch import models
@@ -114,29 +180,40 @@ def autoregressive_sample(
     """
     if max_length < 1:
         raise ValueError(f"max_length counts tokens, so it is at least 1; got {max_length}.")
-    stream = autoregressive_sample_stream(
+    chosen = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    sampler = Sampler(temperature, batch_size, seed, **chosen)  # type: ignore[arg-type]
+    run = _run(
         model,
         inputs,
         batch_size,
-        temperature,
         start_id,
         accelerate,
-        eval_mode,
-        eval_min_length,
-        seed=seed,
-        max_length=max_length,
+        prompt_lengths,
+        max_length,
+        (eval_min_length,) if eval_mode else None,
     )
-    ended: torch.Tensor | None = None
-    result: list[torch.Tensor] = []
-    for tokens in stream:
-        if ended is not None:
-            tokens = tokens.masked_fill(ended, pad_id)
-        result.append(tokens)
-        met = tokens == eos_id
-        ended = met if ended is None else ended | met
-        if len(result) == max_length or bool(ended.all()):
-            break
-    return torch.cat(result, dim=1)
+    taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    with run:
+        ended: torch.Tensor | None = None
+        for item in _steps(run, sampler, return_log_probs):
+            tokens, log_probs = item if return_log_probs else (item, None)
+            taken.append((tokens, log_probs))
+            met = tokens == eos_id
+            ended = met if ended is None else ended | met
+            n = len(taken)
+            if n == max_length or (_looks(n, tokens.device) and bool(ended.all())):
+                break
+    tokens = torch.cat([t for t, _ in taken], dim=1)
+    n_ends = (tokens == eos_id).cumsum(1)
+    all_ended = (n_ends > 0).all(dim=0)
+    length = tokens.shape[1] - int(all_ended.sum()) + int(all_ended.any())
+    after = (n_ends.roll(1, 1)[:, :length] > 0).index_fill(1, n_ends.new_zeros(1), False)
+    tokens = tokens[:, :length].masked_fill(after, pad_id)
+    if not return_log_probs:
+        return tokens
+    log_probs = torch.cat([p for _, p in taken if p is not None], dim=1)
+    return tokens, log_probs[:, :length].masked_fill(after, 0.0)
 
 
 def beam_search(
@@ -152,6 +229,8 @@ def beam_search(
     *,
     pad_id: int = 0,
     return_scores: bool = False,
+    early_stopping: bool = False,
+    prompt_lengths: Any = None,
 ) -> Any:
     """Returns the likeliest sequences that a beam search finds, best first.
 
@@ -162,8 +241,11 @@ def beam_search(
     least what its best living beam can still reach; at `max_length` the living beams compete as
     they are. Rows do not depend on each other, and ties go to the lower (beam, token).
 
+    Keys and values are never moved: the beams of a row share the memory of what they have in
+    common, and each sees its own past of it.
+
     Args:
-      model, inputs, batch_size, start_id: as for `autoregressive_sample_stream`.
+      model, inputs, batch_size, start_id, prompt_lengths: as for `autoregressive_sample_stream`.
       n_beams: how many hypotheses to follow, and to return; at least 1.
       eos_id: the end symbol; -1 for none.
       max_length: how many tokens at most; at least 1.
@@ -171,15 +253,17 @@ def beam_search(
       accelerate: as for `autoregressive_sample_stream`.
       pad_id: fills what stands after the end of a sequence.
       return_scores: returns `(sequences, scores)`.
+      early_stopping: a row is done as soon as `n_beams` of its hypotheses are finished, though a
+        living beam might still become better.
 
     Returns:
-      int64 tensor of shape (batch, n_beams, output_length); with `return_scores`, and a float
+      int64 tensor of shape (batch, n_beams, output_length); with `return_scores`, and a float32
       tensor of shape (batch, n_beams), nats. Where there are fewer sequences than beams, the
       missing ones score -inf and hold padding.
 
     Raises:
-      ValueError, TypeError: as for `autoregressive_sample`; if `n_beams` is below 1; if the logits
-        are not numbers.
+      ValueError, TypeError, LayerError: as for `autoregressive_sample`; if `n_beams` is below 1; if
+        the logits are not numbers.
 
     Source: Trax `supervised/decoding.py::beam_search`, which takes a batch of 1 and follows neither
       `eos_id` nor `length_penalty`; Wu et al. 2016, arXiv:1609.08144.
@@ -188,130 +272,194 @@ def beam_search(
         raise ValueError(f"A beam search follows at least 1 beam; got n_beams={n_beams}.")
     if max_length < 1:
         raise ValueError(f"max_length counts tokens, so it is at least 1; got {max_length}.")
-    layer, source, prefix = _begin(model, inputs, batch_size, start_id)
-    _check_can_predict(layer)
-    rows = torch.arange(batch_size, device=prefix.device)
-    expanded = rows.repeat_interleave(n_beams)
-    tokens = prefix[expanded]
-    source = None if source is None else source[expanded]
-    run = layer.predict(batch_size * n_beams, prefix.shape[1] + max_length - 1)
-
-    finished = _beams.Hypotheses(batch_size, n_beams, max_length, pad_id, prefix.device)
-    scores = torch.full((batch_size, n_beams), -torch.inf, device=prefix.device)
-    scores[:, 0] = 0.0
-    sequences = prefix.new_empty((batch_size, n_beams, 0))
-    done = torch.zeros(batch_size, dtype=torch.bool, device=prefix.device)
-    for n in range(1, max_length + 1):
-        with torch.no_grad(), run:
-            logits = _logits(layer, source, tokens)[:, -1].float()
-        if bool(logits.isnan().any()):
-            raise ValueError(f"The model's logits for token {n} are not numbers (NaN).")
-        log_probs = torch.log_softmax(logits, dim=-1).view(batch_size, n_beams, -1)
-        best, parents, new = _beams.best_continuations(scores, log_probs, 2 * n_beams)
-        grown = sequences.gather(1, parents[:, :, None].expand(-1, -1, n - 1))
-        grown = torch.cat([grown, new[:, :, None]], dim=2)
-        ends = new == eos_id
-
-        first = slice(0, n_beams)
-        ended = best[:, first].masked_fill(~ends[:, first] | done[:, None], -torch.inf)
-        finished.add(ended / _beams.penalty(n, length_penalty), grown[:, first])
-
-        order = ends.to(torch.uint8).sort(dim=1, stable=True).indices[:, first]
-        scores = best.gather(1, order).masked_fill(ends.gather(1, order), -torch.inf)
-        parents = parents.gather(1, order)
-        sequences = grown.gather(1, order[:, :, None].expand(-1, -1, n))
-        longest = max_length if length_penalty > 0 else min(n + 1, max_length)
-        reach = scores[:, 0] / _beams.penalty(longest, length_penalty)
-        done |= finished.scores[:, -1] >= reach
-        if n == max_length or bool(done.all()):
-            break
-        with run:
-            layer.reorder_cache((rows[:, None] * n_beams + parents).flatten())
-        tokens = sequences[:, :, -1].reshape(-1, 1)
-    living = scores.masked_fill(done[:, None], -torch.inf) / _beams.penalty(n, length_penalty)
-    if n == max_length:
-        finished.add(living, sequences)
-    length = max(1, int(finished.lengths.max()))
-    result = finished.tokens[:, :, :length]
-    return (result, finished.scores) if return_scores else result
+    run = _run(
+        model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
+    )
+    with run:
+        logits = run.begin()[:, None]
+        search = _beams.Search(
+            batch_size, n_beams, eos_id, max_length, length_penalty, early_stopping, logits.device
+        )
+        while True:
+            log_probs = torch.log_softmax(logits, dim=-1)
+            tokens, parents = search.grow(log_probs)
+            looks = _looks(search.n, logits.device)
+            if looks and bool(log_probs[:, :, 0].isnan().any()):
+                raise _not_numbers(search.n)
+            if search.n == max_length or (looks and search.is_done()):
+                break
+            logits = run.go_on(tokens, parents)
+    sequences, scores = search.results(pad_id)
+    return (sequences, scores) if return_scores else sequences
 
 
-def _begin(
-    model: Any, inputs: Any, batch_size: int, start_id: Any
-) -> tuple[tl.Layer, torch.Tensor | None, torch.Tensor]:
-    """Returns the model as a layer, its source if it takes one, and the first tokens."""
+def warmup(
+    model: Any,
+    batch_size: int = 1,
+    max_length: int = 100,
+    *,
+    inputs: Any = None,
+    n_beams: int = 1,
+    prompt_lengths: Any = None,
+) -> None:
+    """Compiles a model for later calls of this kind, which are then fast from their first token.
+
+    A kind is the batch size, the number of beams, and whether there are `prompt_lengths`. Calls
+    with any prompts, sources, seeds and temperatures are of the same kind, if prompt and tokens
+    together are no more than here. Where nothing can be compiled there is one warning, and later
+    calls run as they are. It takes ten seconds or more.
+
+    Args:
+      model: as for `autoregressive_sample_stream`.
+      batch_size: number of sequences.
+      max_length: how many tokens those calls will make at most; at least 2.
+      inputs: integers (batch, length) of the kind those calls will have; None for none.
+      n_beams: more than 1 is for `beam_search`.
+      prompt_lengths: any, for calls that have some.
+
+    Raises:
+      ValueError, TypeError, LayerError: as for `autoregressive_sample`; if the model has a cache of
+        its own, whose steps cannot be compiled.
+
+    Example:
+      >>> from trax_torch import models
+      >>> model = models.TransformerLM(vocab_size=8, d_model=8, d_ff=8, n_layers=1, n_heads=2)
+      >>> _ = model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+      >>> warmup(model, max_length=60)                                 # doctest: +SKIP
+    """
+    if max_length < 2:
+        raise ValueError(f"The first token needs no compiled step: give more; got {max_length}.")
     layer = tl.as_layer(model)
+    fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
+    run = _run(fast, inputs, batch_size, 0, True, prompt_lengths, max_length, None, n_beams)
+    with run:
+        tokens = run.begin().argmax(-1, keepdim=True).expand(-1, n_beams)
+        if not run.can_compile:
+            raise ValueError(
+                f"The steps of {layer.name} cannot be compiled: it keeps a cache of its own, or "
+                f"its layers count positions in different ways. Build it of this package's layers."
+            )
+        for _ in range(min(2, max_length - 1)):
+            run.go_on(tokens, torch.zeros_like(tokens))
+
+
+def _run(
+    model: Any,
+    inputs: Any,
+    batch_size: int,
+    start_id: Any,
+    accelerate: bool,
+    prompt_lengths: Any,
+    max_length: int | None,
+    eval_lengths: tuple[int] | None,
+    n_beams: int = 1,
+) -> Any:
+    """Returns the run of a model that a call asks for.
+
+    Args:
+      max_length: how many tokens at most, or None.
+      eval_lengths: `(eval_min_length,)` for a run in eval mode.
+    """
+    layer = tl.as_layer(model)
+    wish, backend = None if accelerate else False, _BACKEND
+    if isinstance(layer, tl.Accelerate):
+        wish, backend, layer = accelerate, layer.backend, layer.sublayer
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
-    start = _start_symbols(start_id, batch_size, device)
+    source = None
+    prompt = _start_symbols(start_id, batch_size, device)
     given = None if inputs is None else _tokens(inputs, "inputs", batch_size, device)
-    if layer.n_in == 1:
-        return layer, None, start if given is None else torch.cat([start, given], dim=1)
-    if given is None:
+    lengths = None
+    if layer.n_in > 1:
+        if given is None:
+            raise ValueError(
+                f"The model takes {layer.n_in} inputs, the first of which is the source; give "
+                f"inputs."
+            )
+        if prompt_lengths is not None:
+            raise ValueError(
+                f"prompt_lengths are of prefixes, but inputs are the source of {layer.name}, whose "
+                f"padding is told by its tokens, 0."
+            )
+        source = given
+    elif given is not None:
+        if prompt_lengths is not None:
+            given, lengths = _cut(given, prompt_lengths)
+        prompt = torch.cat([prompt, given], dim=1)
+    elif prompt_lengths is not None:
+        raise ValueError("prompt_lengths are of the rows of inputs; give inputs too.")
+    if eval_lengths is not None:
+        if bool(prompt[:, 0].any()):
+            raise ValueError(
+                f"In eval mode the model puts its own start symbol, 0, before a sequence; got "
+                f"start_id={start_id!r}. Decode in predict mode, or leave start_id at 0."
+            )
+        room = None if max_length is None else prompt.shape[1] + max_length - 1
+        return _runs.EvalRun(layer, source, prompt[:, 1:], lengths, room, *eval_lengths)
+    lengths = None if lengths is None else lengths + 1
+    n_steps = None if max_length is None else max_length - 1
+    return _runs.PredictRun(layer, source, prompt, lengths, n_steps, n_beams, wish, backend)
+
+
+def _steps(run: Any, sampler: Callable[[torch.Tensor], torch.Tensor], log_probs: bool) -> Any:
+    """Yields what a stream yields, inside the run."""
+    logits = run.begin()
+    n = 0
+    doubtful: torch.Tensor | None = None
+    while True:
+        n += 1
+        bad = logits.amax().isnan()  # one number among the largest that is none
+        doubtful = bad if doubtful is None else doubtful | bad
+        if _looks(n, logits.device) and bool(doubtful):
+            raise _not_numbers(n)
+        tokens = sampler(logits)[:, None]
+        if log_probs:
+            yield tokens, torch.log_softmax(logits, dim=-1).gather(1, tokens)
+        else:
+            yield tokens
+        logits = run.go_on(tokens)[:, 0]
+
+
+def _outside(run: Any, steps: Iterator[Any]) -> Iterator[Any]:
+    """Yields what steps yield, with the run left meanwhile."""
+    while True:
+        with run:
+            item = next(steps)
+        yield item
+
+
+def _looks(n: int, device: torch.device) -> bool:
+    """Tells whether to look at results after n tokens; a GPU would have to be waited for."""
+    return device.type == "cpu" or n == 1 or n % 8 == 0
+
+
+def _not_numbers(n: int) -> ValueError:
+    return ValueError(
+        f"The model's logits for token {n} are not numbers (NaN). Look for weights that are none, "
+        f"or for a division by 0 in the model."
+    )
+
+
+def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Returns prompts without needless padding, and their lengths; None if they are all equal."""
+    batch, n = inputs.shape
+    lengths = torch.as_tensor(lengths, device=inputs.device)
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != (batch,):
         raise ValueError(
-            f"The model takes {layer.n_in} inputs, the first of which is the source; give inputs."
+            f"prompt_lengths are {batch} integers, one a row; got {lengths.dtype} of shape "
+            f"{tuple(lengths.shape)}."
         )
-    return layer, given, start
-
-
-def _in_predict_mode(
-    layer: tl.Layer,
-    source: torch.Tensor | None,
-    tokens: torch.Tensor,
-    sampler: Sampler,
-    room: int | None,
-    eval_min_length: int,
-) -> Iterator[torch.Tensor]:
-    _check_can_predict(layer)
-    run = layer.predict(tokens.shape[0], room)
-    while True:
-        with torch.no_grad(), run:
-            logits = _logits(layer, source, tokens)
-            tokens = sampler(logits[:, -1])[:, None]
-        yield tokens
-
-
-def _in_eval_mode(
-    layer: tl.Layer,
-    source: torch.Tensor | None,
-    tokens: torch.Tensor,
-    sampler: Sampler,
-    room: int | None,
-    eval_min_length: int,
-) -> Iterator[torch.Tensor]:
-    tokens = tokens[:, 1:]  # the model puts its own start symbol before them
-    while True:
-        n = tokens.shape[1]
-        length = 2 ** math.ceil(math.log2(max(eval_min_length, n + 1)))
-        if room is not None:  # a model may have room for no more than there will be
-            length = max(n + 1, min(length, room))
-        padded = torch.nn.functional.pad(tokens, (0, length - n))
-        training = [m for m in layer.modules() if m.training]
-        layer.eval()
-        try:
-            with torch.no_grad():
-                new = sampler(_logits(layer, source, padded)[:, n])[:, None]
-        finally:
-            for module in training:
-                module.training = True
-        tokens = torch.cat([tokens, new], dim=1)
-        yield new
-
-
-def _logits(layer: tl.Layer, source: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
-    outputs = layer(tokens) if source is None else layer((source, tokens))
-    return outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-
-
-def _check_can_predict(layer: tl.Layer) -> None:
-    if isinstance(layer, tl.Wrapped) and not any(
-        hasattr(m, "init_cache") for m in layer.module.modules()
-    ):
-        raise TypeError(
-            f"{layer.name} cannot predict position by position: it offers no init_cache("
-            f"batch_size, max_length) and reset_cache(). Offer them, or decode with "
-            f"eval_mode=True if its output at a position tells of the token there, from those "
-            f"before."
+    low, high = (int(x) for x in torch.aminmax(lengths))
+    if low < 0 or high > n:
+        raise ValueError(
+            f"prompt_lengths are between 0 and {n}, the length of inputs; got "
+            f"{low if low < 0 else high}."
         )
+    inputs = inputs[:, :high]
+    if low == high:
+        return inputs, None
+    lengths = lengths.long()
+    is_padding = torch.arange(high, device=inputs.device) >= lengths[:, None]
+    return inputs.masked_fill(is_padding, 0), lengths
 
 
 def _start_symbols(start_id: Any, batch_size: int, device: torch.device) -> torch.Tensor:

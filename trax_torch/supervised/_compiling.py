@@ -1,0 +1,164 @@
+"""Compiled steps of decoding: how one is made, where it lives, and when it pays.
+
+A step maps tokens (batch, n) to logits, for a model in predict mode whose layers share a `Moment`.
+All that changes from step to step is in tensors, so one program serves all steps.
+"""
+
+import logging
+import math
+import types
+import warnings
+from typing import Any
+
+import torch
+
+from trax_torch import layers as tl
+
+_log = logging.getLogger("trax_torch")
+
+# Compiling takes ten to thirty seconds and saves, a step, about a millisecond on a CPU and several
+# on a GPU: fewer steps than these do not earn it back.
+N_STEPS_THAT_PAY = {"cpu": 30_000, "cuda": 5_000}
+
+
+def step(layer: Any, source: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
+    """Returns a model's logits for tokens (batch, n): floats (batch, n, vocab), at least float32.
+
+    Args:
+      layer: maps tokens, or (source, tokens), to logits or a tuple that begins with them.
+      source: None for a model that takes tokens alone.
+      tokens: integers.
+    """
+    outputs = layer(tokens) if source is None else layer((source, tokens))
+    logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class CompiledSteps:
+    """The compiled steps of one model, by kind; copies and files of the model have none.
+
+    A kind says all that a program depends on: sizes, types, and what the model is made of.
+    """
+
+    def __init__(self) -> None:
+        self.by_kind: dict[Any, CompiledStep] = {}
+        self.cannot = False  # after nothing could be compiled
+
+    def __reduce__(self) -> Any:
+        return CompiledSteps, ()
+
+    def __deepcopy__(self, memo: Any) -> "CompiledSteps":
+        return CompiledSteps()
+
+
+class CompiledStep:
+    """`step` as one compiled program of one model, for one kind."""
+
+    def __init__(self, steps: CompiledSteps, backend: str, device: torch.device):
+        self._steps = steps
+        # torch keeps programs by code object, a few for each: so each program has its own.
+        own = types.FunctionType(step.__code__.replace(), step.__globals__, "step")
+        options: dict[str, Any] | None = None
+        if backend == "inductor":
+            # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
+            options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
+        self._program = torch.compile(own, backend=backend, fullgraph=True, options=options)
+        self.is_made = False
+
+    def __call__(
+        self, layer: Any, source: Any, tokens: torch.Tensor, is_checked: bool
+    ) -> torch.Tensor:
+        """Returns `step(layer, source, tokens)`.
+
+        Args:
+          layer, source, tokens: as for `step`.
+          is_checked: whether an earlier step of the same run went through; then nothing is there
+            that could have changed, and torch is spared looking for it.
+        """
+        if self._steps.cannot:
+            return step(layer, source, tokens)
+        if is_checked:
+            try:
+                with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+                    return self._program(layer, source, tokens)
+            except RuntimeError as error:  # the step before was told to run uncompiled
+                if "skip_guard_eval_unsafe" not in str(error):
+                    raise
+        try:
+            logits = self._program(layer, source, tokens)
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            warnings.warn(f"{layer.name} decodes uncompiled: {error}", stacklevel=2)
+            self._steps.cannot = True
+            return step(layer, source, tokens)
+        self.is_made = True
+        return logits
+
+
+def steps_of(layer: tl.Layer) -> CompiledSteps:
+    """Returns a model's compiled steps, which live on the model itself."""
+    owner: Any = layer.module if isinstance(layer, tl.Wrapped) else layer
+    found = vars(owner).get("_compiled_steps")
+    if found is None:
+        found = CompiledSteps()
+        object.__setattr__(owner, "_compiled_steps", found)
+    return found
+
+
+def step_for(
+    layer: tl.Layer,
+    sizes: tuple[Any, ...],
+    n_slots: int,
+    n_steps: float,
+    wish: bool | None,
+    backend: str,
+) -> tuple[CompiledStep | None, int]:
+    """Returns the compiled step to use and how long its caches are.
+
+    Programs are for caches of certain lengths, powers of two; one for longer caches than are needed
+    serves as well, since only what is filled is attended to.
+
+    Args:
+      layer: the model.
+      sizes: what the program depends on beside the model and the length of the caches.
+      n_slots: how long the caches must be.
+      n_steps: how many steps there will be at most.
+      wish: True compiles, False does not, None compiles where it pays.
+      backend: as for `torch.compile`.
+
+    Returns:
+      `(step, length)`; `(None, n_slots)` where the uncompiled way is no slower.
+    """
+    if wish is False:
+        _log.info("%s decodes uncompiled: accelerate=False.", layer.name)
+        return None, n_slots
+    steps = steps_of(layer)
+    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
+    kind = (*sizes, backend, _make_of(layer))
+    made = [
+        length
+        for (*others, length), known in steps.by_kind.items()
+        if known.is_made and tuple(others) == kind and length >= n_slots
+    ]
+    pays = n_steps >= N_STEPS_THAT_PAY.get(device.type, float("inf"))
+    if steps.cannot or not (wish or pays or made):
+        reason = "nothing compiles here" if steps.cannot else f"{n_steps} steps do not repay it"
+        _log.info("%s decodes uncompiled: %s; see decoding.warmup.", layer.name, reason)
+        return None, n_slots
+    length = min(made, default=2 ** max(6, math.ceil(math.log2(max(1, n_slots)))))
+    known = steps.by_kind.get((*kind, length))
+    if known is None:
+        known = steps.by_kind[(*kind, length)] = CompiledStep(steps, backend, device)
+    _log.info("%s decodes compiled (%s).", layer.name, "known" if known.is_made else "new")
+    return known, length
+
+
+def _make_of(layer: tl.Layer) -> int:
+    """Returns a number that changes when a model is put together in another way."""
+    return hash(
+        (
+            *(id(m) for m in layer.modules()),
+            *((p.shape, p.dtype, p.device) for p in layer.parameters()),
+        )
+    )

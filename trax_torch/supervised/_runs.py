@@ -1,0 +1,425 @@
+"""Runs of a model along sequences: the prompt first, then one position after another.
+
+A run knows how a model is asked and what it remembers. Which token comes next, others decide.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from trax_torch import layers as tl
+from trax_torch.layers import _kv_cache
+from trax_torch.supervised import _compiling
+from trax_torch.supervised._compiling import step
+
+_MEMORIES = (_kv_cache.Position, _kv_cache.Carry, _kv_cache.Kept)
+
+
+class PredictRun:
+    """A model that predicts. A context, between whose `with` blocks the model is as it was.
+
+    The steps after the prompt find all layers at one `Moment`, compiled or not. Where a model's
+    memories are of other kinds than this package's, or not all at one position, each layer counts
+    for itself, nothing is compiled, and beams are rows whose memories are reordered.
+
+    Args:
+      layer: the model.
+      source: integers (batch, length) for a model that takes them beside the tokens, or None.
+      prompt: integers (batch, length), at least one a row.
+      lengths: how much of a row of the prompt counts, integers (batch,); None for all.
+      n_steps: how many steps will follow the prompt at most; None for as many as the model has
+        room for.
+      n_beams: how many beams a row will have after the prompt.
+      wish: whether to compile; see `_compiling.step_for`.
+      backend: as for `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        layer: tl.Layer,
+        source: torch.Tensor | None,
+        prompt: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        n_steps: int | None = None,
+        n_beams: int = 1,
+        wish: bool | None = None,
+        backend: str = "inductor",
+    ):
+        _check_can_predict(layer, n_beams)
+        self._layer, self._source, self._prompt, self._lengths = layer, source, prompt, lengths
+        self._n_beams = n_beams
+        batch, n = prompt.shape
+        room = None if n_steps is None else n + n_steps
+        self._rows = torch.arange(batch, device=prompt.device)[:, None] * n_beams
+        # Memories of other kinds have a row for each beam from the beginning.
+        foreign = _foreign(layer)
+        self._context = layer.predict(batch, room)
+        with self._context:
+            memories = list(layer._memories())
+            self._shares = not foreign and all(
+                isinstance(m, _MEMORIES) and getattr(m, "can_branch", True) for m in memories
+            )
+        self._expanded = n_beams > 1 and not self._shares
+        if self._expanded:
+            self._expand()
+            self._context = layer.predict(batch * n_beams, room)
+        elif lengths is not None and not self._shares:
+            raise ValueError(
+                f"prompt_lengths needs a model whose memories are those of this package's layers; "
+                f"{layer.name} has others. Decode rows with prompts of one length together."
+            )
+        self._memories = memories
+        self._caches = [m for m in memories if isinstance(m, _kv_cache.KVCache)]
+        self._limit = min(
+            (m.max_length for m in self._positions() if m.max_length is not None),
+            default=math.inf,
+        )
+        self._n_steps = math.inf if n_steps is None else n_steps
+        self._wish, self._backend = wish, backend
+        self._compiled: _compiling.CompiledStep | None = None
+        if self._shares:
+            self._reserve()
+        self._n = 0  # steps since the prompt
+        self._moment: _kv_cache.Moment | None = None
+
+    def __enter__(self) -> "PredictRun":
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+        self._no_grad.__exit__(*error)
+
+    def begin(self) -> torch.Tensor:
+        """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
+        layer, lengths = self._layer, self._lengths
+        for memory in self._memories:
+            if isinstance(memory, _kv_cache.Carry):
+                memory.lengths = lengths
+        with ids_checked(layer), _last_alone(layer, lengths):
+            logits = step(layer, self._source, self._prompt)
+        for memory in self._memories:
+            if isinstance(memory, _kv_cache.Carry):
+                memory.lengths = None
+        n = self._prompt.shape[1]
+        positions = [m.filled for m in self._positions()]
+        if self._shares and any(filled != n for filled in positions):
+            self._shares, self._compiled = False, None
+            if lengths is not None:
+                raise ValueError(
+                    f"prompt_lengths needs layers that all count the same positions; those of "
+                    f"{layer.name} are at {sorted(set(positions))} after {n}."
+                )
+            if self._n_beams > 1:
+                rows = torch.arange(len(self._prompt), device=self._prompt.device)
+                layer.reorder_cache(rows.repeat_interleave(self._n_beams))
+                self._expand()
+        elif self._shares:
+            self._share()
+        if self._expanded:
+            logits = logits[:: self._n_beams]
+        if logits.shape[1] == 1 or lengths is None:
+            return logits[:, -1]
+        return logits[torch.arange(len(lengths), device=logits.device), lengths - 1]
+
+    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor | None = None) -> torch.Tensor:
+        """Takes the next tokens; returns the logits for those after them.
+
+        Args:
+          tokens: integers (batch, n_beams).
+          parents: which beam each of them goes on from, integers (batch, n_beams); None at the
+            first step, where all go on from the prompt, and where there is one beam.
+
+        Returns:
+          Floats (batch, n_beams, vocab).
+
+        Raises:
+          LayerError: if there is no more room; nothing is written then.
+        """
+        if not self._shares:
+            if parents is not None:
+                self._layer.reorder_cache((self._rows + parents).flatten())
+            logits = step(self._layer, self._source, tokens.reshape(-1, 1))
+            return logits.view(*tokens.shape, -1)
+        position = self._prompt.shape[1] + self._n
+        if position >= self._limit:  # a layer that counts for itself says so
+            for memory in self._positions():
+                memory.moment, memory.filled = None, position
+            return step(self._layer, self._source, tokens[:, :1])
+        self._advance(parents)
+        if self._compiled is None:
+            logits = step(self._layer, self._source, tokens)
+        else:
+            self._mark_what_changes()
+            tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
+            logits = self._compiled(self._layer, self._source, tokens, is_checked=self._n > 0)
+        self._n += 1
+        return logits
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether the steps after the prompt may be compiled; known after the prompt."""
+        return self._shares
+
+    def _positions(self) -> list[_kv_cache.Position]:
+        """Returns the memories that count positions."""
+        return [m for m in self._memories if isinstance(m, _kv_cache.Position)]
+
+    def _expand(self) -> None:
+        """Gives each beam a row of its own."""
+        self._prompt = self._prompt.repeat_interleave(self._n_beams, 0)
+        if self._source is not None:
+            self._source = self._source.repeat_interleave(self._n_beams, 0)
+        if self._lengths is not None:
+            self._lengths = self._lengths.repeat_interleave(self._n_beams, 0)
+
+    def _reserve(self) -> None:
+        """Makes the caches as long as the run needs, and chooses the step."""
+        batch, n = self._prompt.shape
+        n_slots = self._limit if self._caches else 1  # a carry has no length
+        if self._caches and math.isfinite(self._n_steps):
+            n_slots = n + self._n_beams * int(self._n_steps)
+        ragged = self._lengths is not None
+        if math.isfinite(n_slots):
+            source = None if self._source is None else (self._source.shape[1] > 1)
+            self._compiled, n_slots = _compiling.step_for(
+                self._layer,
+                (batch, self._n_beams, ragged, source, self._prompt.dtype),
+                int(n_slots),
+                self._n_steps if math.isfinite(self._n_steps) else 0,  # of a stream nobody knows
+                self._wish,
+                self._backend,
+            )
+            for cache in self._caches:
+                cache.reserve(n_slots)
+        self._n_slots = n_slots
+
+    def _share(self) -> None:
+        """Puts all layers at one moment, after the prompt."""
+        batch, n = self._prompt.shape
+        device, k = self._prompt.device, self._n_beams
+        lengths = self._lengths
+        n_slots = self._n_slots
+        self._ruler = torch.arange(n_slots if math.isfinite(n_slots) else 1, device=device)
+        self._first = torch.full((1,), n, device=device) if lengths is None else lengths[:, None]
+        self._is_exact = _cuts_out(device)
+        self._visible: torch.Tensor | None = None
+        if self._caches and (k > 1 or lengths is not None or not self._is_exact):
+            counts = self._first if lengths is not None else self._first[:, None]
+            visible = (self._ruler < counts)[:, None, None, :]
+            self._visible = visible.expand(batch, 1, k, -1).clone()
+        if k > 1:
+            self._apart = torch.eye(k, dtype=torch.bool, device=device)
+            for memory in self._memories:
+                memory.branch(k)
+        self._moment = _kv_cache.Moment(self._ruler, self._ruler, self._first)
+        for memory in self._positions():
+            memory.moment = self._moment
+
+    def _advance(self, parents: torch.Tensor | None) -> None:
+        """Moves the moment on by a step, and beams to where their parents are."""
+        assert self._moment is not None
+        k = self._n_beams
+        start = self._prompt.shape[1] + k * self._n
+        if parents is not None and self._n:
+            for memory in self._memories:
+                memory.follow(parents)
+            if self._visible is not None:
+                seen = self._visible[..., :start]
+                order = parents[:, None, :, None].expand(-1, -1, -1, start)
+                seen.copy_(seen.gather(2, order))
+        moment = self._moment
+        moment.positions = self._first + self._n
+        if not self._caches:
+            return
+        end = start + k
+        window = end if self._is_exact else len(self._ruler)
+        moment.window = self._ruler[:window]
+        # Copied, since the place where a view begins would be a size that changes.
+        moment.slots = self._ruler[start:end].clone()
+        if self._visible is not None:
+            self._visible[..., start:end] = self._apart if k > 1 else True
+            moment.visible = self._visible[..., :window]
+
+    def _mark_what_changes(self) -> None:
+        """Tells the compiler which sizes are others in other steps and runs.
+
+        At every step, though most compile nothing: which one does is torch's to say.
+        """
+        assert self._moment is not None
+        if self._is_exact and self._caches:
+            torch._dynamo.mark_dynamic(self._moment.window, 0)
+            if self._moment.visible is not None:
+                torch._dynamo.mark_dynamic(self._moment.visible, 3)
+        if self._n == 0 and self._source is not None and self._source.shape[1] > 1:
+            length = self._source.shape[1]
+            kept = [t for m in self._memories if isinstance(m, _kv_cache.Kept) for t in m.held]
+            for tensor in (self._source, *kept):
+                for axis, size in enumerate(tensor.shape):
+                    if axis and size == length:
+                        torch._dynamo.maybe_mark_dynamic(tensor, axis)
+
+
+def _cuts_out(device: torch.device) -> bool:
+    """Tells whether what is filled of a cache is cut out of it, rather than marked in a mask.
+
+    A CUDA graph has fixed sizes, so there a step attends to the whole cache.
+    """
+    return device.type == "cpu"
+
+
+class EvalRun:
+    """A model in eval mode, asked for all tokens so far again and again.
+
+    Args:
+      layer: its output at a position tells of the token there, from those before.
+      source: as for `PredictRun`.
+      prompt: integers (batch, length), without a start symbol; may be empty.
+      lengths: as for `PredictRun`.
+      room: the longest sequence there will be, or None.
+      min_length: the shortest length to pad to; lengths are powers of two.
+    """
+
+    def __init__(
+        self,
+        layer: tl.Layer,
+        source: torch.Tensor | None,
+        prompt: torch.Tensor,
+        lengths: torch.Tensor | None,
+        room: int | None,
+        min_length: int,
+    ):
+        self._layer, self._source, self._tokens = layer, source, prompt
+        batch, n = prompt.shape
+        self._counts = torch.full((batch,), n, device=prompt.device) if lengths is None else lengths
+        self._room, self._min_length = room, min_length
+        self._is_first = True
+
+    def __enter__(self) -> "EvalRun":
+        self._no_grad = torch.no_grad()
+        self._no_grad.__enter__()
+        self._training = [m for m in self._layer.modules() if m.training]
+        self._layer.eval()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for module in self._training:
+            module.training = True
+        self._no_grad.__exit__(*error)
+
+    def begin(self) -> torch.Tensor:
+        """Returns the logits for the first token after the prompt, (batch, vocab)."""
+        n = self._tokens.shape[1]
+        length = 2 ** math.ceil(math.log2(max(self._min_length, n + 1)))
+        if self._room is not None:  # a model may have room for no more than there will be
+            length = max(n + 1, min(length, self._room))
+        padded = nn.functional.pad(self._tokens, (0, length - n))
+        with ids_checked(self._layer) if self._is_first else contextlib.nullcontext():
+            logits = step(self._layer, self._source, padded)
+        self._is_first = False
+        return logits[torch.arange(len(logits), device=logits.device), self._counts]
+
+    def go_on(self, tokens: torch.Tensor, parents: None = None) -> torch.Tensor:
+        """Takes the next tokens (batch, 1); returns the logits after them, (batch, 1, vocab)."""
+        self._tokens = nn.functional.pad(self._tokens, (0, 1)).scatter(
+            1, self._counts[:, None], tokens
+        )
+        self._counts = self._counts + 1
+        return self.begin()[:, None]
+
+
+def _check_can_predict(layer: tl.Layer, n_beams: int) -> None:
+    foreign = _foreign(layer)
+    if isinstance(layer, tl.Wrapped) and not any(
+        hasattr(m, "init_cache") for m in layer.module.modules()
+    ):
+        raise TypeError(
+            f"{layer.name} cannot predict position by position: it offers no init_cache("
+            f"batch_size, max_length) and reset_cache(). Offer them, or decode with "
+            f"eval_mode=True if its output at a position tells of the token there, from those "
+            f"before."
+        )
+    for module in foreign:
+        if n_beams > 1 and not hasattr(module, "reorder_cache"):
+            raise TypeError(
+                f"Beams go on from each other's past, but {type(module).__name__} has a cache and "
+                f"offers no reorder_cache(parents). Offer it, as decoding.CachedModule says, or "
+                f"search with n_beams=1."
+            )
+
+
+def _foreign(layer: tl.Layer) -> list[nn.Module]:
+    """Returns the modules with a cache of their own."""
+    return [m for m in layer.modules() if not isinstance(m, tl.Layer) and hasattr(m, "init_cache")]
+
+
+@contextlib.contextmanager
+def ids_checked(layer: tl.Layer) -> Iterator[None]:
+    """Lets a model's embeddings refuse ids that are not in their vocabulary, for a while.
+
+    `Embedding` clips them, as Trax does: a mistake in a prompt would become another prompt.
+    """
+    embeddings = [m for m in layer.modules() if isinstance(m, (tl.Embedding, nn.Embedding))]
+    hooks = [m.register_forward_pre_hook(_check_ids) for m in embeddings]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_ids(module: Any, args: tuple[Any, ...]) -> None:
+    ids, n = args[0], module.weight.shape[0]
+    if not ids.numel():
+        return
+    low, high = (int(t) for t in torch.aminmax(ids))
+    if low < 0 or high >= n:
+        raise ValueError(
+            f"Token id {low if low < 0 else high} is outside the vocabulary of {n}, whose ids are "
+            f"0 to {n - 1}. Encode inputs and start_id with the model's own vocabulary."
+        )
+
+
+@contextlib.contextmanager
+def _last_alone(layer: tl.Layer, lengths: torch.Tensor | None) -> Iterator[None]:
+    """Lets a model compute its last layers for the last position alone, for a while.
+
+    Nobody wants the logits of a prompt's other positions, which may be most of its work.
+    """
+    tail = _tail(layer)
+    if tail is None:
+        yield
+        return
+
+    def cut(module: Any, args: tuple[Any, ...]) -> Any:
+        x = args[0]
+        if lengths is None:
+            return (x[:, -1:],)
+        return (x[torch.arange(len(x), device=x.device), lengths - 1][:, None],)
+
+    hook = tail.register_forward_pre_hook(cut)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _tail(layer: Any) -> Any:
+    """Returns the first of a model's last layers that look at one position alone, if any."""
+    if not isinstance(layer, tl.Serial):
+        return None
+    tail = None
+    for sublayer in reversed(layer.sublayers):
+        if type(sublayer) not in (tl.Dense, tl.LayerNorm, tl.Dropout) and (
+            sublayer.name != "LogSoftmax"
+        ):
+            break
+        tail = sublayer
+    uses = sum(s is tail for m in layer.modules() if isinstance(m, tl.Layer) for s in m.sublayers)
+    return tail if uses == 1 else None
