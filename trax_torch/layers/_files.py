@@ -89,7 +89,7 @@ def load(module: nn.Module, file_name: str, weights_only: bool) -> None:
             f"Build the model with the arguments it was saved with."
         )
     owners = {name: module.get_submodule(name.rpartition(".")[0]) for name in tensors}
-    # A file has no order. Buffers come first: a layer whose weights are there makes what is missing.
+    # A file has no order. Buffers come first: a layer that has its weights makes what is missing.
     for name in sorted(tensors, key=lambda n: n.rpartition(".")[2] not in owners[n]._buffers):
         owner, tensor, attribute = owners[name], tensors[name], name.rpartition(".")[2]
         if name in have and not isinstance(have[name], nn.Parameter):
