@@ -21,8 +21,6 @@ from trax_torch import _world
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import _checkpoint, _saves, _verify
 
-ALONE = _world.World(0, 1, torch.device("cpu"))
-
 CALLS = {
     os: "mkdir rename replace fsync fstat stat lstat chmod open close unlink rmdir listdir scandir",
     builtins: "open",
@@ -92,7 +90,7 @@ def steps_in(path):
 def saved(tmp_path_factory):
     """A folder with checkpoints of steps 1 and 2."""
     path = tmp_path_factory.mktemp("saved")
-    saver = _saves.Saver(str(path), ALONE, keep_last=2)
+    saver = _saves.Saver(str(path), _world.join(), keep_last=2)
     save(saver, 1)
     save(saver, 2)
     assert steps_in(path) == {"model": 2, "model_1": 1, "model_2": 2}
@@ -111,7 +109,7 @@ def test_a_save_broken_anywhere_leaves_the_old_or_the_new(tmp_path, saved, how, 
         n += 1
         path = tmp_path / str(n)
         shutil.copytree(saved, path)
-        saver = _saves.Saver(str(path), ALONE, keep_last=2)
+        saver = _saves.Saver(str(path), _world.join(), keep_last=2)
         is_broken = break_save(saver, n, how, blocking)
         steps = steps_in(path)
         if not is_broken:
@@ -308,7 +306,7 @@ def test_a_wait_that_is_broken_off_leaves_the_save_in_flight(tmp_path, monkeypat
     """The next save does not write into the copy that the last one is made of."""
     gate, write = threading.Event(), _checkpoint._write
     monkeypatch.setattr(_checkpoint, "_write", lambda *what: gate.wait(60) and write(*what))
-    saver = _saves.Saver(str(tmp_path))
+    saver = _saves.Saver(str(tmp_path), _world.join())
     saver.save(["model"], parts_of(1), {"step": 1}, blocking=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(_saves.futures, "wait", interrupt)

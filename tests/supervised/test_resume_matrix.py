@@ -143,15 +143,15 @@ def drop_tensors(part, begins_with=""):
 
 
 def drop_position(parts, info):
-    info["members"]["tasks"][0]["position"] = _checkpoint.pack({"n_taken": 1}, "", {})
+    info["ranks"][0]["tasks"][0] = _checkpoint.pack({"n_taken": 1}, "", {})
 
 
 def drop_eval_position(parts, info):
-    info["members"]["evals"][0] = _checkpoint.pack({"n_taken": 1}, "", {})
+    info["ranks"][0]["evals"][0] = _checkpoint.pack({"n_taken": 1}, "", {})
 
 
 def drop_tallies(parts, info):
-    info["members"]["tallies"][0] |= {"n_steps": 0, "sums": {}, "counts": {}}
+    info["ranks"][0]["tallies"][0] |= {"n_steps": 0, "sums": {}, "counts": {}}
 
 
 def drop_scheduler(parts, info):
