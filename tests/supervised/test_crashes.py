@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -18,9 +19,7 @@ from toys import assert_same_run, line_loop, state_of
 
 from trax_torch import _world
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised import _checkpoint, _saves
-
-ALONE = _world.World(0, 1, torch.device("cpu"))
+from trax_torch.supervised import _checkpoint, _saves, _verify
 
 CALLS = {
     os: "mkdir rename replace fsync fstat stat lstat chmod open close unlink rmdir listdir scandir",
@@ -91,7 +90,7 @@ def steps_in(path):
 def saved(tmp_path_factory):
     """A folder with checkpoints of steps 1 and 2."""
     path = tmp_path_factory.mktemp("saved")
-    saver = _saves.Saver(str(path), ALONE, keep_last=2)
+    saver = _saves.Saver(str(path), _world.join(), keep_last=2)
     save(saver, 1)
     save(saver, 2)
     assert steps_in(path) == {"model": 2, "model_1": 1, "model_2": 2}
@@ -110,7 +109,7 @@ def test_a_save_broken_anywhere_leaves_the_old_or_the_new(tmp_path, saved, how, 
         n += 1
         path = tmp_path / str(n)
         shutil.copytree(saved, path)
-        saver = _saves.Saver(str(path), ALONE, keep_last=2)
+        saver = _saves.Saver(str(path), _world.join(), keep_last=2)
         is_broken = break_save(saver, n, how, blocking)
         steps = steps_in(path)
         if not is_broken:
@@ -281,3 +280,42 @@ def test_a_folder_that_turns_read_only_is_spoken_of_and_lived_through(tmp_path):
     os.chown(tmp_path / "ours", 12345, 12345)
 
     assert children.run(crashing.save_as_nobody, tmp_path) == 0
+
+
+def test_a_permanent_checkpoint_that_a_crash_prevented_is_made_up_for(tmp_path, monkeypatch):
+    """It comes after the one to go on from, and is just as it would have been."""
+    folders = [tmp_path / "whole", tmp_path / "cut"]
+    crashing.make_loop(folders[0]).run(5)
+    save = _checkpoint.Folder.save
+
+    def save_or_die(self, basename, *what):
+        if basename == "model_4":
+            raise KeyboardInterrupt
+        return save(self, basename, *what)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_checkpoint.Folder, "save", save_or_die)
+        crashing.make_loop(folders[1]).run(5)
+    assert not (folders[1] / "model_4.json").exists()
+    crashing.make_loop(folders[1]).run(1)
+
+    assert _verify.differences(*map(str, folders), "model_4") == []
+
+
+def test_a_wait_that_is_broken_off_leaves_the_save_in_flight(tmp_path, monkeypatch):
+    """The next save does not write into the copy that the last one is made of."""
+    gate, write = threading.Event(), _checkpoint._write
+    monkeypatch.setattr(_checkpoint, "_write", lambda *what: gate.wait(60) and write(*what))
+    saver = _saves.Saver(str(tmp_path), _world.join())
+    saver.save(["model"], parts_of(1), {"step": 1}, blocking=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_saves.futures, "wait", interrupt)
+        saver.save(["model"], parts_of(2), {"step": 2}, blocking=False)
+    gate.set()
+    saver.wait()
+
+    assert steps_in(tmp_path) == {"model": 1}
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt

@@ -403,3 +403,113 @@ def test_another_seed_than_the_saved_one_is_spoken_of(tmp_path, capsys):
     line_loop(tmp_path, random_seed=7)
 
     assert "The run's seed is 0, as saved; not 7." in capsys.readouterr().out
+
+
+def poisoned(bad_step, seed=0):
+    """Batches of which one, that of a step, holds no number (the first is the sample)."""
+    for i, (x, y, w) in enumerate(batches(seed)):
+        yield (x * float("nan") if i == bad_step else x), y, w
+
+
+def normalized():
+    return tl.Serial(tl.Dense(6), tl.BatchNorm(0), tl.Relu(), tl.Dropout(0.3), tl.Dense(1))
+
+
+@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_step_that_is_not_finite_leaves_no_trace(tmp_path, index, n_parts):
+    """Weights, slots, buffers and the checkpoint are those before it; the error names the task."""
+
+    def loop(folder, *data):
+        tasks = [
+            TrainTask(d, tl.L2Loss(), optimizers.Adam(0.01), loss_name=f"loss_{i}")
+            for i, d in enumerate(data)
+        ]
+        at = {"checkpoint_at": lambda step: True, "eval_at": lambda step: False}
+        at["n_accumulation_steps"] = n_parts
+        return line_loop(folder, model=normalized(), task=tasks, **at)
+
+    data = [batches(0), batches(1)]
+    data[index] = poisoned(4, seed=index)
+    bad_step = 8 - index  # the fourth of its task: task 1 begins
+    broken = loop(tmp_path / "broken", *data)
+    with pytest.raises(optimizers.NonFiniteError, match=f"Step {bad_step}: the loss is nan") as e:
+        broken.run(20)
+    whole = loop(None, batches(0), batches(1))
+    whole.run(bad_step - 1)
+    saved = loop(None, batches(0), batches(1))
+    saved.load_checkpoint(str(tmp_path / "broken"))
+
+    assert e.value.__notes__ == [f"This was task {index} (loss_{index})."]
+    assert any("running_mean" in name for name in state_of(broken))
+    assert_same_run(saved, whole)
+    assert broken.step == whole.step
+    assert all(torch.equal(v, state_of(broken)[k]) for k, v in state_of(whole).items())
+
+
+def test_a_skipped_step_changes_nothing_and_is_counted(tmp_path):
+    """Also over a restart: so many may be skipped in all."""
+
+    def loop(folder, skips):
+        data = (
+            (x * float("nan") if i in (3, 5) else x, y, w) for i, (x, y, w) in enumerate(batches())
+        )
+        task = TrainTask(data, tl.L2Loss(), optimizers.Adam(0.01))
+        at = {"checkpoint_at": lambda step: True, "eval_at": lambda step: False}
+        return line_loop(folder, model=normalized(), task=task, on_nonfinite=skips, **at)
+
+    first = loop(tmp_path, "skip")
+    first.run(2)
+    before = state_of(first)
+    first.run(1)
+    after = state_of(first)
+    first.run(1)
+    resumed = loop(tmp_path, 1)
+    with pytest.raises(optimizers.NonFiniteError, match="Step 5: .* 2 steps were not"):
+        resumed.run(1)
+
+    assert first._trainers[0].n_skipped == 1
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert not torch.equal(before["0.weight"], state_of(first)["0.weight"])
+    assert all(torch.equal(v, state_of(resumed)[k]) for k, v in state_of(first).items())
+
+
+def two_headed_loop(folder, which_task=None, n_parts=1):
+    """One body and two heads, each with a task of its own."""
+    model = tl.Serial(tl.Dense(8), tl.Tanh(), tl.Branch(tl.Dense(1), tl.Dense(1)))
+
+    def task(index, optimizer):
+        loss = tl.Serial(tl.Select([index, 2, 3], n_in=4), tl.L2Loss())
+        data = ((x, y if index == 0 else -y / 2, w) for x, y, w in batches(index))
+        kwargs = {"loss_name": f"loss_{index}", "export_prefix": f"head_{index}"}
+        return TrainTask(data, loss, optimizer, n_steps_per_checkpoint=10, **kwargs)
+
+    tasks = [task(0, optimizers.Adam(0.02)), task(1, optimizers.SGD(0.05, clip_grad_norm=1.0))]
+    return Loop(
+        model,
+        tasks,
+        output_dir=str(folder),
+        which_task=which_task,
+        random_seed=0,
+        progress=False,
+        n_accumulation_steps=n_parts,
+    )
+
+
+@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("which_task", [None, lambda step: int(step % 3 == 0)])
+def test_two_heads_over_one_body_learn_and_resume(tmp_path, which_task, n_parts):
+    """Both losses fall, slots are separate, each has its folder, and a cut run is exact."""
+    resumed, whole = assert_resumes(
+        lambda folder: two_headed_loop(folder, which_task, n_parts), tmp_path, 110, 90
+    )
+
+    for index in (0, 1):
+        values = [v for _, v in whole.history.get("train", f"metrics/loss_{index}")]
+        assert sum(values[-3:]) < 0.7 * sum(values[:3])
+        assert list((tmp_path / "cut" / f"head_{index}" / "train").glob("events*"))
+    adam, sgd = (trainer.optimizer for trainer in resumed._trainers)
+    assert adam.state
+    assert not any(sgd.state.values())
+    body = next(iter(whole.model.parameters()))
+    assert all(any(p is body for p in t.params) for t in whole._trainers)

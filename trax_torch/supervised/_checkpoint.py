@@ -25,6 +25,7 @@ from trax_torch._errors import CheckpointError
 
 FORMAT = "trax_torch.checkpoint"
 VERSION = 1
+_MAX_MANIFEST = 2**28  # bytes; a history of millions of values has fewer
 
 _BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _PART = re.compile(
@@ -216,7 +217,7 @@ def read(directory: str, basename: str) -> tuple[Parts, dict[str, Any]] | None:
 
     check_basename(basename)
     path = os.path.join(directory, f"{basename}.json")
-    data = _read(path)
+    data = _read(path, _MAX_MANIFEST)
     if data is None:
         return None
     manifest = _parse_manifest(path, data)
@@ -236,7 +237,7 @@ def read(directory: str, basename: str) -> tuple[Parts, dict[str, Any]] | None:
             )
         try:
             parts[part] = load(content)
-        except SafetensorError as error:
+        except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
             raise CheckpointError(f"{name} is damaged: {error}") from error
     return parts, manifest["info"]
 
@@ -245,7 +246,7 @@ def generation_of(directory: str, basename: str) -> str | None:
     """Returns which save of a name is the current one; None if there is none that can be read."""
     path = os.path.join(directory, f"{basename}.json")
     try:
-        data = _read(path)
+        data = _read(path, _MAX_MANIFEST)
         return None if data is None else str(_parse_manifest(path, data)["generation"])
     except CheckpointError:
         return None
@@ -335,9 +336,12 @@ def _canonical(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _parse_manifest(path: str, data: bytes) -> dict[str, Any]:
+    if len(data) > _MAX_MANIFEST:
+        raise CheckpointError(f"{path} is damaged, or no checkpoint's manifest: it is too long.")
     try:
         manifest = json.loads(data)
         form, version = manifest["format"], manifest["version"]
+        as_written = _canonical(manifest) == data
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged, or no checkpoint's manifest: {error}") from error
     if form != FORMAT or not isinstance(version, int):
@@ -347,16 +351,33 @@ def _parse_manifest(path: str, data: bytes) -> dict[str, Any]:
             f"{path} has format version {version}; this library reads up to {VERSION}. Update it."
         )
     claimed = manifest.pop("hash", None)
-    if claimed != _hash(_canonical(manifest)):
+    if not as_written or claimed != _hash(_canonical(manifest)):
         raise CheckpointError(f"{path} is damaged: its hash is not that of its content.")
+    if not _is_well_formed(manifest):
+        raise CheckpointError(f"{path} is damaged: it lists no files, or not as it should.")
     return manifest
+
+
+def _is_well_formed(manifest: dict[str, Any]) -> bool:
+    """Tells whether a manifest has what `save` writes; a hash anybody can compute."""
+    files, info = manifest.get("files"), manifest.get("info")
+    if not (isinstance(files, dict) and isinstance(info, dict) and "generation" in manifest):
+        return False
+    return all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(size := entry.get("size"), int)
+        and 0 <= size < 2**63
+        for entry in files.values()
+    )
 
 
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _read(path: str, size: int | None = None) -> bytes | None:
+def _read(path: str, size: int) -> bytes | None:
     """Returns a plain file's bytes, at most one more than `size`; None if there is no file."""
     with _reasons(path, "read"):
         try:
@@ -368,7 +389,7 @@ def _read(path: str, size: int | None = None) -> bytes | None:
             os.close(fd)
             raise CheckpointError(f"{path} is not a plain file.")
         with os.fdopen(fd, "rb") as f:
-            return f.read(-1 if size is None else size + 1)
+            return f.read(min(size, os.fstat(fd).st_size) + 1)
 
 
 def _write(path: str, data: bytes) -> None:
