@@ -334,3 +334,14 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
         os._exit(4)
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_manifest_too_long_to_be_read_is_not_written(tmp_path, monkeypatch):
+    folder = folder_with(tmp_path, 1)
+    monkeypatch.setattr(_checkpoint, "_MAX_MANIFEST", 2000)
+
+    with pytest.raises(CheckpointError, match="would have .* bytes, and at most 2000 are read"):
+        folder.save("model", parts_with(2), {"step": 2, "history": "x" * 2000})
+
+    assert loaded(tmp_path) == 1
+    assert len(list(tmp_path.iterdir())) == 1 + len(PARTS)

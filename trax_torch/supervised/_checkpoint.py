@@ -67,7 +67,9 @@ class Folder:
         self._n_holders = 0  # of the lock, in this process
         self._lock_fd = -1
         with _reasons(path, "make"):
-            os.makedirs(path, exist_ok=True)
+            if not os.path.isdir(path):
+                os.makedirs(path, exist_ok=True)
+                _sync_folder(os.path.dirname(os.path.abspath(path)))
         if not os.access(path, os.W_OK | os.X_OK):
             raise CheckpointError(
                 f"{path} cannot be written to. Give an output_dir of your own, or None."
@@ -148,8 +150,14 @@ class Folder:
                     "info": dict(info),
                 }
                 manifest["hash"] = _hash(_canonical(manifest))
-                staged = os.path.join(staging, "manifest.json")
-                _write(staged, _canonical(manifest))
+                staged, text = os.path.join(staging, "manifest.json"), _canonical(manifest)
+                if len(text) > _MAX_MANIFEST:
+                    raise CheckpointError(
+                        f"The manifest of {basename} would have {len(text)} bytes, and at most "
+                        f"{_MAX_MANIFEST} are read. Keep what is large in tensors; the history "
+                        f"grows by a few numbers an eval."
+                    )
+                _write(staged, text)
                 for entry in files.values():
                     path = os.path.join(self.path, entry["name"])
                     final.append(path)
