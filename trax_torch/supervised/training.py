@@ -295,7 +295,7 @@ class Loop:
                 self._save(self._names_due_at(step), blocking=not self._background_saves)
                 if report and self._signum is None:
                     self._report(writers)
-                if self._callbacks_anywhere or self._world.size == 1:  # one may have called stop
+                if self._callbacks_anywhere:  # one may have called stop
                     self._agree()
             else:
                 self._agree()
@@ -356,7 +356,7 @@ class Loop:
         waited = time.perf_counter() - asked
         total_weight = self._agree(weight, error)
         self._batch = batch = _nest.to_tensors(batch, self._world.device)
-        with self._world.watched(), self._naming(index):
+        try:
             _, stats = trainer.one_step(
                 batch,
                 rng=_seeds.at_step(self._step_seed, step),
@@ -365,6 +365,9 @@ class Loop:
                 measure_weights=measure_weights,
                 total_weight=total_weight if self._world.size > 1 else None,
             )
+        except Exception:
+            with self._world.watched(), self._naming(index):
+                raise
         self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
         if self._schedulers[index] is not None:
             self._schedulers[index].step()
