@@ -49,19 +49,23 @@ class Rank:
         finally:
             os._exit(code)
 
-    def wait(self, until):
-        """Returns what the rank came to: ("value", x), ("error", type, text), or ("signal", n)."""
+    def exit_code(self, until):
+        """Returns the exit code, or less than 0 for a signal, once it has ended."""
         while True:
             done, status = os.waitpid(self.pid, os.WNOHANG)
             if done:
-                break
+                return os.waitstatus_to_exitcode(status)
             if time.monotonic() > until:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 raise TimeoutError(f"{self.path}: no end in time")
             time.sleep(0.01)
-        if os.WIFSIGNALED(status):
-            return ("signal", os.WTERMSIG(status))
+
+    def wait(self, until):
+        """Returns what the rank came to: ("value", x), ("error", type, text), or ("signal", n)."""
+        code = self.exit_code(until)
+        if code < 0:
+            return ("signal", -code)
         with open(self.path, "rb") as f:
             return pickle.load(f)
 
