@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -48,19 +49,23 @@ class Rank:
         finally:
             os._exit(code)
 
-    def wait(self, until):
-        """Returns what the rank came to: ("value", x), ("error", type, text), or ("signal", n)."""
+    def exit_code(self, until):
+        """Returns the exit code, or less than 0 for a signal, once it has ended."""
         while True:
             done, status = os.waitpid(self.pid, os.WNOHANG)
             if done:
-                break
+                return os.waitstatus_to_exitcode(status)
             if time.monotonic() > until:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 raise TimeoutError(f"{self.path}: no end in time")
             time.sleep(0.01)
-        if os.WIFSIGNALED(status):
-            return ("signal", os.WTERMSIG(status))
+
+    def wait(self, until):
+        """Returns what the rank came to: ("value", x), ("error", type, text), or ("signal", n)."""
+        code = self.exit_code(until)
+        if code < 0:
+            return ("signal", -code)
         with open(self.path, "rb") as f:
             return pickle.load(f)
 
@@ -95,3 +100,62 @@ def values(folder, size, function, *args, limit=120):
     found = outcomes(folder, size, function, *args, limit=limit)
     assert [kind for kind, *_ in found] == ["value"] * size, found
     return [value for _, value in found]
+
+
+class Torchrun:
+    """A `torchrun` of a program, whose output goes to a file.
+
+    Args:
+      output: the file.
+      args: torchrun's options, the program and its own arguments.
+      within: a command to run it by: of another network, say.
+      env: more variables.
+    """
+
+    def __init__(self, output, *args, within=(), env=None):
+        self.output = output
+        tests = os.path.dirname(os.path.abspath(__file__))
+        path = os.pathsep.join([os.path.dirname(tests), tests, os.environ.get("PYTHONPATH", "")])
+        command = [*within, sys.executable, "-m", "torch.distributed.run", *map(str, args)]
+        with open(output, "w") as f:
+            self._process = subprocess.Popen(
+                command,
+                stdout=f,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})},
+            )
+
+    def send(self, signum):
+        self._process.send_signal(signum)
+
+    def wait(self, limit=120):
+        """Returns the exit code."""
+        try:
+            return self._process.wait(limit)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise TimeoutError(f"No end within {limit} s:\n{self.text()[-4000:]}") from None
+
+    def end(self):
+        """Ends it and its ranks, if it has not ended."""
+        if self._process.poll() is None:
+            self.send(signal.SIGTERM)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def text(self):
+        """Returns what it has said so far."""
+        with open(self.output, errors="replace") as f:
+            return f.read()
+
+
+def wait_for(path, limit=60):
+    """Waits until a file is there and has content."""
+    until = time.monotonic() + limit
+    while not (os.path.exists(path) and os.path.getsize(path)):
+        if time.monotonic() > until:
+            raise TimeoutError(f"{path} did not come.")
+        time.sleep(0.02)

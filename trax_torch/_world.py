@@ -296,8 +296,9 @@ def join(
     if not joined:
         # Numbers that the host needs go by gloo, so that no GPU is waited for.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        limit = datetime.timedelta(seconds=timeout)
         with _told():
-            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+            dist.init_process_group(backend, timeout=limit, **_meeting_place(limit))
         atexit.register(_close)
     return World(dist.get_rank(), size, device)
 
@@ -327,6 +328,22 @@ def shard_like(value: torch.Tensor, tensor: Any) -> torch.Tensor:
 def launched() -> tuple[int, int]:
     """Returns this process's rank and how many ranks there are, as the launcher said; (0, 1)."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _meeting_place(limit: datetime.timedelta) -> dict[str, Any]:
+    """Returns where ranks find each other, if that must be said.
+
+    torchrun keeps one store over all restarts, where torch 2.13 has ranks read the addresses of the
+    dead (pytorch issue 167288); so each start of ours gets names of its own. Machines count their
+    restarts each for itself, so this is for one of them.
+    """
+    env = os.environ
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    rank, size = launched()
+    store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), size, False, limit)
+    prefix = f"start{env.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    return {"store": dist.PrefixStore(prefix, store), "rank": rank, "world_size": size}
 
 
 def _close() -> None:

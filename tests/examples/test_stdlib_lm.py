@@ -1,10 +1,13 @@
 """The main job, in small."""
 
+import functools
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
+import torch
 
 from trax_torch.examples import stdlib_lm
 
@@ -40,6 +43,24 @@ def test_it_learns_saves_completes_and_resumes(tmp_path, text, capsys):
     assert "Held out at step 80" in second
     assert again < bits
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"train", "eval", "model.json"}
+
+
+def on_rank(rank, args):
+    return stdlib_lm.main(args)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
+def test_two_ranks_learn_what_one_does(tmp_path, text):
+    """From the same batches, of which each takes half; one of them speaks."""
+    args = [*SMALL, "--text", text, "--eval-every", "20", "--steps", "40"]
+    one, two = ([*args, "--output-dir", str(tmp_path / name)] for name in ("one", "two"))
+    (alone,) = ranks.values(tmp_path / "1", 1, functools.partial(on_rank, args=one))
+    together = ranks.values(tmp_path / "2", 2, functools.partial(on_rank, args=two))
+
+    assert together[0] == together[1] == pytest.approx(alone, rel=1e-3)
+    said = [(tmp_path / "2" / f"rank{rank}.out").read_text() for rank in (0, 1)]
+    assert "Held out at step 40" in said[0]
+    assert said[1] == ""
 
 
 def test_the_standard_library_is_split_by_file():

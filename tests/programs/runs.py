@@ -56,7 +56,8 @@ class Blow:
         this number is first made during a run, by a worker if there are any.
       signum: the signal.
       to_group: whether the whole group of processes gets it, as from a terminal.
-      n_times: how many come, one right after the other.
+      n_times: how many come.
+      apart: how many seconds lie between them.
     """
 
     step: int = 0
@@ -64,11 +65,12 @@ class Blow:
     signum: int = signal.SIGKILL
     to_group: bool = False
     n_times: int = 1
+    apart: float = 0.02  # whoever is to be interrupted here, is
 
     def strike(self, pid):
         for _ in range(self.n_times):
             (os.killpg if self.to_group else os.kill)(pid, self.signum)
-            time.sleep(0.02)  # whoever is to be interrupted here, is
+            time.sleep(self.apart)
 
 
 class Watch(TrainingStepCallback):

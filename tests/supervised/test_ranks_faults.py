@@ -7,6 +7,7 @@ import os
 import signal
 import time
 
+import figures
 import numpy as np
 import pytest
 import ranks
@@ -14,7 +15,7 @@ import torch
 from toys import batches, eval_task, line_loop, state_of
 
 from trax_torch import layers as tl
-from trax_torch import optimizers
+from trax_torch import models, optimizers
 from trax_torch.supervised import EvalTask, TrainTask, _checkpoint, training
 from trax_torch.supervised.callbacks import TrainingStepCallback
 
@@ -396,7 +397,15 @@ def other_n_steps(rank, folder):
 
 
 def other_step(rank, folder):
-    make_loop(rank)._world.compare({"the step": 5 * (1 - rank), "the seed": 0})
+    """Rank 1 finds a checkpoint of Trax's, which every rank reads itself."""
+    x = figures.part("checkpoint", "x").astype(np.int64)
+    batch = (x, x, np.ones(x.shape, np.float32))
+    line_loop(
+        folder if rank == 0 else figures.FOLDER / "single" / "trax_checkpoint",
+        model=models.TransformerLM(**figures.case("checkpoint")["kwargs"]),
+        task=TrainTask([batch], tl.WeightedCategoryCrossEntropy(), optimizers.Adam(1e-4)),
+        evals=EvalTask([batch], tl.WeightedCategoryAccuracy()),
+    )
 
 
 @pytest.mark.parametrize(
@@ -419,7 +428,7 @@ def other_step(rank, folder):
             "whether output_dir is given: true on rank 0, false on rank 1",
         ),
         (other_n_steps, "n_steps: 3 on rank 0, 4 on rank 1"),
-        (other_step, "the step: 5 on rank 0, 0 on rank 1"),
+        (other_step, "the step: 0 on rank 0, 800 on rank 1"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -480,6 +489,25 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step_and_they_resume(signum, 
     assert ended == [("exit", 128 + signum)] * 2
     assert saved_step == 7
     assert training.differences(whole, cut) == []
+
+
+def ask_twice(pause, loop):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(pause)
+
+
+@pytest.mark.parametrize(("pause", "saved_step"), [(0.0, 7), (1.2, 5)], ids=["echo", "second"])
+def test_a_second_signal_ends_a_process_at_once_unless_it_is_an_echo(pause, saved_step, tmp_path):
+    """A scheduler and a launcher may both send one: torchrun passes its own on."""
+    folder = str(tmp_path / "run")
+    at = {"step": 7, "do": functools.partial(ask_twice, pause)}
+    run = functools.partial(run_whole, folder=folder, at=at, guilty=0)
+    (rank,) = ranks.start(tmp_path, 1, run)
+    code = rank.exit_code(until=time.monotonic() + 60)
+
+    assert code == 143
+    assert _checkpoint.read(folder, "model")[1]["step"] == saved_step
 
 
 def stopped(rank, before, step):

@@ -68,10 +68,20 @@ def test_a_signal_leaves_the_checkpoint_of_a_whole_step(
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_second_signal_exits_at_once(tmp_path, signum):
     """In the middle of the step, without another save."""
-    code = children.run(runs.train, tmp_path, Setup(), Blow(5, "step", signum, n_times=2))
+    blow = Blow(5, "step", signum, n_times=2, apart=1.1)
+    code = children.run(runs.train, tmp_path, Setup(), blow)
 
     assert code == 128 + signum
     assert step_in(tmp_path) == 4
+
+
+def test_a_signal_that_is_passed_on_as_well_is_one(tmp_path):
+    """A launcher and a terminal both send it; the step ends in good order."""
+    blow = Blow(5, "step", signal.SIGINT, n_times=2)
+    code = children.run(runs.train, tmp_path, Setup(), blow)
+
+    assert code == 130
+    assert step_in(tmp_path) == 5
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path, whole):

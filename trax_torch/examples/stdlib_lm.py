@@ -3,7 +3,10 @@
     python -m trax_torch.examples.stdlib_lm
 
 It needs no download: the text is the source code that ships with Python, or any text of yours
-(`--text`). Run again with the same `--output-dir`, it goes on where it stopped.
+(`--text`). Run again with the same `--output-dir`, it goes on where it stopped. On several devices,
+each process takes its rows of every batch:
+
+    torchrun --nproc-per-node=2 -m trax_torch.examples.stdlib_lm
 """
 
 import argparse
@@ -18,7 +21,7 @@ import torch
 
 from trax_torch import layers as tl
 from trax_torch import models, optimizers
-from trax_torch.supervised import EvalTask, Loop, TrainTask, decoding, lr_schedules
+from trax_torch.supervised import EvalTask, Loop, TrainTask, decoding, lr_schedules, share_of
 
 HELD_OUT_EVERY = 20  # one file in so many is kept for evals
 
@@ -34,8 +37,6 @@ def main(argv: list[str] | None = None) -> float:
     """
     args = parse(argv)
     train_text, held_out_text = read_texts(args.text)
-    print(f"Training on {train_text.size:,} bytes, held out: {held_out_text.size:,} bytes.")
-
     model = models.TransformerLM(
         vocab_size=256,
         d_model=args.d_model,
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> float:
         dropout=args.dropout,
     )
     train_task = TrainTask(
-        labeled_data=Windows(train_text, args.batch_size, args.length, args.seed),
+        labeled_data=share_of(Windows(train_text, args.batch_size, args.length, args.seed)),
         loss_layer=tl.WeightedCategoryCrossEntropy(),
         optimizer=optimizers.Adam(weight_decay_rate=0.0, clip_grad_norm=1.0),
         lr_schedule=lr_schedules.warmup_and_rsqrt_decay(100, args.learning_rate),
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> float:
     held_out = Windows(held_out_text, args.batch_size, args.length, args.seed + 1)
     eval_batches = [next(held_out) for _ in range(4)]  # the same at each eval
     eval_task = EvalTask(
-        labeled_data=eval_batches,
+        labeled_data=share_of(eval_batches),
         metrics=[
             tl.Serial(tl.WeightedCategoryCrossEntropy(), tl.PureLayer(nats_to_bits, name="ToBits")),
             tl.WeightedCategoryAccuracy(),
@@ -72,14 +73,17 @@ def main(argv: list[str] | None = None) -> float:
         random_seed=args.seed,
         device=args.device,
     )
+    if loop.is_chief:
+        print(f"Training on {train_text.size:,} bytes, held out: {held_out_text.size:,} bytes.")
     loop.run(args.steps)
 
     measured = loop.history.get("eval", "metrics/bits per byte")
     bits = measured[-1][1] if measured else math.nan
-    print(f"\nHeld out at step {loop.step}: {bits:.3f} bits per byte (untrained: 8).")
-    print(f"\nA sample at temperature {args.temperature}:\n")
-    print(complete(model, args.prompt, args.length, args.temperature, args.seed))
-    print(f"\nCheckpoints and TensorBoard files are in {Path(args.output_dir).resolve()}")
+    if loop.is_chief:
+        print(f"\nHeld out at step {loop.step}: {bits:.3f} bits per byte (untrained: 8).")
+        print(f"\nA sample at temperature {args.temperature}:\n")
+        print(complete(model, args.prompt, args.length, args.temperature, args.seed))
+        print(f"\nCheckpoints and TensorBoard files are in {Path(args.output_dir).resolve()}")
     return bits
 
 
@@ -94,7 +98,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output-dir", default="stdlib_lm", help="checkpoints and logs go here")
     parser.add_argument("--steps", type=int, default=900, help="how many steps to train now")
     parser.add_argument("--eval-every", type=int, default=100, help="steps between evals and saves")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="windows in a batch, of all ranks"
+    )
     parser.add_argument("--length", type=int, default=128, help="bytes in a window")
     parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--d-ff", type=int, default=512)

@@ -7,6 +7,7 @@ import multiprocessing.sharedctypes
 import os
 import signal
 import threading
+import time
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -25,12 +26,16 @@ def n_running() -> Any:
         return number
 
 
+_ECHO = 1.0  # seconds
+
+
 class Stopper:
     """While its block runs, SIGTERM and SIGINT set a flag instead of ending the process.
 
-    A second one ends the process at once, and one that came too late for the block to act on ends
-    it after the block. A signal that is ignored (by `nohup`, say) stays so, and outside the main
-    thread, where Python takes no signals, nothing is changed.
+    A second one ends the process at once; within a second it is taken for the same one, which a
+    launcher passes on to processes that have got it themselves. One that came too late for the
+    block to act on ends the process after the block. A signal that is ignored (by `nohup`, say)
+    stays so, and outside the main thread, where Python takes no signals, nothing is changed.
 
     Attributes:
       signum: the number of the signal that came; None while none has.
@@ -38,6 +43,7 @@ class Stopper:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._asked_at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopper":
@@ -56,9 +62,11 @@ class Stopper:
             raise SystemExit(exit_code(self.signum))
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
+        now = time.monotonic()
+        if self.signum is None:
+            self.signum, self._asked_at = signum, now
+        elif now - self._asked_at > _ECHO:
             os._exit(exit_code(signum))
-        self.signum = signum
 
 
 def exit_code(signum: int) -> int:

@@ -265,7 +265,8 @@ class Loop:
         """Trains for `n_steps` more steps.
 
         SIGTERM and SIGINT end the run after the step under way: a checkpoint is saved and the
-        process exits with 143 or 130, as `SystemExit`. A second signal ends it at once.
+        process exits with 143 or 130, as `SystemExit`. A second signal, later than a second, ends it
+        at once.
 
         Raises:
           NonFiniteError: if a loss or gradient is not finite; that step has changed nothing.
@@ -331,7 +332,7 @@ class Loop:
         index, batch, total_weight, waited = self._begin_step(step, callbacks)
         task, trainer = self._tasks[index], self._trainers[index]
         self._batch = batch = _nest.to_tensors(batch, self._world.device)
-        with self._world.watched(), self._naming(index):
+        try:
             _, stats = trainer.one_step(
                 batch,
                 rng=_seeds.at_step(self._step_seed, step),
@@ -340,6 +341,9 @@ class Loop:
                 measure_weights=measure_weights,
                 total_weight=total_weight,
             )
+        except Exception:
+            with self._world.watched(), self._naming(index):
+                raise
         self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
         if self._schedulers[index] is not None:
             self._schedulers[index].step()
