@@ -265,8 +265,8 @@ class Loop:
         """Trains for `n_steps` more steps.
 
         SIGTERM and SIGINT end the run after the step under way: a checkpoint is saved and the
-        process exits with 143 or 130, as `SystemExit`. A second signal, later than a second, ends it
-        at once.
+        process exits with 143 or 130, as `SystemExit`. A second signal, a second later or more, ends
+        it at once.
 
         Raises:
           NonFiniteError: if a loss or gradient is not finite; that step has changed nothing.
