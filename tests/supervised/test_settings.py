@@ -250,7 +250,7 @@ def test_a_device_may_decide_whether_a_step_is_taken(monkeypatch):
     assert [k for k, v in after.items() if not torch.equal(before[k], v)] == []
     loop.run(1)
     with pytest.raises(optimizers.NonFiniteError, match="Step 3: the loss is nan"):
-        loop._check_finite()
+        loop._stepping.check_finite()
     assert trainer.n_skipped == 2
     assert math.isfinite(loop._tallies[0].means()["loss"])
 

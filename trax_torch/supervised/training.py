@@ -6,16 +6,14 @@ The order of events at a step is written down once, in `Loop.run`.
 
 import contextlib
 import logging
-import math
 import operator
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from trax_torch import _nest, _seeds, _world, optimizers
+from trax_torch import _seeds, _world
 from trax_torch import layers as tl
 from trax_torch.interop._pickle_files import pickle_to_file, unpickle_from_file
 from trax_torch.supervised import (
@@ -28,6 +26,7 @@ from trax_torch.supervised import (
     _saves,
     _signals,
     _snapshot,
+    _stepping,
     _stopping,
     _summaries,
     _tally,
@@ -177,7 +176,6 @@ class Loop:
         self._background_saves = background_saves
         self._resume_data = resume_data
         self._stopping = _stopping.Stopping(world)
-        self._batch: Any = None
 
         default_at = _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_checkpoint)
         self._checkpoint_at = checkpoint_at or default_at
@@ -186,8 +184,6 @@ class Loop:
             or _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_permanent_checkpoint)
         )
         self._eval_at = eval_at or self._checkpoint_at
-        n_tasks = len(self._tasks)
-        self._which_task = which_task or (lambda step: step % n_tasks)
         self._best = _best.Best(checkpoint_low_metric, checkpoint_high_metric, self._eval_tasks)
 
         sample, device = self._tasks[0].sample_batch, world.device
@@ -218,6 +214,15 @@ class Loop:
             for task, trainer in zip(self._tasks, self._trainers, strict=True)
         ]
         self._tallies = [_tally.Tally() for _ in self._tasks]
+        self._stepping = _stepping.Stepping(
+            world,
+            self._tasks,
+            self._trainers,
+            self._schedulers,
+            self._tallies,
+            which_task or (lambda step: step % len(self._tasks)),
+            self._stopping,
+        )
         self._eval_model = self._model
         if eval_model is not None:
             _assembly.refuse_eval_model(settings)
@@ -265,8 +270,8 @@ class Loop:
         """Trains for `n_steps` more steps.
 
         SIGTERM and SIGINT end the run after the step under way: a checkpoint is saved and the
-        process exits with 143 or 130, as `SystemExit`. A second signal, a second later or more, ends
-        it at once.
+        process exits with 143 or 130, as `SystemExit`. A second signal, a second or more later,
+        ends it at once.
 
         Raises:
           NonFiniteError: if a loss or gradient is not finite; that step has changed nothing.
@@ -329,56 +334,11 @@ class Loop:
 
     def _take_step(self, step: int, measure_weights: bool) -> None:
         callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
-        index, batch, total_weight, waited = self._begin_step(step, callbacks)
-        task, trainer = self._tasks[index], self._trainers[index]
-        self._batch = batch = _nest.to_tensors(batch, self._world.device)
-        try:
-            _, stats = trainer.one_step(
-                batch,
-                rng=_seeds.at_step(self._step_seed, step),
-                step=step,
-                learning_rate=task.learning_rate(step),
-                measure_weights=measure_weights,
-                total_weight=total_weight,
-            )
-        except Exception:
-            with self._world.watched(), self._naming(index):
-                raise
-        self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
-        if self._schedulers[index] is not None:
-            self._schedulers[index].step()
+        trainer = self._stepping.take(step, self._step_seed, callbacks, measure_weights)
         self._step = step
         trainer.is_whole = True
         for callback in callbacks:
             callback.on_step_end(step)
-
-    def _begin_step(
-        self, step: int, callbacks: list[Any]
-    ) -> tuple[int, tuple[Any, ...], float | None, float]:
-        """Tells callbacks and draws the batch; what fails on one rank fails on all.
-
-        Returns:
-          The task's index, the batch, what the batches of all ranks count for together, and how
-          many seconds were waited for the batch.
-        """
-        index, batch, weight, waited, error = 0, (), 0.0, 0.0, None
-        try:
-            for callback in callbacks:
-                callback.on_step_begin(step)
-            index = self._which_task(step)
-            asked = time.perf_counter()
-            batch = self._tasks[index].next_batch()
-            waited = time.perf_counter() - asked
-            if self._world.size > 1:
-                batch = _nest.to_tensors(batch)
-                weight = self._trainers[index].weight_of(batch)
-        except Exception as raised:
-            error = raised
-        if self._world.size > 1:
-            return index, batch, self._stopping.agree(weight, error), waited
-        if error is not None:
-            raise error
-        return index, batch, None, waited
 
     def _names_due_at(self, step: int) -> list[str]:
         """Returns the names to save under at a step, which no eval has seen yet."""
@@ -392,7 +352,7 @@ class Loop:
 
     def _report(self, writers: _summaries.Writers) -> None:
         """Logs training since the last report, runs evals, and saves the best so far."""
-        self._check_finite()
+        self._stepping.check_finite()
         self._world.copy_from_chief_(list(self._eval_model.buffers()))
         self._console.say("")
         if self._step == 1:
@@ -480,7 +440,7 @@ class Loop:
         if not basenames:
             return
         assert self._saver is not None
-        self._check_finite()
+        self._stepping.check_finite()
         for trainer in self._trainers:
             if not trainer.is_whole:
                 raise _checkpoint.CheckpointError(
@@ -600,7 +560,7 @@ class Loop:
     @property
     def batch(self) -> Any:
         """The batch of the step under way, or of the last one, as tensors; for callbacks."""
-        return self._batch
+        return self._stepping.batch
 
     @property
     def history(self) -> _history.History:
@@ -656,25 +616,6 @@ class Loop:
     def output_dir(self) -> str | None:
         """Where checkpoints and logs go."""
         return self._output_dir
-
-    def _check_finite(self) -> None:
-        for index, trainer in enumerate(self._trainers):
-            with self._naming(index):
-                trainer.check()
-
-    @contextlib.contextmanager
-    def _naming(self, index: int) -> Iterator[None]:
-        """Has an error about a loss, which all ranks raise, name the task and whose loss it is."""
-        try:
-            yield
-        except optimizers.NonFiniteError as error:
-            whose = ""
-            if self._world.size > 1:
-                losses = self._world.each(error.loss)
-                bad = [str(rank) for rank, x in enumerate(losses) if not math.isfinite(x)]
-                whose = f"; ranks whose part of the loss is not finite: {', '.join(bad) or 'none'}"
-            error.add_note(f"This was task {index} ({self._tasks[index].loss_name}){whose}.")
-            raise
 
     @contextlib.contextmanager
     def _clocks(self) -> Iterator[None]:
