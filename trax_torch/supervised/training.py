@@ -290,9 +290,9 @@ class Loop:
             for step in steps:
                 if self._ends:
                     break
-                report = bool(self._eval_at(step))
-                self._take_step(step, report)
-                self._save(self._names_due_at(step), blocking=not self._background_saves)
+                report, names = bool(self._eval_at(step)), self._names_due_at(step)
+                self._take_step(step, report, n_due=report + len(names))
+                self._save(names, blocking=not self._background_saves)
                 if report and self._signum is None:
                     self._report(writers)
                 if self._callbacks_anywhere:  # one may have called stop
@@ -312,17 +312,24 @@ class Loop:
         if why:
             self._console.say_step(self._step, f"Stopped: {why}")
 
-    def _agree(self, weight: float = 0.0, error: Exception | None = None) -> float:
+    def _agree(self, weight: float = 0.0, error: Exception | None = None, n_due: int = 0) -> float:
         """Has ranks agree on whether to go on after this step; returns their batches' weights.
 
         Raises:
           Exception: the error if there is one; where another rank has one, a RankError.
+          ValueError: if other ranks have more due at the step, or less.
         """
-        numbers = [weight, error is not None, self._is_to_stop]
+        numbers = [weight, error is not None, self._is_to_stop, n_due]
         asked = [self._stopper.signum == signum for signum in _signals.ASKING]
-        total, n_errors, n_stops, *n_asked = self._world.sum([*numbers, *asked])
+        total, n_errors, n_stops, all_due, *n_asked = self._world.sum([*numbers, *asked])
         if n_errors:
             self._world.fail_together(error)
+        if all_due != n_due * self._world.size:
+            raise ValueError(
+                f"All ranks must report and save at the same steps, and step {self._step + 1} is "
+                f"not due alike on all of them. Give every rank the same eval_at, checkpoint_at "
+                f"and permanent_checkpoint_at; the chief alone speaks and writes as it is."
+            )
         heard = [signum for signum, n in zip(_signals.ASKING, n_asked, strict=True) if n]
         self._signum = heard[0] if heard else None
         self._ends = bool(n_stops or heard)
@@ -337,7 +344,7 @@ class Loop:
         self._console.say_step(self._step, f"Stopped by signal {signum}.")
         raise SystemExit(_signals.exit_code(signum))
 
-    def _take_step(self, step: int, measure_weights: bool) -> None:
+    def _take_step(self, step: int, measure_weights: bool, n_due: int) -> None:
         callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
         asked = time.perf_counter()
         weight, error = 0.0, None
@@ -354,7 +361,7 @@ class Loop:
         except Exception as raised:
             error = raised
         waited = time.perf_counter() - asked
-        total_weight = self._agree(weight, error)
+        total_weight = self._agree(weight, error, n_due)
         self._batch = batch = _nest.to_tensors(batch, self._world.device)
         try:
             _, stats = trainer.one_step(
