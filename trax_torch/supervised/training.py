@@ -153,7 +153,6 @@ class Loop:
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is at least 1, or None to keep all; got {keep_last}.")
         self._world = world = _world.join(n_devices, device, timeout)
-        _assembly.check_world(world, settings)
         self._tasks = _assembly.as_tasks(tasks, TrainTask, "tasks")
         self._eval_tasks = _assembly.as_tasks(eval_tasks, EvalTask, "eval_tasks")
         if not self._tasks:
@@ -201,6 +200,7 @@ class Loop:
                 "whether output_dir is given": output_dir is not None,
             }
         )
+        _assembly.check_world(world, settings)  # no rank leaves before all have come
         running = _assembly.running(self._model, settings)
         with world.watched():
             self._trainers = [
