@@ -117,7 +117,7 @@ class World:
             raise error
 
     @contextlib.contextmanager
-    def together(self, kind: type[Exception]) -> Iterator[None]:
+    def together(self, kind: type[Exception] = RankError) -> Iterator[None]:
         """Raises on every rank what its block raised on some; see `fail_together`."""
         error = None
         try:
@@ -132,6 +132,12 @@ class World:
         try:
             yield
         except RuntimeError as error:
+            if "find_unused_parameters" in str(error):
+                raise ValueError(
+                    "The loss does not depend on weights that it did depend on in the sample "
+                    "batch, and ranks wait for their gradients. Give "
+                    "Loop(find_unused_parameters=True), which looks for them at each step."
+                ) from error
             if self.size == 1 or isinstance(error, RankError) or not _is_of_ranks(error):
                 raise
             raise RankError(_GONE.format(error)) from error
@@ -357,6 +363,11 @@ def _told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "No backend type associated" in str(error):
+            raise ValueError(
+                "The process group that is there already cannot send what is on the CPU. Start it "
+                "with init_process_group('cpu:gloo,cuda:nccl'), or let Loop start it."
+            ) from error
         raise RankError(_GONE.format(error)) from error
 
 

@@ -444,6 +444,18 @@ def test_ranks_that_do_not_train_the_same_are_refused_at_the_start(build, text, 
         assert "Give every rank the same model, tasks and settings" in message
 
 
+@pytest.mark.parametrize("setting", ["eval_at", "checkpoint_at"])
+def test_reports_and_saves_that_are_due_on_the_chief_alone_are_refused(setting, tmp_path):
+    def run(rank):
+        make_loop(rank, tmp_path / "run", **{setting: lambda step: step == 4 and rank == 0}).run(6)
+
+    found = ranks.outcomes(tmp_path, 2, run, limit=60)
+
+    for kind, name, text in found:
+        assert (kind, name) == ("error", "ValueError")
+        assert "All ranks must take the same steps, and at step 4 what is" in text
+
+
 def test_adasum_refuses_three_ranks_and_says_why(tmp_path):
     found = ranks.outcomes(tmp_path, 3, functools.partial(make_loop, adasum=True), limit=60)
 

@@ -585,6 +585,11 @@ class PureLayer(Layer):
         super().__init__(n_in, n_out, name)
         self._forward_fn = forward_fn
 
+    @property
+    def fn(self) -> Callable[..., Any] | None:
+        """The function that was given to `Fn`, of one argument for each input; else None."""
+        return self._forward_fn.f if isinstance(self._forward_fn, _Spread) else None
+
     def forward(self, x: Any) -> Any:
         """Returns `forward_fn(x)`."""
         _check_n_in(x, self._n_in)

@@ -22,9 +22,9 @@ class Shares:
     """Cuts batches of a model and its loss into parts along the first axis.
 
     What a loss weighs its items by is found once: by the third of its inputs, where that comes from
-    the batch and is called weights or mask in a module of PyTorch; by the targets that are not
-    ignored in `nn.CrossEntropyLoss` and `nn.NLLLoss`; else every row counts alike. A loss with
-    `reduction='sum'` is the sum of its parts.
+    the batch and, in a module of PyTorch or a `tl.Fn`, is called weights or mask; by the targets
+    that are not ignored in `nn.CrossEntropyLoss` and `nn.NLLLoss`; else every row counts alike. A
+    loss with `reduction='sum'`, or that ends in Trax's WeightedSum, is the sum of its parts.
 
     Args:
       model: takes the first items of a batch.
@@ -36,9 +36,18 @@ class Shares:
         self._last = model.n_in + n_own - 1
         module = loss.module if isinstance(loss, tl.Wrapped) else None
         self._module = module
-        self._is_sum = getattr(module, "reduction", None) == "sum"
-        self._by_weights = n_own > 0 and loss.n_in == 3 and _takes_weights(module)
+        self._is_sum = getattr(module, "reduction", None) == "sum" or _is_sum(loss)
+        self._by_weights = n_own > 0 and loss.n_in == 3 and _takes_weights(loss)
         self._by_targets = n_own > 0 and isinstance(module, _WEIGHING)
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether every row counts alike, for want of anything else that is known."""
+        return not (self._is_sum or self._by_weights or self._by_targets)
+
+    def n_rows(self, batch: tuple[Any, ...]) -> int:
+        """Returns how many rows a batch has."""
+        return _n_rows(batch)
 
     def weight_of(self, batch: tuple[Any, ...]) -> float:
         """Returns what a batch counts for: the sum of its weights, or how many rows it has."""
@@ -68,7 +77,7 @@ class Shares:
         parts = _rows_of(batch, n_parts) if n_parts > 1 else [batch]
         if self._is_sum:
             return [(part, float(size)) for part in parts]
-        if not (self._by_weights or self._by_targets):
+        if self.counts_rows:
             weights: list[Any] = [float(_n_rows(part)) for part in parts]
             whole: Any = sum(weights) if total is None else total
             return [(p, size * w / whole) for p, w in zip(parts, weights, strict=True)]
@@ -83,12 +92,13 @@ class Shares:
         if self._by_weights:
             return item.double().sum() if item.dtype == torch.float64 else item.float().sum()
         if item.is_floating_point():  # probabilities of classes: nothing is ignored
-            return torch.tensor(float(len(item)), device=item.device)
+            return torch.full((), float(len(item)), device=item.device)
         loss: Any = self._module
         counts = item != loss.ignore_index
         if loss.weight is None:
             return counts.float().sum()
-        return loss.weight.float()[item.where(counts, 0)].where(counts, 0.0).sum()
+        weight = loss.weight.to(item.device, torch.float32)
+        return weight[item.where(counts, 0)].where(counts, 0.0).sum()
 
     def _made_finite(self, part: tuple[Any, ...], weight: torch.Tensor) -> tuple[Any, ...]:
         item = part[self._last]
@@ -99,12 +109,20 @@ class Shares:
         return (*part[: self._last], item, *part[self._last + 1 :])
 
 
-def _takes_weights(module: nn.Module | None) -> bool:
+def _is_sum(loss: tl.Layer) -> bool:
+    """Tells whether a loss ends in one of Trax's sums over items."""
+    while isinstance(loss, tl.Serial) and loss.sublayers:
+        loss = loss.sublayers[-1]
+    return loss.name in ("WeightedSum", "CrossEntropySum", "BinaryCrossEntropySum")
+
+
+def _takes_weights(loss: tl.Layer) -> bool:
     """Tells whether a loss's third input is weights: always with Trax's losses."""
-    if module is None:
+    function = loss.module.forward if isinstance(loss, tl.Wrapped) else getattr(loss, "fn", None)
+    if function is None:
         return True
-    names = list(inspect.signature(module.forward).parameters)
-    return any(word in names[2].lower() for word in ("weight", "mask"))
+    names = list(inspect.signature(function).parameters)
+    return len(names) > 2 and any(word in names[2].lower() for word in ("weight", "mask"))
 
 
 def _rows_of(batch: tuple[Any, ...], n_parts: int) -> list[tuple[Any, ...]]:

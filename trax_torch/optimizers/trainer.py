@@ -25,14 +25,15 @@ class Ranks:
       size: how many ranks there are.
       begin: is called before a step.
       apart: makes a context in which backward passes stay with their rank.
-      merge: is called with the gradients after the last backward pass of a step, and changes them.
+      merge: is called with the weights after the last backward pass of a step, and changes their
+        gradients.
     """
 
     rank: int
     size: int
     begin: Callable[[], None]
     apart: Callable[[], contextlib.AbstractContextManager[None]]
-    merge: Callable[[list[torch.Tensor]], None]
+    merge: Callable[[list[torch.nn.Parameter]], None]
 
 
 class NonFiniteError(ArithmeticError):
@@ -51,7 +52,8 @@ class NonFiniteError(ArithmeticError):
 class Trainer:
     """Takes training steps of a model and its loss.
 
-    A step whose loss or gradient is not finite changes nothing: no weight, no slot, no buffer.
+    A step whose loss or gradient is not finite changes nothing: no weight, no slot, and no buffer
+    that a `state_dict` holds.
 
     Args:
       model_with_loss: a layer that maps a batch to one scalar, the loss.
@@ -88,6 +90,8 @@ class Trainer:
         self.optimizer = base.bind(optimizer, self.params, model_with_loss.parameters())
         self.n_skipped = 0
         self.is_whole = True
+        self._rate_is_given = False  # by a schedule, at each step
+        self._first_groups = self.groups()
         self._forward = model_with_loss if forward is None else forward
         self._shares = shares
         self._n_parts = n_accumulation_steps
@@ -140,11 +144,13 @@ class Trainer:
                 raise ValueError(
                     f"Step {step}: the learning rate is {learning_rate}; a rate is a finite number."
                 )
+            self._rate_is_given = True
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
         for p in self.params:  # all of them: the optimizer may hold but a few
             p.grad = None
-        self._kept = [buffers[name].clone() for buffers, name in self._buffers]
+        if self._buffers:
+            self._keep_buffers()
         try:
             with self._random_numbers(rng):
                 if self._n_parts == 1 and self._ranks is None:
@@ -167,9 +173,45 @@ class Trainer:
         self._update(grads, stats, step)
         return loss, stats
 
+    def groups(self) -> list[dict[str, Any]]:
+        """Returns the optimizer's numbers, group by group."""
+        return [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
+
+    @property
+    def has_changed_groups(self) -> bool:
+        """Whether someone, a callback say, has changed the optimizer's numbers in this run."""
+        pairs = zip(self.groups(), self._first_groups, strict=True)
+        passed_over = {"lr"} if self._rate_is_given else set()
+        return any(now[k] != then.get(k) for now, then in pairs for k in now.keys() - passed_over)
+
+    def renew_params(self) -> None:
+        """Takes note of weights that are frozen or thawed since.
+
+        Raises:
+          ValueError: if a weight was thawed that the optimizer does not hold, or on several ranks,
+            which would not add up its gradients.
+        """
+        params = [p for p in self.model_with_loss.parameters() if p.requires_grad]
+        new = {id(p) for p in params} - {id(p) for p in self.params}
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        if new and (self._ranks is not None or not new <= held):
+            raise ValueError(
+                f"{len(new)} weights are trained now that were frozen when Loop was built. Build "
+                f"Loop again with the model as it is; output_dir keeps what was learned."
+            )
+        self.params = params
+
     def weight_of(self, batch: Any) -> float:
         """Returns what a batch counts for beside those of other ranks; see `Shares`."""
         assert self._shares is not None
+        if self._is_sharded and self._shares.n_rows(batch) < self._n_parts:
+            raise ValueError(
+                f"Where ranks hold parts of weights, each cuts its batch into as many parts; this "
+                f"one has {self._shares.n_rows(batch)} rows for {self._n_parts} parts."
+            )
         return self._shares.weight_of(batch)
 
     def check(self) -> None:
@@ -202,7 +244,7 @@ class Trainer:
                 loss.backward(loss.detach() * 0.0 + share)
             losses.append(loss.detach() * (share / size))
         if self._ranks is not None:
-            self._ranks.merge([p.grad for p in self.params if p.grad is not None])
+            self._ranks.merge(self.params)
         return torch.stack(losses).sum()
 
     def _one_reduction(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
@@ -261,10 +303,22 @@ class Trainer:
         self._verdicts[0] += bad
         stats["is_good"] = torch.logical_not(bad)
 
+    def _keep_buffers(self) -> None:
+        """Copies the buffers as they are before the step, into the memory of the last copy."""
+        now = [buffers[name] for buffers, name in self._buffers]
+        forms = [(t.shape, t.dtype, t.device) for t in now]
+        if forms != [(t.shape, t.dtype, t.device) for t in self._kept]:
+            self._kept = [torch.empty_like(t) for t in now]
+        with torch.no_grad():
+            torch._foreach_copy_(self._kept, now)
+
     def _put_buffers_back(self, condition: torch.Tensor | None = None) -> None:
         with torch.no_grad():
             for (buffers, name), kept in zip(self._buffers, self._kept, strict=True):
                 now = buffers[name]
+                if now.shape != kept.shape:  # renewed in another size
+                    buffers[name] = kept.clone()
+                    continue
                 now.copy_(kept if condition is None else torch.where(condition, kept, now))
 
     def _complaint(self, step: int, loss: float, norm: float) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ class Settings:
       on_nonfinite: 'raise', 'skip', or how many steps may be skipped.
       adasum: whether ranks merge their gradients by Adasum instead of averaging them.
       strategy: 'ddp' has every rank keep all weights; 'fsdp' a part of each.
+      find_unused_parameters: whether ranks look at each step for weights without a gradient.
 
     Raises:
       ValueError: if one is out of range.
@@ -39,11 +41,12 @@ class Settings:
     on_nonfinite: str | int = "raise"
     adasum: bool = False
     strategy: str = "ddp"
+    find_unused_parameters: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16"):
             raise ValueError(f"precision is 'bf16' or None; got {self.precision!r}.")
-        if self.n_accumulation_steps < 1:
+        if not isinstance(self.n_accumulation_steps, int) or self.n_accumulation_steps < 1:
             raise ValueError(
                 f"n_accumulation_steps is how many parts a batch is cut into, at least 1; got "
                 f"{self.n_accumulation_steps}."
@@ -194,6 +197,9 @@ def make_trainer(
     module: torch.nn.Module = both
     if running_model is not model or settings.precision is not None:
         module = _LossOf(running_model, loss, settings.autocast(device))
+    shares = optimizers.Shares(model, loss)
+    if settings.n_accumulation_steps > 1 or world.size > 1:
+        _warn_of_uneven(both, shares, task, world)
     ranks = None
     if world.size > 1:
         module, ranks = _over_ranks(module, both, task, world, settings, apart)
@@ -201,11 +207,41 @@ def make_trainer(
         both,
         task.optimizer,
         forward=module,
-        shares=optimizers.Shares(model, loss),
+        shares=shares,
         n_accumulation_steps=settings.n_accumulation_steps,
         n_skips=settings.n_skips,
         ranks=ranks,
     )
+
+
+def _warn_of_uneven(
+    both: tl.Layer, shares: optimizers.Shares, task: _tasks.TrainTask, world: _world.World
+) -> None:
+    """Warns if a loss, of whose items nothing is known, is another one for a batch in parts."""
+    if not shares.counts_rows or not any(isinstance(m, tl.Wrapped) for m in both.modules()):
+        return
+    batch = _nest.to_tensors(task.sample_batch, world.device)
+    try:
+        halves = shares.cut(batch, 2)
+    except ValueError:  # a batch that is never cut
+        return
+    flags = [(m, m.training) for m in both.modules()]
+    both.eval()
+    try:
+        with torch.no_grad():
+            whole = float(both(batch))
+            parts = sum(float(both(part)) * share for part, share in halves)
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    if abs(parts - whole) > 1e-3 * max(abs(whole), 1e-6):
+        warnings.warn(
+            f"{task.loss_name} is {whole:.6g} for the sample batch and {parts:.6g} for its halves "
+            f"together, each counting by its rows; so gradients of parts of a batch, or of ranks, "
+            f"are not those of the whole. Take the weights of items as a third input called "
+            f"weights, or nn.CrossEntropyLoss, which tells which targets it ignores.",
+            stacklevel=3,
+        )
 
 
 def _over_ranks(
@@ -222,31 +258,42 @@ def _over_ranks(
     that are thrown away settle the order in which gradients are added up, which is then the same in
     a resumed run.
     """
-    buffers = list(both.buffers())
+    buffers, unused = list(both.buffers()), list[torch.nn.Parameter]()
 
     def take_buffers() -> None:
         world.copy_from_chief_(buffers)
 
-    def leave(gradients: list[torch.Tensor]) -> None:
-        pass  # they are added up already
+    def leave(params: list[torch.nn.Parameter]) -> None:
+        """Changes nothing: they are added up already, but for those that nobody waits for."""
+        if any(p.grad is not None for p in unused):
+            raise ValueError(
+                "The loss depends on weights that it did not depend on in the sample batch, so "
+                "their gradients are not added up over ranks. Give "
+                "Loop(find_unused_parameters=True), which looks for them at each step."
+            )
 
     if settings.strategy == "fsdp":
         return module, optimizers.Ranks(world.rank, world.size, take_buffers, apart, leave)
     world.copy_from_chief_([*both.parameters(), *buffers])
     if settings.adasum:
-        merge = functools.partial(
-            optimizers.adasum_,
-            rank=world.rank,
-            size=world.size,
-            exchange=world.exchange,
-            mean_=world.mean_,
-        )
+
+        def merge(params: list[torch.nn.Parameter]) -> None:
+            used = world.sum([float(p.grad is not None) for p in params])
+            merged = [p for p, n in zip(params, used, strict=True) if n]
+            for p in merged:
+                if p.grad is None:  # another rank's loss depends on it
+                    p.grad = torch.zeros_like(p)
+            gradients = [p.grad for p in merged if p.grad is not None]
+            optimizers.adasum_(gradients, world.rank, world.size, world.exchange, world.mean_)
+
         return module, optimizers.Ranks(world.rank, world.size, take_buffers, apart, merge)
     batch = _nest.to_tensors(task.sample_batch, world.device)
     params = [p for p in both.parameters() if p.requires_grad]
     used = world.sum([float(u) for u in optimizers.try_out(module, both, batch, seed=0)])
-    unused = [p for p, n in zip(params, used, strict=True) if not n]
-    parallel = world.parallel(module, unused, find_unused=any(0 < n < world.size for n in used))
+    find_unused = settings.find_unused_parameters or any(0 < n < world.size for n in used)
+    if not find_unused:
+        unused += [p for p, n in zip(params, used, strict=True) if not n]
+    parallel = world.parallel(module, unused, find_unused)
     for _ in range(2):
         optimizers.try_out(parallel, both, batch, seed=0)
     no_sync: Any = parallel.no_sync
@@ -297,6 +344,6 @@ def make_scheduler(task: _tasks.TrainTask, trainer: optimizers.Trainer) -> Any:
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise TypeError(
             "ReduceLROnPlateau follows a metric, and rates here follow the step. Take another "
-            "scheduler, or change the rate from a callback."
+            "scheduler; or, with a torch optimizer, change the rate from a callback."
         )
     return scheduler

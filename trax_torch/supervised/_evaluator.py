@@ -1,7 +1,7 @@
 """A task's batches -> {metric: mean over batches}."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,12 +55,8 @@ class Evaluator:
         error = None
         try:
             with torch.no_grad(), self._keyed(seed), self._autocast():
-                batch: Any = self._task.sample_batch
-                for _ in range(n_batches):
-                    batch = self._task.next_batch()
+                for batch in self._batches():
                     sums = sums + self._measure(batch)
-                for _ in range(self._n_passes(n_batches) - n_batches):
-                    self._measure(batch)  # others measure still, and need this rank's weights
         except Exception as raised:
             error = raised
         finally:
@@ -73,11 +69,29 @@ class Evaluator:
             raise ValueError("An eval needs a batch; n_eval_batches is 0 on every rank.")
         return {name: total / count for name, total in zip(names, totals, strict=True)}
 
-    def _n_passes(self, n_batches: int) -> int:
-        """Returns how often the model must run: where ranks hold parts of it, as often on each."""
+    def _batches(self) -> Iterator[tuple[Any, ...]]:
+        """Yields the batches to measure.
+
+        Where ranks hold parts of the model, all must run it equally often: those that have fewer
+        batches run it on the sample, for the others' sake.
+        """
+        task, n_batches = self._task, self._task.n_eval_batches
         if not any(map(_world.is_shard, self._model.parameters())):
-            return n_batches
-        return int(max(self._world.each(n_batches)))
+            for _ in range(n_batches):
+                yield task.next_batch()
+            return
+        sample: Any = task.sample_batch
+        with self._world.together():
+            mine = [task.next_batch() for _ in range(n_batches)]
+            if sample is None:
+                raise ValueError(
+                    "With strategy='fsdp' a rank that measures no batch needs a sample_batch, to "
+                    "take part in those of others."
+                )
+        yield from mine
+        for _ in range(int(max(self._world.each(n_batches))) - n_batches):
+            with torch.no_grad():
+                self._measure(sample)
 
     def _measure(self, batch: tuple[Any, ...]) -> torch.Tensor:
         stack = _nest.to_tensors(batch, self._device)

@@ -5,6 +5,7 @@ is done and who waits for it.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
@@ -15,6 +16,8 @@ import torch
 from trax_torch import _world, optimizers
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import _checkpoint
+
+_log = logging.getLogger("trax_torch")
 
 
 class Saver:
@@ -74,6 +77,7 @@ class Saver:
                 self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
             what = (self._folder, basenames, parts, info)
             self._in_flight = self._executor.submit(self._save_and_let_go, held, *what)
+            self._in_flight.add_done_callback(_log_failure)
 
     def has(self, basename: str) -> bool:
         """Tells whether there is a checkpoint of a name, whole or damaged."""
@@ -154,7 +158,7 @@ class Saver:
         parts: _checkpoint.Parts,
         info: Mapping[str, Any],
     ) -> None:
-        _check_all_finite(parts)
+        _check_all_finite(parts, set(info["members"]["frozen"]))
         for basename in basenames:
             try:
                 generation = folder.save(basename, parts, info)
@@ -183,6 +187,12 @@ class Saver:
         return copies
 
 
+def _log_failure(save: "futures.Future[None]") -> None:
+    """Logs a failure, for a process that ends without waiting for it."""
+    if (error := save.exception()) is not None:
+        _log.error("A save in the background failed: %s", error)
+
+
 def read(
     directory: str, basename: str, world: _world.World
 ) -> tuple[_checkpoint.Parts, dict[str, Any] | None]:
@@ -201,13 +211,14 @@ def read(
     return world.share(*(found or ({}, None)))
 
 
-def _check_all_finite(parts: _checkpoint.Parts) -> None:
+def _check_all_finite(parts: _checkpoint.Parts, frozen: set[str]) -> None:
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
             if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
                 continue
-            # A sum may overflow, and a buffer may well hold infinities: masks do.
-            good = torch.isfinite(tensor) if part == "weights" else ~torch.isnan(tensor)
+            # A sum may overflow, and what is not trained may well hold infinities: masks do.
+            is_trained = part == "weights" and name not in frozen
+            good = torch.isfinite(tensor) if is_trained else ~torch.isnan(tensor)
             if not bool(good.all()):
                 raise optimizers.NonFiniteError(
                     f"{name} of the {part} is not finite, so nothing was saved. Go back to the "

@@ -21,6 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 _log = logging.getLogger("trax_torch")
 
+_EXTRA = "_extra_state"  # what torch calls it in a state_dict
 _BUFFER = "buffer."  # what buffers are called in the part 'state', which holds other things too
 
 
@@ -48,15 +49,21 @@ class Members:
 
     def take(self) -> tuple[_checkpoint.Parts, dict[str, Any]]:
         """Returns what all ranks share: tensors by part and name, and the rest as plain data."""
+        frozen = [n for n, t in self._tensors()["weights"].items() if not t.requires_grad]
         parts = {
             part: {name: _world.whole(tensor) for name, tensor in tensors.items()}
             for part, tensors in self._tensors().items()
         }
         info = {
+            "frozen": frozen,
             "tasks": [
                 _take_task(i, *each, parts)
                 for i, each in enumerate(zip(self.trainers, self.schedulers, strict=True))
             ],
+            "extra": {
+                name: pack(module.get_extra_state(), f"extra.{name}", parts["state"])
+                for name, module in _extra_of(self.model).items()
+            },
             "callbacks": {
                 name: pack(callback.state_dict(), f"callback.{name}", parts["state"])
                 for name, callback in self._remembering()
@@ -131,6 +138,10 @@ class Members:
             else:
                 kept = [each["tallies"][i] for each in ranks]
                 tally.fill(_tally.merged(kept, is_chief=rank == 0))
+        modules = _extra_of(self.model)
+        for name, kept in info["extra"].items():
+            if name in modules:
+                modules[name].set_extra_state(unpack(kept, parts["state"]))
         self.waiting.clear()
         for name, kept in info.get("callbacks", {}).items():
             self.waiting[name] = unpack(kept, parts["state"])
@@ -199,7 +210,18 @@ def weights_of(model: tl.Layer) -> Tensors:
 def buffers_of(model: tl.Layer) -> Tensors:
     """Returns the persistent buffers by name."""
     everything = bare(model).state_dict(keep_vars=True)
-    return {k: v for k, v in everything.items() if not isinstance(v, nn.Parameter)}
+    return {
+        k: v
+        for k, v in everything.items()
+        if not isinstance(v, nn.Parameter) and k.rpartition(".")[2] != _EXTRA
+    }
+
+
+def _extra_of(model: tl.Layer) -> dict[str, nn.Module]:
+    """Returns the modules that keep a state of their own besides tensors, by name."""
+    kept = nn.Module.get_extra_state
+    modules = bare(model).named_modules()
+    return {name: m for name, m in modules if type(m).get_extra_state is not kept}
 
 
 def forms_of(model: tl.Layer) -> list[str]:
@@ -239,16 +261,18 @@ def _take_task(
             else:
                 numbers[f"{name}.{key}"] = pack(value, "slot", parts["state"])
     parts[f"opt_slots{index}"] = slots
-    kept = None
+    kept, groups = None, trainer.groups()
     if scheduler is not None:
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        kept = pack((scheduler.state_dict(), groups), f"scheduler{index}", parts["state"])
+        kept = pack(scheduler.state_dict(), f"scheduler{index}", parts["state"])
+    changed = scheduler is not None or trainer.has_changed_groups
+    kept_groups = pack(groups, f"groups{index}", parts["state"]) if changed else None
     return {
         "optimizer": type(optimizer).__name__,
         "numbers": numbers,
         "settings": _settings_of(optimizer),
         "n_skipped": trainer.n_skipped,
         "scheduler": kept,
+        "groups": kept_groups,
     }
 
 
@@ -276,7 +300,7 @@ def _compare_task(
     for name, p in named.items():
         present = _forms(trainer.optimizer.state.get(p, {}))  # empty until the first step, or ever
         theirs = _forms(saved.get(name, {}))
-        if present and present != theirs:
+        if present and theirs and present != theirs:  # torch makes slots at the first step
             raise MismatchError(
                 f"Task {index} was saved with the slots {theirs} of {name}; its optimizer keeps "
                 f"{present}. {hint}"
@@ -304,12 +328,17 @@ def _put_task(
     params = [p for group in optimizer.param_groups for p in group["params"]]
     order = {names[id(p)]: i for i, p in enumerate(params)}
     saved = _slots_by_weight(index, parts, info)
+    for name in saved.keys() - order.keys():
+        _log.info("Task %d: the slots of %s are dropped: it is not trained now.", index, name)
     content["state"] = {
-        order[name]: _shards(slots, params[order[name]], optimizer) for name, slots in saved.items()
+        order[name]: _shards(slots, params[order[name]], optimizer)
+        for name, slots in saved.items()
+        if name in order
     }
     if scheduler is not None:
-        kept, groups = unpack(info["scheduler"], parts["state"])
-        scheduler.load_state_dict(kept)
+        scheduler.load_state_dict(unpack(info["scheduler"], parts["state"]))
+    if info["groups"] is not None:  # else the numbers are those the optimizer was made with
+        groups = unpack(info["groups"], parts["state"])
         for group, kept_group in zip(content["param_groups"], groups, strict=True):
             group.update(kept_group)
     optimizer.load_state_dict(content)
@@ -347,14 +376,20 @@ def share_weights(model: tl.Layer, eval_model: tl.Layer) -> None:
             _compare(kind, theirs, tensors)
         except MismatchError as error:
             raise ValueError(f"eval_model must be built like model. {error}") from error
+    _share(source, target, "_parameters")
+    share_buffers(model, eval_model)
+
+
+def share_buffers(model: tl.Layer, eval_model: tl.Layer) -> None:
+    """Lets `eval_model` use the very buffers of `model`, also those that it has renewed."""
+    _share(bare(model), bare(eval_model), "_buffers")
+
+
+def _share(source: nn.Module, target: nn.Module, store: str) -> None:
+    twins = dict(source.named_modules(remove_duplicate=False))
     for name, module in target.named_modules(remove_duplicate=False):
-        twin = source.get_submodule(name)
-        stores: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (module._parameters, twin._parameters),
-            (module._buffers, twin._buffers),
-        ]
-        for mine, shared in stores:
-            mine.update({k: v for k, v in shared.items() if k in mine})
+        mine, shared = getattr(module, store), getattr(twins.get(name), store, {})
+        mine.update({k: v for k, v in shared.items() if k in mine})
 
 
 def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:

@@ -6,7 +6,7 @@ Where several ranks train, each has a batch of its own, and all take the step or
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trax_torch import _nest, _seeds, _world, optimizers
@@ -47,17 +47,26 @@ class Stepping:
         self.batch: Any = None
 
     def take(
-        self, step: int, seed: int, callbacks: list[Any], measure_weights: bool
-    ) -> optimizers.Trainer:
+        self,
+        step: int,
+        seed: int,
+        callbacks: list[Any],
+        measure_weights: bool,
+        due: Mapping[str, float],
+    ) -> tuple[optimizers.Trainer, list[Any]]:
         """Takes a step; its trainer is not whole until the caller has taken note of it.
 
         Args:
           step: the step's number.
           seed: of its random numbers.
-          callbacks: are told that it begins.
+          callbacks: are told that it begins, if they want to be called.
           measure_weights: as for `Trainer.one_step`.
+          due: numbers by name that must be alike on all ranks.
+
+        Returns:
+          The trainer that took it, and the callbacks that want to be called.
         """
-        index, batch, total_weight, waited = self._begin(step, callbacks)
+        index, batch, total_weight, waited, called = self._begin(step, callbacks, due)
         task, trainer = self._tasks[index], self._trainers[index]
         self.batch = _nest.to_tensors(batch, self._world.device)
         try:
@@ -75,7 +84,7 @@ class Stepping:
         self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
         if self._schedulers[index] is not None:
             self._schedulers[index].step()
-        return trainer
+        return trainer, called
 
     def check_finite(self) -> None:
         """Raises NonFiniteError if more steps were not finite than may be skipped."""
@@ -84,18 +93,21 @@ class Stepping:
                 trainer.check()
 
     def _begin(
-        self, step: int, callbacks: list[Any]
-    ) -> tuple[int, tuple[Any, ...], float | None, float]:
+        self, step: int, callbacks: list[Any], due: Mapping[str, float]
+    ) -> tuple[int, tuple[Any, ...], float | None, float, list[Any]]:
         """Tells callbacks and draws the batch; what fails on one rank fails on all.
 
         Returns:
-          The task's index, the batch, what the batches of all ranks count for together, and how
-          many seconds were waited for the batch.
+          The task's index, the batch, what the batches of all ranks count for together, how many
+          seconds were waited for the batch, and the callbacks that want to be called.
         """
         index, batch, weight, waited, error = 0, (), 0.0, 0.0, None
+        called: list[Any] = callbacks
         try:
-            for callback in callbacks:
-                callback.on_step_begin(step)
+            if callbacks:
+                called = [callback for callback in callbacks if callback.call_at(step)]
+                for callback in called:
+                    callback.on_step_begin(step)
             index = self._which_task(step)
             asked = time.perf_counter()
             batch = self._tasks[index].next_batch()
@@ -106,10 +118,13 @@ class Stepping:
         except Exception as raised:
             error = raised
         if self._world.size > 1:
-            return index, batch, self._stopping.agree(weight, error), waited
+            rate = 0.0 if error is not None else self._tasks[index].learning_rate(step) or 0.0
+            alike = {"the task": index, "the learning rate": rate, **due}
+            total = self._stopping.agree(weight, error, step, alike)
+            return index, batch, total, waited, called
         if error is not None:
             raise error
-        return index, batch, None, waited
+        return index, batch, None, waited, called
 
     @contextlib.contextmanager
     def _naming(self, index: int) -> Iterator[None]:

@@ -1,5 +1,8 @@
 """Whether a run goes on: what a callback, a signal or an error on any rank means for all."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from trax_torch import _world
 from trax_torch.supervised import _signals
 
@@ -42,22 +45,45 @@ class Stopping:
             return self._is_asked or self._stopper.signum is not None
         return self._is_agreed
 
-    def agree(self, weight: float = 0.0, error: Exception | None = None) -> float:
+    def agree(
+        self,
+        weight: float = 0.0,
+        error: Exception | None = None,
+        step: int = 0,
+        alike: Mapping[str, float] = MappingProxyType({}),
+    ) -> float:
         """Has all ranks know what one knows; returns the sum of their weights.
 
         Args:
           weight: what this rank's batch counts for.
           error: what kept this rank from having one.
+          step: the step that is to be taken.
+          alike: numbers by name that must be the same on all ranks.
 
         Raises:
           Exception: the error, if there is one.
           RankError: if another rank has one.
+          ValueError: if ranks are not alike.
         """
         heard = [self._stopper.signum == signum for signum in _signals.ASKING]
         numbers = [weight, error is not None, self._is_asked, *heard]
-        total, n_errors, n_asked, *n_heard = self._world.sum(numbers)
+        squares = [x * x for x in alike.values()]
+        sums = self._world.sum([*numbers, *alike.values(), *squares])
+        total, n_errors, n_asked = sums[:3]
+        n_heard, rest = sums[3 : 3 + len(heard)], sums[3 + len(heard) :]
         if n_errors:
             self._world.fail_together(error)
+        # The mean of squares is the square of the mean where all numbers are the same.
+        means = zip(alike, rest[: len(alike)], rest[len(alike) :], strict=True)
+        size = self._world.size
+        differing = [n for n, x, xx in means if size * xx - x * x > 1e-9 * x * x]
+        if differing:
+            raise ValueError(
+                f"All ranks must take the same steps, and at step {step} {' and '.join(differing)} "
+                f"differ between them. Give every rank the same which_task, lr_schedule, eval_at, "
+                f"checkpoint_at and permanent_checkpoint_at; the chief alone speaks and writes as "
+                f"it is."
+            )
         signums = [s for s, n in zip(_signals.ASKING, n_heard, strict=True) if n]
         self._agreed_signum = signums[0] if signums else None
         self._is_agreed = bool(n_asked or signums)

@@ -96,12 +96,17 @@ class BatchStream:
         """Whether one position serves any number of ranks; see `share_of`."""
         return bool(getattr(self._data, "fits_any_size", False))
 
-    def _let_workers_outlive_signals(self, loader: Any) -> None:
-        made = getattr(loader.worker_init_fn, "func", None)
-        if made is not _signals.outlive_first:
-            loader.worker_init_fn = functools.partial(
-                _signals.outlive_first, _signals.n_running(), loader.worker_init_fn
-            )
+    def _begin(self) -> Iterator[Any]:
+        """Begins to go through the data; its workers, if any, outlive a signal to stop."""
+        loader = self._data
+        if not isinstance(loader, torch.utils.data.DataLoader) or not loader.num_workers:
+            return iter(loader)
+        own = loader.worker_init_fn
+        loader.worker_init_fn = functools.partial(_signals.outlive_first, _signals.n_running(), own)
+        try:
+            return iter(loader)  # which starts the workers
+        finally:
+            loader.worker_init_fn = own
 
     def _keeps_state(self) -> bool:
         return hasattr(self._data, "state_dict") and hasattr(self._data, "load_state_dict")
@@ -116,9 +121,7 @@ class BatchStream:
                         f"{self._name} ended after {self.n_taken} batches. Give an iterator that "
                         f"goes on for as long as you train, or an iterable such as a DataLoader."
                     ) from None
-        if isinstance(self._data, torch.utils.data.DataLoader) and self._data.num_workers:
-            self._let_workers_outlive_signals(self._data)
-        self._iterator = iter(self._data)
+        self._iterator = self._begin()
         try:
             return next(self._iterator)
         except StopIteration:

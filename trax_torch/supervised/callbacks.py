@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import _nest
+from trax_torch import _nest, _world
 from trax_torch import layers as tl
 from trax_torch.supervised import _reports
 
@@ -181,6 +181,11 @@ class ExponentialMovingAverage(TrainingStepCallback):
         super().__init__(loop)
         if not 0 <= decay < 1:
             raise ValueError(f"decay is a number from 0 to below 1; got {decay}.")
+        if any(map(_world.is_shard, loop.model.parameters())):
+            raise ValueError(
+                "ExponentialMovingAverage averages whole weights, and strategy='fsdp' gives each "
+                "rank parts of them. Leave one of the two out."
+            )
         self._decay = decay
         self._n_steps = 0
         self._averages: dict[str, torch.Tensor] = {}  # none until the first step

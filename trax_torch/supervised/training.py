@@ -101,6 +101,8 @@ class Loop:
       strategy: where several ranks train: 'ddp' has each keep all weights and slots; 'fsdp' a part
         of each (`torch.distributed.fsdp.fully_shard`), for models too large for one device.
         Checkpoints are the same files.
+      find_unused_parameters: where several ranks train: which weights a task's loss depends on is
+        found once, on its sample batch; True looks at each step, for models in which that changes.
       timeout: seconds after which a rank that does not answer is given up, with an error; more
         than the chief takes to save or load. A process group that is there already keeps its own.
       resume_data: 'exact' goes on with the batch after the last one that was seen, and draws those
@@ -143,6 +145,7 @@ class Loop:
         on_nonfinite: str | int = "raise",
         resume_data: str = "exact",
         strategy: str = "ddp",
+        find_unused_parameters: bool = False,
         timeout: float = 300.0,
     ):
         _assembly.refuse(
@@ -150,14 +153,19 @@ class Loop:
             use_memory_efficient_trainer=use_memory_efficient_trainer,
         )
         settings = _assembly.Settings(
-            precision, n_accumulation_steps, compile, on_nonfinite, adasum, strategy
+            precision,
+            n_accumulation_steps,
+            compile,
+            on_nonfinite,
+            adasum,
+            strategy,
+            find_unused_parameters,
         )
         if resume_data not in ("exact", "restart"):
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is at least 1, or None to keep all; got {keep_last}.")
         self._world = world = _world.join(n_devices, device, timeout)
-        _assembly.check_world(world, settings)
         self._tasks = _assembly.as_tasks(tasks, TrainTask, "tasks")
         self._eval_tasks = _assembly.as_tasks(eval_tasks, EvalTask, "eval_tasks")
         if not self._tasks:
@@ -199,6 +207,7 @@ class Loop:
                 "whether output_dir is given": output_dir is not None,
             }
         )
+        _assembly.check_world(world, settings)  # no rank leaves before all have come
         for task in self._tasks:
             _assembly.check_task(self._model, task, settings)
         apart = _assembly.shard(self._model, self._tasks, world, settings)
@@ -260,8 +269,12 @@ class Loop:
             self._saver = _saves.Saver(self._output_dir, world, keep_last)
             with self._saver.locked():
                 self.load_checkpoint()
-        for callback in callbacks or []:  # they may look at the loop, which is ready now
-            self._callbacks.append(callback(self))
+        makers = (
+            callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks)
+        )
+        with world.together():
+            for callback in makers:  # they may look at the loop, which is ready now
+                self._callbacks.append(callback(self))
         self._members.fill_callbacks()
         (n_callbacks,) = world.sum([len(self._callbacks)])
         self._callbacks_anywhere = n_callbacks > 0
@@ -281,6 +294,8 @@ class Loop:
         if n_steps < 0:
             raise ValueError(f"A run takes 0 steps or more; got {n_steps}.")
         self._model.train()
+        for trainer in self._trainers:
+            trainer.renew_params()
         self._step_seed = _seeds.derive(self._seed, "step", self._world.rank)
         first = self._step + 1
         with _signals.Stopper() as stopper:
@@ -296,19 +311,19 @@ class Loop:
                     self._saver.check_not_overtaken()
                     self._save(self._names_missed(), blocking=True)
                 if self._report_is_due():  # the checkpoint gone on from was saved before its evals
-                    self._report(writers)
+                    names = self._names_due_at(self._step)
+                    self._report(writers, saves_best="model" in names)
                 self._world.compare({"the step": self._step, "n_steps": n_steps})
                 self._stopping.agree()
                 for step in steps:
                     if self._stopping.is_due:
                         break
-                    report = bool(self._eval_at(step))
-                    self._take_step(step, report)
-                    self._save(self._names_due_at(step), blocking=not self._background_saves)
+                    report, names = bool(self._eval_at(step)), self._names_due_at(step)
+                    self._take_step(step, report, names)
+                    self._save(names, blocking=not self._background_saves)
                     if report and self._stopping.signum is None:
-                        self._report(writers)
-                    if self._callbacks_anywhere:  # one of them may have asked to stop
-                        self._stopping.agree()
+                        self._report(writers, saves_best="model" in names)
+                        self._stopping.agree()  # a callback may have asked to stop
             self._stopping.agree()
             if self._stopping.signum is not None:  # a save in the background is known to be done
                 self._leave(self._stopping.signum)
@@ -332,13 +347,21 @@ class Loop:
         self._console.say_step(self._step, f"Stopped by signal {signum}.")
         raise SystemExit(_signals.exit_code(signum))
 
-    def _take_step(self, step: int, measure_weights: bool) -> None:
-        callbacks = self._callbacks and [c for c in self._callbacks if c.call_at(step)]
-        trainer = self._stepping.take(step, self._step_seed, callbacks, measure_weights)
+    def _take_step(self, step: int, report: bool, names: list[str]) -> None:
+        due = {"what is reported": report, "what is saved": len(names)}
+        trainer, called = self._stepping.take(step, self._step_seed, self._callbacks, report, due)
         self._step = step
         trainer.is_whole = True
-        for callback in callbacks:
-            callback.on_step_end(step)
+        error = None
+        try:
+            for callback in called:
+                callback.on_step_end(step)
+        except Exception as raised:
+            error = raised
+        if self._callbacks_anywhere and self._world.size > 1:
+            self._stopping.agree(error=error)
+        elif error is not None:
+            raise error
 
     def _names_due_at(self, step: int) -> list[str]:
         """Returns the names to save under at a step, which no eval has seen yet."""
@@ -350,17 +373,16 @@ class Loop:
         names = self._names_due_at(self._step) if self._saved_step == self._step else []
         return [name for name in names if self._saver and not self._saver.has(name)]
 
-    def _report(self, writers: _summaries.Writers) -> None:
+    def _report(self, writers: _summaries.Writers, saves_best: bool) -> None:
         """Logs training since the last report, runs evals, and saves the best so far."""
         self._stepping.check_finite()
-        self._world.copy_from_chief_(list(self._eval_model.buffers()))
         self._console.say("")
         if self._step == 1:
             count = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
             self._console.say_step(1, f"Total number of trainable weights: {count}")
         more: dict[str, Any] = {}
         for callback in self._callbacks:
-            more |= callback.training_values()
+            more |= {name: float(x) for name, x in callback.training_values().items()}
         if skipped := sum(trainer.n_skipped for trainer in self._trainers):
             more["skipped steps"] = skipped
         self._reports.log_training(self._history, self._step, self._tallies, writers, more)
@@ -368,7 +390,7 @@ class Loop:
         self._reported_step = self._step
         for tally in self._tallies:
             tally.clear()
-        if self._saver is not None and self._checkpoint_at(self._step):
+        if saves_best:
             best = self._best.names_at(self._step, self._history)
             self._save(best, blocking=not self._background_saves)
 
@@ -389,6 +411,9 @@ class Loop:
             self._run_evals(summary_writers)
 
     def _run_evals(self, summary_writers: Any) -> None:
+        if self._eval_model is not self._model:
+            _snapshot.share_buffers(self._model, self._eval_model)
+        self._world.copy_from_chief_(list(self._eval_model.buffers()))
         for index, evaluator in enumerate(self._evaluators):
             seed = _seeds.derive(self._seed, "eval", self._step, index, self._world.rank)
             self.log_summary(evaluator.means(seed), summary_writers[index], "metrics/", "eval")
@@ -447,7 +472,8 @@ class Loop:
                     f"The update of step {self._step + 1} was broken off, so the weights in memory "
                     f"belong to no step, and are not saved. Go back: load_checkpoint()."
                 )
-        own = _checkpoint.to_bytes(*self._members.take_own(self._world.rank))
+        with self._world.together():
+            own = _checkpoint.to_bytes(*self._members.take_own(self._world.rank))
         ranks = [_checkpoint.from_bytes(data) for data in self._world.gather(own)]
         parts, members = self._members.take()
         for tensors, _ in ranks:
