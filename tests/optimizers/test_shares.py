@@ -138,3 +138,30 @@ def test_items_that_do_not_agree_are_refused():
 def test_parts_without_shares_are_refused():
     with pytest.raises(ValueError, match="Parts of a batch need Shares"):
         optimizers.Trainer(tl.as_layer(nn.Linear(1, 1)), optimizers.SGD(), n_accumulation_steps=2)
+
+
+@pytest.mark.parametrize("make", [tl.CrossEntropySum, tl.WeightedCategoryCrossEntropy])
+def test_sums_of_trax_are_sums_of_their_parts(make):
+    loss = make()
+    batch = problem(3, loss)
+    model = nn.Linear(4, 7)
+
+    whole, grads = outcome(model, loss, batch, 1)
+    value, summed = outcome(model, loss, batch, 4)
+
+    assert value == pytest.approx(whole, rel=1e-5)
+    for ours, theirs in zip(summed, grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()))
+
+
+def test_targets_of_a_function_of_three_are_no_weights():
+    """Two outputs of a model, and targets of any sign."""
+    loss = tl.Fn("Two", lambda a, b, t: ((a - t) ** 2 + b**2).mean())
+    model = tl.Branch(tl.Dense(1), tl.Dense(1))
+    batch = (torch.randn(8, 3), torch.tensor([1.0, -1.0] * 4)[:, None])
+    model.init(batch[0], rng=0)
+
+    assert Shares(model, loss).counts_rows
+    assert outcome(model, loss, batch, 4)[0] == pytest.approx(outcome(model, loss, batch, 1)[0])
+    weighted = tl.Fn("Mean", lambda a, t, weights: (a * t * weights).sum() / weights.sum())
+    assert not Shares(tl.Dense(1), weighted).counts_rows

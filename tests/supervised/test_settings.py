@@ -536,3 +536,152 @@ def test_evals_are_announced_to_callbacks():
 
     assert calls == [("begin", 1), ("end", 1), ("begin", 5), ("end", 5), ("begin", 1), ("end", 1)]
     assert loop.history.get("train", "training/mine") == [(1, 0.5), (5, 0.5)]
+
+
+# What else was seen to go wrong
+
+
+class Masked(torch.nn.Module):
+    """A mean over targets that are not ignored, of which nobody outside can know."""
+
+    def forward(self, outputs, targets):
+        return torch.nn.functional.cross_entropy(outputs, targets, ignore_index=-100)
+
+
+def test_a_loss_that_parts_would_change_is_spoken_of():
+    batch = torch.randn(4, 3), torch.tensor([-100, -100, -100, 1])
+    task = TrainTask(iter([batch] * 3), Masked(), optimizers.SGD(0.1), n_steps_per_checkpoint=None)
+    kwargs = {"model": tl.Dense(2), "task": task, "evals": training.EvalTask([batch], Masked())}
+    with pytest.warns(UserWarning, match="Masked is .* for its halves together"):
+        line_loop(n_accumulation_steps=2, **kwargs)
+
+
+def test_weights_thawed_later_are_trained_or_refused():
+    """Their gradients are not added up over steps."""
+
+    def loop(optimizer):
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+        model[0].requires_grad_(False)
+        task = train_task(optimizer=optimizer(model))
+        made = line_loop(model=model, task=task)
+        made.run(1)
+        model[0].requires_grad_(True)
+        return made
+
+    mine = loop(lambda model: torch.optim.SGD(model.parameters(), lr=0.0))
+    norms = []
+    for _ in range(3):
+        mine.run(1)
+        norms.append(mine._trainers[0].params[0].grad.norm().item())
+    assert len(mine._trainers[0].params) == 4
+    assert max(norms) < 2.5 * min(norms)
+    with pytest.raises(ValueError, match="2 weights are trained now that were frozen"):
+        loop(lambda model: optimizers.Adam(0.01)).run(1)
+
+
+def test_a_rate_that_a_callback_changes_is_resumed(tmp_path):
+    class Lower(TrainingStepCallback):
+        def on_step_end(self, step):
+            if step == 3:
+                self._loop.optimizers[0].param_groups[0]["lr"] = 0.001
+
+    def loop(callbacks):
+        task = train_task(optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+        return line_loop(tmp_path, task=task, callbacks=callbacks)
+
+    loop([Lower]).run(5)
+
+    assert loop([]).optimizers[0].param_groups[0]["lr"] == 0.001
+
+
+def test_a_run_may_go_back_to_before_there_were_slots(tmp_path):
+    data = [batch for _, batch in zip(range(9), batches(), strict=False)]
+    task = TrainTask(data, tl.L2Loss(), torch.optim.AdamW, n_steps_per_checkpoint=100)
+    evals = training.EvalTask(data, tl.L2Loss())
+    loop = line_loop(tmp_path, task=task, evals=evals)
+    loop.save_checkpoint("begin")
+    loop.run(3)
+    loop.load_checkpoint(filename="begin")
+    loop.run(3)
+
+    whole = line_loop(
+        None,
+        task=TrainTask(data, tl.L2Loss(), torch.optim.AdamW, n_steps_per_checkpoint=100),
+        evals=training.EvalTask(data, tl.L2Loss()),
+    )
+    whole.run(3)
+    assert all(torch.equal(a, b) for a, b in zip(*map(_weights, (loop, whole)), strict=True))
+
+
+def _weights(loop):
+    return list(loop.model.parameters())
+
+
+def test_weights_frozen_since_lose_their_slots_alone(tmp_path):
+    def loop(is_frozen):
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+        model[0].requires_grad_(not is_frozen)
+        return line_loop(tmp_path, model=model)
+
+    first = loop(False)
+    first.run(5)
+    resumed = loop(True)
+
+    assert resumed.step == 5
+    assert all(torch.equal(a, b) for a, b in zip(*map(_weights, (first, resumed)), strict=True))
+    resumed.run(1)
+
+
+class Extra(torch.nn.Module):
+    """Keeps a count that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+        self.mask = torch.nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=False)
+        self.k = 0
+
+    def get_extra_state(self):
+        return {"k": self.k}
+
+    def set_extra_state(self, state):
+        self.k = state["k"]
+
+    def forward(self, x):
+        self.k += self.training
+        return self.linear(x)
+
+
+def test_a_modules_extra_state_and_masks_are_saved(tmp_path):
+    """Also weights that are infinite and not trained."""
+    line_loop(tmp_path, model=Extra()).run(5)
+    resumed = line_loop(tmp_path, model=Extra())
+
+    assert resumed.model.k >= 5
+    assert torch.isinf(resumed.model.mask).any()
+
+
+def test_an_eval_model_sees_buffers_that_were_renewed():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 1)
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x):
+            if self.training:
+                self.n = self.n + 1
+            return self.linear(x)
+
+    loop = line_loop(model=Counting(), eval_model=Counting())
+    loop.run(5)
+
+    assert loop.eval_model.n == loop.model.n > 0
+
+
+def test_predicates_are_asked_once_a_step():
+    asked = []
+    loop = line_loop(eval_at=lambda step: asked.append(step) or step % 2 == 0)
+    loop.run(4)
+
+    assert [asked.count(step) for step in (2, 3, 4)] == [1, 1, 1]

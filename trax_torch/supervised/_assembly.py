@@ -234,7 +234,7 @@ def _warn_of_uneven(
     finally:
         for module, flag in flags:
             module.training = flag
-    if abs(parts - whole) > 1e-3 * max(abs(whole), 1e-6):
+    if not abs(parts - whole) <= 1e-3 * max(abs(whole), 1e-6):  # which NaN is not either
         warnings.warn(
             f"{task.loss_name} is {whole:.6g} for the sample batch and {parts:.6g} for its halves "
             f"together, each counting by its rows; so gradients of parts of a batch, or of ranks, "
