@@ -12,6 +12,7 @@ from toys import batches, history_of, line_loop, state_of
 from trax_torch import layers as tl
 from trax_torch import optimizers
 from trax_torch.supervised import EvalTask, TrainTask, _checkpoint
+from trax_torch.supervised import callbacks as callback_classes
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -273,3 +274,127 @@ def test_what_does_not_go_with_parts_of_weights_is_refused():
         line_loop(strategy="fsdp", model=model, task=task)
     with pytest.raises(ValueError, match="strategy is 'ddp' or 'fsdp'; got 'zero'"):
         line_loop(strategy="zero")
+
+
+class Switched(nn.Module):
+    """A head that is used from some forward pass in train mode on, or until then."""
+
+    def __init__(self, at, first):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 1), nn.Linear(3, 1)
+        self.at, self.first, self.n = at, first, 0
+
+    def forward(self, x):
+        self.n += self.training
+        uses_head = (self.n < self.at) == self.first
+        return self.body(x) + self.head(x) if uses_head else self.body(x)
+
+
+def switched(rank, first, adasum=False, **kwargs):
+    torch.manual_seed(0)
+    loop = law_loop(rank, 2, model=Switched(8, first), adasum=adasum, **kwargs)
+    loop.run(10)
+    return [p.detach().numpy() for p in loop.model.parameters()]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["no longer", "later"])
+def test_weights_that_a_loss_depends_on_now_and_then_are_spoken_of_and_looked_for(first, tmp_path):
+    """Ranks neither wait for ever nor drift apart; looked for at each step, they are trained."""
+    found = ranks.outcomes(tmp_path / "a", 2, functools.partial(switched, first=first), limit=60)
+    assert "ValueError" in {kind for _, kind, *_ in found}
+    assert any("find_unused_parameters=True" in text for *_, text in found)
+
+    looked = functools.partial(switched, first=first, find_unused_parameters=True)
+    one, other = ranks.values(tmp_path / "b", 2, looked)
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+class RankSwitched(nn.Module):
+    """A head that one rank alone uses."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 1), nn.Linear(3, 1)
+        self.rank = rank
+
+    def forward(self, x):
+        return self.body(x) + self.head(x) if self.rank else self.body(x)
+
+
+def rank_switched(rank):
+    torch.manual_seed(0)
+    loop = law_loop(rank, 2, model=RankSwitched(rank), adasum=True)
+    loop.run(3)
+    return [p.detach().numpy() for p in loop.model.parameters()]
+
+
+def test_adasum_merges_weights_that_one_rank_uses(tmp_path):
+    one, other = ranks.values(tmp_path, 2, rank_switched)
+
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def other_tasks(rank):
+    tasks = [
+        TrainTask(rows(uneven(i), rank, 2), tl.L2Loss(), optimizers.SGD(0.1), loss_name=f"loss{i}")
+        for i in range(2)
+    ]
+    line_loop(task=tasks, which_task=lambda step: (step + rank) % 2).run(3)
+
+
+def other_rates(rank):
+    task = TrainTask(
+        uneven(), tl.L2Loss(), optimizers.SGD(0.1), lambda step: 0.1 * (1 + rank * (step > 2))
+    )
+    line_loop(task=task).run(5)
+
+
+@pytest.mark.parametrize(
+    ("work", "what"),
+    [(other_tasks, "at step 1 the task"), (other_rates, "step 3 the learning rate")],
+)
+def test_ranks_that_take_other_steps_are_told_so(work, what, tmp_path):
+    for kind, error, text in ranks.outcomes(tmp_path, 2, work, limit=60):
+        assert (kind, error) == ("error", "ValueError")
+        assert f"{what} differ" in text
+
+
+def sharded_evals(rank, n_eval_batches, has_sample):
+    data = [batch for _, batch in zip(range(3), uneven(), strict=False)]
+    mine = n_eval_batches[rank]
+    evals = EvalTask(
+        iter(data[: mine + 1]),
+        tl.L2Loss(),
+        n_eval_batches=mine,
+        sample_batch=data[0] if has_sample else None,
+    )
+    loop = line_loop(
+        task=TrainTask(uneven(), tl.L2Loss(), optimizers.SGD(0.0)),
+        evals=evals,
+        strategy="fsdp",
+        model=sharded_model(),
+        timeout=10,
+    )
+    loop.run_evals()
+    return loop.history.get("eval", "metrics/L2Loss")
+
+
+def test_ranks_with_parts_of_weights_measure_uneven_shards(tmp_path):
+    """Those with fewer batches help the others; what is missing is said to all."""
+    even = functools.partial(sharded_evals, n_eval_batches=[2, 0], has_sample=True)
+    one, other = ranks.values(tmp_path / "a", 2, even)
+    assert one == other
+
+    without = functools.partial(sharded_evals, n_eval_batches=[2, 0], has_sample=False)
+    for _, _, text in ranks.outcomes(tmp_path / "b", 2, without, limit=60):
+        assert "a rank that measures no batch needs a sample_batch" in text
+
+
+def averaged_shards(rank):
+    callbacks = [callback_classes.ExponentialMovingAverage]
+    law_loop(rank, 2, model=sharded_model(), strategy="fsdp", callbacks=callbacks)
+
+
+def test_averages_of_parts_of_weights_are_refused(tmp_path):
+    for _, _, text in ranks.outcomes(tmp_path, 2, averaged_shards, limit=60):
+        assert "Leave one of the two out" in text

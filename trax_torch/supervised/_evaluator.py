@@ -88,8 +88,9 @@ class Evaluator:
                     "With strategy='fsdp' a rank that measures no batch needs a sample_batch, to "
                     "take part in those of others."
                 )
+        most = int(max(self._world.each(n_batches)))
         yield from mine
-        for _ in range(int(max(self._world.each(n_batches))) - n_batches):
+        for _ in range(most - n_batches):
             with torch.no_grad():
                 self._measure(sample)
 
