@@ -7,7 +7,7 @@ is done and who waits for it.
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -55,8 +55,16 @@ class Saver:
         parts: _checkpoint.Parts,
         info: Mapping[str, Any],
         blocking: bool,
+        frozen: Collection[str] = (),
     ) -> None:
         """Saves one state of the run under one name or several, one after another.
+
+        Args:
+          basenames: the names.
+          parts: the tensors.
+          info: plain data.
+          blocking: False writes in the background.
+          frozen: names of weights that are not trained, which may be infinite.
 
         Raises:
           CheckpointError: if it cannot be written, or the save before could not.
@@ -68,14 +76,14 @@ class Saver:
                 return
             if blocking:
                 with self._folder.lock():
-                    self._save(self._folder, basenames, parts, info)
+                    self._save(self._folder, basenames, parts, info, frozen)
                 return
             parts = {part: self._copy(part, tensors) for part, tensors in parts.items()}
             held = contextlib.ExitStack()
             held.enter_context(self._folder.lock())  # here: another's lock is spoken of at once
             if self._executor is None:
                 self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
-            what = (self._folder, basenames, parts, info)
+            what = (self._folder, basenames, parts, info, frozen)
             self._in_flight = self._executor.submit(self._save_and_let_go, held, *what)
             self._in_flight.add_done_callback(_log_failure)
 
@@ -157,8 +165,9 @@ class Saver:
         basenames: Sequence[str],
         parts: _checkpoint.Parts,
         info: Mapping[str, Any],
+        frozen: Collection[str],
     ) -> None:
-        _check_all_finite(parts, set(info["members"]["frozen"]))
+        _check_all_finite(parts, frozen)
         for basename in basenames:
             try:
                 generation = folder.save(basename, parts, info)
@@ -211,7 +220,7 @@ def read(
     return world.share(*(found or ({}, None)))
 
 
-def _check_all_finite(parts: _checkpoint.Parts, frozen: set[str]) -> None:
+def _check_all_finite(parts: _checkpoint.Parts, frozen: Collection[str]) -> None:
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
             if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):

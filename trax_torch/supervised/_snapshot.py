@@ -49,13 +49,11 @@ class Members:
 
     def take(self) -> tuple[_checkpoint.Parts, dict[str, Any]]:
         """Returns what all ranks share: tensors by part and name, and the rest as plain data."""
-        frozen = [n for n, t in self._tensors()["weights"].items() if not t.requires_grad]
         parts = {
             part: {name: _world.whole(tensor) for name, tensor in tensors.items()}
             for part, tensors in self._tensors().items()
         }
         info = {
-            "frozen": frozen,
             "tasks": [
                 _take_task(i, *each, parts)
                 for i, each in enumerate(zip(self.trainers, self.schedulers, strict=True))
@@ -70,6 +68,10 @@ class Members:
             },
         }
         return parts, info
+
+    def frozen(self) -> set[str]:
+        """Returns the names of weights that are not trained."""
+        return {n for n, t in self._tensors()["weights"].items() if not t.requires_grad}
 
     def take_own(self, rank: int) -> tuple[Tensors, dict[str, Any]]:
         """Returns what is this rank's own: where its data is, and its part of the statistics."""

@@ -488,7 +488,7 @@ class Loop:
             "members": members,
             "ranks": [info for _, info in ranks],
         }
-        self._saver.save(basenames, parts, info, blocking)
+        self._saver.save(basenames, parts, info, blocking, self._members.frozen())
         if "model" in basenames:
             self._saved_step = self._step
         _log.info("Saved checkpoint %s of step %d", ", ".join(basenames), self._step)
