@@ -197,7 +197,8 @@ class Carry(nn.Module):
     what is new takes the place of what was.
 
     Args:
-      can_branch: whether its layer runs along axis 1, where beams lie side by side.
+      can_branch: whether its layer heeds `lengths`, and runs along axis 1, where beams lie side by
+        side.
     """
 
     def __init__(self, can_branch: bool = True):
