@@ -536,3 +536,66 @@ def test_without_a_seed_torchs_generator_decides(model):
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("make", [tl.CausalConv, tl.CausalDepthwiseConv])
+def test_convolutions_predict_and_refuse_ragged_prompts(make):
+    """Their memory is the end of the prompt, where padding would stand."""
+    model = with_layer(make(8) if make is tl.CausalConv else make())
+    fast = sample(model, inputs=PROMPTS)
+
+    assert torch.equal(fast, sample(model, inputs=PROMPTS, eval_mode=True))
+    beams = decoding.beam_search(model, PROMPTS, 3, n_beams=1, eos_id=-1, max_length=10)
+    assert torch.equal(beams[:, 0], fast)
+    with pytest.raises(ValueError, match="prompt_lengths needs a model whose memories"):
+        sample(model, inputs=PROMPTS, prompt_lengths=[1, 2, 3])
+
+
+@pytest.mark.parametrize("make", [lambda: tl.GRU(8), lambda: tl.CausalAttention(8, n_heads=2)])
+def test_a_layer_with_a_memory_that_is_used_twice_is_refused(make):
+    """Both uses would write into one memory."""
+    shared = make()
+    model = recurrent(tl.Serial(shared, tl.Dense(8), shared))
+
+    for search in (sample, decoding.beam_search):
+        with pytest.raises(TypeError, match="is used 2 times in Serial. Build a layer for each"):
+            search(model, batch_size=1, max_length=1)
+    assert sample(model, eval_mode=True).shape == (3, 10)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_eval_mode_leaves_the_memories_of_a_model_that_predicts_alone(model):
+    expected = sample(model, inputs=PROMPTS)
+
+    with model.predict(3, 20):
+        for _ in range(2):
+            assert torch.equal(sample(model, inputs=PROMPTS, eval_mode=True), expected)
+        assert [m.filled for m in model._memories()] == [0, 0, 0]
+        model(PROMPTS)
+        assert [m.filled for m in model._memories()] == [3, 3, 3]
+
+
+class Nest(Caching):
+    """A module that sees to the cache of the one inside it, whose init_cache takes more."""
+
+    class Inner(nn.Module):
+        def init_cache(self, batch_size, max_length, heads):
+            self.sizes = (batch_size, max_length, heads)
+
+        def reset_cache(self):
+            raise AssertionError
+
+    def __init__(self):
+        super().__init__()
+        self.inner = self.Inner()
+
+    def init_cache(self, batch_size, max_length):
+        super().init_cache(batch_size, max_length)
+        self.inner.init_cache(batch_size, max_length, heads=2)
+
+
+def test_the_outermost_module_makes_the_caches_of_those_inside():
+    module = Nest()
+
+    assert sample(module, max_length=5).tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert not hasattr(module.inner, "sizes")

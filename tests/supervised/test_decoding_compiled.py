@@ -350,3 +350,52 @@ def test_what_goes_wrong_in_a_compiled_step_is_told():
     with pytest.raises(tl.LayerError, match="room for 160 positions; 160 are filled and 1 more"):
         for _ in range(10):
             next(stream)
+
+
+def test_what_torch_compile_made_of_a_model_decodes_as_the_model():
+    """It hands on `init_cache` and `reorder_cache`, but is no layer itself."""
+    model = lively("attention")
+    compiled = torch.compile(model, backend="eager")
+
+    assert torch.equal(sample(compiled, prompts(3)), sample(model, prompts(3)))
+    for found, want in zip(search(compiled, prompts(3)), search(model, prompts(3)), strict=True):
+        assert torch.equal(found, want)
+
+
+def test_a_model_with_hooks_decodes_uncompiled(caplog):
+    """A program would not see them."""
+    caplog.set_level(logging.INFO, logger="trax_torch")
+    model = lively("attention")
+    fast = tl.Accelerate(model, backend="eager")
+    decoding.warmup(fast, 2, 20, inputs=prompts(3))
+    hook = model.sublayers[-1].register_forward_hook(lambda m, x, y: 0 * y + torch.arange(VOCAB))
+
+    found = sample(fast, prompts(3))
+    hook.remove()
+
+    assert found.unique().tolist() == [VOCAB - 1]
+    assert "uncompiled: it has forward hooks" in caplog.messages[-1]
+    sample(fast, prompts(3))
+    assert "compiled (known)" in caplog.messages[-1]
+
+
+def test_a_warmup_of_a_plain_module_is_found_again(monkeypatch):
+    """Each call wraps such a module afresh."""
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = lively("GRU")
+
+        def forward(self, tokens):
+            return self.model(tokens)
+
+    graphs, backend = counted()
+    monkeypatch.setattr(decoding, "_BACKEND", backend)
+    plain = Plain()
+    for _ in range(3):
+        decoding.warmup(plain, 2, 20)
+        sample(plain, prompts(3), max_length=10)
+
+    assert len(plain._compiled_steps.by_kind) == 1
+    assert len(graphs) == 1

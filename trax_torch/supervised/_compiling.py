@@ -133,6 +133,10 @@ def step_for(
     if wish is False:
         _log.info("%s decodes uncompiled: accelerate=False.", layer.name)
         return None, n_slots
+    if any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()):
+        # A program looks for no hooks, neither where it is made nor where it is run.
+        _log.info("%s decodes uncompiled: it has forward hooks.", layer.name)
+        return None, n_slots
     steps = steps_of(layer)
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
     kind = (*sizes, backend, _make_of(layer))
@@ -156,9 +160,10 @@ def step_for(
 
 def _make_of(layer: tl.Layer) -> int:
     """Returns a number that changes when a model is put together in another way."""
+    inner = layer.module if isinstance(layer, tl.Wrapped) else layer  # each call wraps afresh
     return hash(
         (
-            *(id(m) for m in layer.modules()),
+            *(id(m) for m in inner.modules()),
             *((p.shape, p.dtype, p.device) for p in layer.parameters()),
         )
     )

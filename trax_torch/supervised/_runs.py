@@ -3,6 +3,7 @@
 A run knows how a model is asked and what it remembers. Which token comes next, others decide.
 """
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from trax_torch import layers as tl
-from trax_torch.layers import _kv_cache
+from trax_torch.layers import _kv_cache, _remembering
 from trax_torch.supervised import _compiling
 from trax_torch.supervised._compiling import step
 
@@ -102,7 +103,7 @@ class PredictRun:
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
                 memory.lengths = lengths
-        with ids_checked(layer), _last_alone(layer, lengths):
+        with ids_checked(layer), _used_once(layer), _last_alone(layer, lengths):
             logits = step(layer, self._source, self._prompt)
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
@@ -306,9 +307,12 @@ class EvalRun:
         self._no_grad.__enter__()
         self._training = [m for m in self._layer.modules() if m.training]
         self._layer.eval()
+        self._no_memory = _remembering.NoMemory(self._layer)
+        self._no_memory.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._no_memory.__exit__(*error)
         for module in self._training:
             module.training = True
         self._no_grad.__exit__(*error)
@@ -384,6 +388,30 @@ def _check_ids(module: Any, args: tuple[Any, ...]) -> None:
             f"Token id {low if low < 0 else high} is outside the vocabulary of {n}, whose ids are "
             f"0 to {n - 1}. Encode inputs and start_id with the model's own vocabulary."
         )
+
+
+@contextlib.contextmanager
+def _used_once(layer: tl.Layer) -> Iterator[None]:
+    """Refuses a model that uses a layer with a memory twice: both uses would write into it."""
+    counts: collections.Counter[Any] = collections.Counter()
+
+    def count(module: Any, args: tuple[Any, ...]) -> None:
+        if hasattr(module._memory, "reset"):  # as it has not while a Cache reads whole sequences
+            counts[module] += 1
+
+    layers = [m for m in layer.modules() if isinstance(m, tl.Layer)]
+    hooks = [m.register_forward_pre_hook(count) for m in layers if hasattr(m._memory, "reset")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        twice = [m.name for m, n in counts.items() if n > 1]
+        if twice:
+            raise TypeError(
+                f"A layer remembers one past, but {twice[0]} is used {max(counts.values())} times "
+                f"in {layer.name}. Build a layer for each use, or decode with eval_mode=True."
+            )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ class CachedModule(Protocol):
 
     It is then called with the next tokens (batch, n) of sequences and remembers those before, from
     `init_cache` on. What it remembers it keeps in attributes and buffers of its own, which decoding
-    puts aside between tokens. A module that offers none of this is decoded with `eval_mode=True`.
+    puts aside between tokens: those of the module and of modules inside it that offer `init_cache`
+    themselves. A module that offers none of this is decoded with `eval_mode=True`.
 
     Example:
       >>> class Counter(torch.nn.Module):  # the next token is the number of tokens so far
@@ -41,7 +42,11 @@ class CachedModule(Protocol):
     """
 
     def init_cache(self, batch_size: int | None, max_length: int | None) -> None:
-        """Makes an empty cache for so many rows and positions; None leaves it to the module."""
+        """Makes an empty cache for so many rows and positions; None leaves it to the module.
+
+        It makes new tensors and objects: those it had may be the past of another run. It is asked
+        of the outermost modules that offer it, which see to those inside; so are the others.
+        """
 
     def reset_cache(self) -> None:
         """Forgets the past."""
@@ -329,7 +334,7 @@ def warmup(
     """
     if max_length < 2:
         raise ValueError(f"The first token needs no compiled step: give more; got {max_length}.")
-    layer = tl.as_layer(model)
+    layer = _layer_of(model)
     fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
     run = _run(fast, inputs, batch_size, 0, True, prompt_lengths, max_length, None, n_beams)
     with run:
@@ -341,6 +346,14 @@ def warmup(
             )
         for _ in range(min(2, max_length - 1)):
             run.go_on(tokens, torch.zeros_like(tokens))
+
+
+def _layer_of(model: Any) -> Any:
+    """Returns a model as a layer; of what `torch.compile` made, the model inside."""
+    # It hands on attributes such as init_cache, as if the memories were its own.
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        model = model._orig_mod
+    return tl.as_layer(model)
 
 
 def _run(
@@ -360,7 +373,7 @@ def _run(
       max_length: how many tokens at most, or None.
       eval_lengths: `(eval_min_length,)` for a run in eval mode.
     """
-    layer = tl.as_layer(model)
+    layer = _layer_of(model)
     wish, backend = None if accelerate else False, _BACKEND
     if isinstance(layer, tl.Accelerate):
         wish, backend, layer = accelerate, layer.backend, layer.sublayer
