@@ -287,7 +287,10 @@ def test_eval_mode_stays_within_a_models_length():
         ({"start_id": np.zeros((3, 2), int)}, ValueError, r"int or \(batch, 1\); got"),
         ({"start_id": np.zeros((2, 1), int)}, ValueError, "start_id have a batch of 2"),
         ({"temperature": -0.5}, ValueError, "temperature is 0 or more; got -0.5"),
-        ({"max_length": 0}, ValueError, "at least 1; got 0"),
+        ({"max_length": 0}, ValueError, "max_length counts tokens, so it is at least 1; got 0"),
+        ({"max_length": 5.0}, TypeError, "max_length is an integer; got 5.0"),
+        ({"batch_size": 0}, ValueError, "batch_size counts sequences, so it is at least 1; got 0"),
+        ({"eos_id": None}, TypeError, "eos_id is an integer; got None; give -1 for none"),
         ({"seed": [1, 2], "temperature": 1.0}, ValueError, "got 2 for 3 rows"),
     ],
 )
@@ -447,7 +450,7 @@ def test_logits_that_are_not_numbers_are_refused(eval_mode):
     model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
     model.sublayers[-1].bias.data[3] = torch.nan
 
-    with pytest.raises(ValueError, match=r"logits for token 1 are not numbers \(NaN\)"):
+    with pytest.raises(ValueError, match="logits for token 1 are not numbers: a row holds NaN"):
         sample(model, eval_mode=eval_mode)
 
 
@@ -504,29 +507,6 @@ def test_predict_mode_equals_eval_mode_for_any_prompts(model, n, batch, seed):
     chosen = {"inputs": prompts, "batch_size": batch, "temperature": 0.5, "seed": seed}
 
     assert torch.equal(sample(model, **chosen), sample(model, **chosen, eval_mode=True))
-
-
-def test_a_temperature_of_0_is_the_argmax_and_draws_nothing():
-    logits = torch.tensor([[0.1, 3.0, 3.0], [5.0, -torch.inf, 4.0]])
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-
-    assert Sampler(0.0, 2)(logits).tolist() == [1, 0]
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_sampling_follows_the_softmax_and_keeps_masked_tokens_masked():
-    """At temperature 1: frequencies agree with the probabilities, by a chi-square test."""
-    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
-    n = 20_000
-    logits = probabilities.log().expand(n, 5)
-    counts = torch.bincount(Sampler(1.0, n, seed=1)(logits), minlength=5).double()
-
-    assert counts[4] == 0
-    expected = n * probabilities[:4].double()
-    chi_square = ((counts[:4] - expected) ** 2 / expected).sum()
-    assert chi_square < 16.3  # 3 degrees of freedom: passes 999 times in 1000
 
 
 def test_without_a_seed_torchs_generator_decides(model):
@@ -599,3 +579,29 @@ def test_the_outermost_module_makes_the_caches_of_those_inside():
 
     assert sample(module, max_length=5).tolist() == [[0, 1, 2, 3, 4]] * 3
     assert not hasattr(module.inner, "sizes")
+
+
+def test_a_stream_ends_after_max_length_tokens(model):
+    """Also of a model that has room for more, or for any number."""
+    for one in (model, recurrent(tl.GRU(8))):
+        stream = decoding.autoregressive_sample_stream(one, temperature=0.0, max_length=3)
+        assert len(list(stream)) == 3
+
+
+def test_a_seed_may_be_a_tensor(model):
+    chosen = {"temperature": 1.0, "inputs": PROMPTS}
+
+    one = sample(model, seed=torch.tensor(7), **chosen)
+    several = sample(model, seed=torch.tensor([7, 8, 9]), **chosen)
+
+    assert torch.equal(one, sample(model, seed=7, **chosen))
+    assert torch.equal(several, sample(model, seed=[7, 8, 9], **chosen))
+
+
+def test_eval_mode_pads_to_its_shortest_length_whatever_max_length_is(model):
+    lengths = []
+    hook = model.register_forward_pre_hook(lambda m, x: lengths.append(x[0].shape[1]))
+    sample(model, eval_mode=True, eval_min_length=32)
+    hook.remove()
+
+    assert set(lengths) == {32}
