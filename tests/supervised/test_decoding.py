@@ -419,6 +419,15 @@ def test_a_prompt_may_be_as_long_as_the_cache_and_no_longer():
         sample(model, inputs=torch.ones(1, 5, dtype=torch.int64), batch_size=1, max_length=1)
 
 
+def test_what_a_model_has_room_for_is_told(model):
+    for search in (sample, decoding.beam_search):
+        with pytest.raises(tl.LayerError, match=r"built for 64 \(max_len\), .* at most 61 tokens"):
+            search(model, inputs=PROMPTS, batch_size=3, max_length=62, eos_id=-1)
+        with pytest.raises(tl.LayerError, match="the prompt takes 71, .*: give a shorter one"):
+            search(model, inputs=torch.ones(1, 70, dtype=torch.int64), batch_size=1)
+    assert sample(model, inputs=PROMPTS, max_length=61).shape == (3, 61)
+
+
 def test_prompts_of_one_symbol_and_of_none_are_prompts(model):
     one, none = PROMPTS[:, :1], PROMPTS[:, :0]
 

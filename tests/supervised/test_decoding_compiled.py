@@ -155,17 +155,15 @@ def test_steps_of_fixed_sizes_give_the_same_tokens(name, monkeypatch):
     monkeypatch.setattr(_runs, "_cuts_out", lambda device: False)
     graphs, backend = counted()
 
-    for one in (model, tl.Accelerate(model, backend=backend)):
-        (found, scores), (beams, beam_scores) = search(one, inputs), want_beams
-        assert torch.equal(sample(one, inputs), want)
-        assert torch.equal(found, beams)
-        assert torch.allclose(scores, beam_scores, atol=1e-5)
+    fast = tl.Accelerate(model, backend=backend)
+    (found, scores), (beams, beam_scores) = search(fast, inputs), want_beams
+    assert torch.equal(sample(fast, inputs), want)
+    assert torch.equal(found, beams)
+    assert torch.allclose(scores, beam_scores, atol=1e-5)
     if model.n_in == 1:
         ragged = {"prompt_lengths": [6, 2], "max_length": 10}
-        found = sample(model, inputs, **ragged)
-        monkeypatch.undo()
-        assert torch.equal(found, sample(model, inputs, **ragged))
-    assert len(graphs) == 2
+        assert torch.equal(sample(fast, inputs, **ragged), sample(model, inputs, **ragged))
+    assert len(graphs) == (3 if model.n_in == 1 else 2)
 
 
 def test_programs_live_on_the_model_one_for_a_kind():

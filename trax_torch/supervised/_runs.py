@@ -80,6 +80,12 @@ class PredictRun:
             default=math.inf,
         )
         self._n_steps = math.inf if n_steps is None else n_steps
+        if self._limit < n + self._n_steps:
+            for (
+                memory
+            ) in self._positions():  # a cache alone would be longer for a larger max_length
+                if memory.max_length == self._limit and memory not in self._caches:
+                    memory.advice = _what_fits(memory.max_length, n)
         self._wish, self._backend = wish, backend
         self._compiled: _compiling.CompiledStep | None = None
         self._sizes: Any = None  # where uncompiled steps are counted: what they are counted by
@@ -269,6 +275,15 @@ class PredictRun:
                 for axis, size in enumerate(tensor.shape):
                     if axis and size == length:
                         torch._dynamo.maybe_mark_dynamic(tensor, axis)
+
+
+def _what_fits(limit: int, n: int) -> str:
+    """Returns what to do where a model's own limit is too low for a prompt of n and its tokens."""
+    built = f"The model is built for {limit} (max_len), and the prompt takes {n}, start included"
+    if n > limit:
+        return f"{built}: give a shorter one."
+    n_tokens = limit - n + 1
+    return f"{built}: ask for at most {n_tokens} token{'s' if n_tokens > 1 else ''}."
 
 
 def _cuts_out(device: torch.device) -> bool:

@@ -22,8 +22,8 @@ class Sampler:
     """Chooses a token for each row of a batch, with random numbers of the row's own.
 
     The noise of a row is drawn for the whole vocabulary from the row's own generator, so that what
-    a row becomes depends on the rows beside it by the rounding of its logits alone. At temperature 0 nothing is drawn. The same
-    seed gives other noise on another kind of device.
+    a row becomes depends on the rows beside it by the rounding of its logits alone. At temperature
+    0 nothing is drawn. The same seed gives other noise on another kind of device.
 
     Filters act on the distribution that is drawn from, softmax(log_prob / temperature), one on what
     the other left, in the order `top_k`, `top_p`, `min_p`. Each is a lowest probability: symbols
