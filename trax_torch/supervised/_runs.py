@@ -68,7 +68,7 @@ class PredictRun:
         if self._expanded:
             self._expand()
             self._context = layer.predict(batch * n_beams, room)
-        elif self._is_ragged() and not self._shares:
+        elif not self._shares and self._is_ragged():
             raise ValueError(
                 f"prompt_lengths needs a model whose memories are those of this package's layers; "
                 f"{layer.name} has others. Decode rows with prompts of one length together."
