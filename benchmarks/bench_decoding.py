@@ -4,8 +4,9 @@
     python benchmarks/bench_decoding.py [--quick] [--model small|gpt2|all] [--threads N]
 
 `small` is the model of the design, `gpt2` has GPT-2's size and function. All contenders have the
-very same weights. Before anything is timed, logits and greedy tokens are shown to be equal; and
-each row says how many sequences (the best beams) have the tokens that ours have.
+very same weights. Before anything is timed, logits and greedy tokens are shown to be equal, and all
+tokens of ours compiled to those of ours eager, beams included; and each row says how many sequences
+(the best beams) have the tokens that ours have.
 
 A step is the time of a call over its number of tokens, from the start symbol alone, so that each
 step makes one position. All contenders take turns, so that what the machine does meanwhile hits
@@ -22,7 +23,6 @@ import copy
 import dataclasses
 import functools
 import importlib
-import inspect
 import json
 import os
 import statistics
@@ -138,21 +138,17 @@ def run_ours(model, accelerate, prompt, n_tokens, n_beams):
 
 
 def warm_up(model, batch, n_beams, max_length):
-    settings = {"batch_size": batch, "max_length": max_length}
-    if n_beams > 1 and "n_beams" in inspect.signature(decoding.warmup).parameters:
-        settings["n_beams"] = n_beams
-    decoding.warmup(model, **settings)
+    decoding.warmup(model, batch_size=batch, max_length=max_length, n_beams=n_beams)
 
 
 def our_contenders(model):
     yield Contender("ours, eager", functools.partial(run_ours, model, False))
-    if hasattr(decoding, "warmup"):
-        twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # the same weights
-        yield Contender(
-            "ours, compiled",
-            functools.partial(run_ours, twin, True),
-            functools.partial(warm_up, twin),
-        )
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # the same weights
+    yield Contender(
+        "ours, compiled",
+        functools.partial(run_ours, twin, True),
+        functools.partial(warm_up, twin),
+    )
 
 
 def hugging_face(model, shape, device, dtype):
@@ -364,7 +360,7 @@ def measure(shape, model, contenders, batch, n_beams, args, memory):
     n_tokens = max(4, shape.n_tokens // 5) if args.quick else args.tokens or shape.n_tokens
     contenders = [c for c in contenders if n_beams == 1 or not c.is_greedy]
     prompt = random_prompt(shape, batch, PROMPT_LENGTH, args.device)
-    cold, cold_call, warm, steps, tokens, rates = {}, {}, {}, {}, {}, []
+    cold, cold_call, warm, steps, made, rates = {}, {}, {}, {}, {}, []
     for c in contenders:
 
         def first(c=c):
@@ -372,12 +368,17 @@ def measure(shape, model, contenders, batch, n_beams, args, memory):
             c.run(prompt, 1, n_beams)
 
         def call(c=c):
-            tokens[c.name] = c.run(prompt, n_tokens, n_beams)[:, 0].cpu()
+            made[c.name] = c.run(prompt, n_tokens, n_beams).cpu()
 
         cold[c.name] = seconds(first, args.device)
         cold_call[c.name] = seconds(call, args.device)
         c.run(prompt[:, :1], n_tokens, n_beams)
         warm[c.name], steps[c.name] = [], []
+    if args.dtype == torch.float32 and not torch.equal(made["ours, eager"], made["ours, compiled"]):
+        raise SystemExit(
+            f"{shape.name}, {batch} x {n_beams}: compiled tokens differ from eager ones."
+        )
+    tokens = {name: best[:, 0] for name, best in made.items()}
     for repeat in range(args.rounds):
         rates.append(memory.rate())
         turn = repeat % len(contenders)
@@ -469,8 +470,6 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows, notes = [], []
-    if not hasattr(decoding, "warmup"):
-        notes.append("ours, compiled: this version of ours has no decoding.warmup")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(folder, "inductor")
         memory = Memory(args.device)

@@ -407,20 +407,39 @@ def test_more_beams_than_continuations_leaves_some_empty():
 
 
 def test_what_cannot_be_searched_is_refused(model):
-    with pytest.raises(ValueError, match="at least 1 beam; got n_beams=0"):
+    with pytest.raises(ValueError, match="n_beams counts beams, so it is at least 1; got 0"):
         decoding.beam_search(model, n_beams=0)
     with pytest.raises(ValueError, match="at least 1; got 0"):
         decoding.beam_search(model, max_length=0)
+    with pytest.raises(TypeError, match="n_beams is an integer; got 2.0"):
+        decoding.beam_search(model, n_beams=2.0)
+    with pytest.raises(TypeError, match="eos_id is an integer; got None; give -1 for none"):
+        decoding.beam_search(model, eos_id=None)
     with pytest.raises(ValueError, match="batch of 1, but batch_size is 2"):
         decoding.beam_search(model, [[1]], batch_size=2)
 
-    class Broken(tl.Layer):
-        def __init__(self):
-            super().__init__()
-            self.shift = tl.ShiftRight()
 
-        def forward(self, x):
-            return torch.full((*x.shape, VOCAB), torch.nan)
+class Broken(tl.Layer):
+    def __init__(self, value, n_good=0):
+        super().__init__()
+        self.shift = tl.ShiftRight()
+        self.value, self.n_good = value, n_good
 
-    with pytest.raises(ValueError, match=r"logits for token 1 are not numbers \(NaN\)"):
-        decoding.beam_search(Broken())
+    def forward(self, x):
+        self.n_good -= 1
+        return torch.full((*x.shape, VOCAB), self.value if self.n_good < 0 else 0.0)
+
+
+def test_logits_that_are_not_numbers_are_not_searched():
+    for value in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(ValueError, match="logits for token 1 are not numbers: a row holds NaN"):
+            decoding.beam_search(Broken(value))
+
+
+def test_logits_that_are_not_numbers_are_found_at_the_end_at_the_latest(monkeypatch):
+    """As on a GPU, which nobody waits for at every token."""
+    monkeypatch.setattr(decoding, "_looks", lambda n, device: n == 1)
+    with pytest.raises(ValueError, match="logits for token 5 are not numbers"):
+        decoding.beam_search(Broken(torch.nan, 3), max_length=5)
+    with pytest.raises(ValueError, match="logits for token 5 are not numbers"):
+        decoding.autoregressive_sample(Broken(torch.nan, 3), max_length=5)

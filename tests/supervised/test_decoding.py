@@ -287,7 +287,10 @@ def test_eval_mode_stays_within_a_models_length():
         ({"start_id": np.zeros((3, 2), int)}, ValueError, r"int or \(batch, 1\); got"),
         ({"start_id": np.zeros((2, 1), int)}, ValueError, "start_id have a batch of 2"),
         ({"temperature": -0.5}, ValueError, "temperature is 0 or more; got -0.5"),
-        ({"max_length": 0}, ValueError, "at least 1; got 0"),
+        ({"max_length": 0}, ValueError, "max_length counts tokens, so it is at least 1; got 0"),
+        ({"max_length": 5.0}, TypeError, "max_length is an integer; got 5.0"),
+        ({"batch_size": 0}, ValueError, "batch_size counts sequences, so it is at least 1; got 0"),
+        ({"eos_id": None}, TypeError, "eos_id is an integer; got None; give -1 for none"),
         ({"seed": [1, 2], "temperature": 1.0}, ValueError, "got 2 for 3 rows"),
     ],
 )
@@ -416,6 +419,15 @@ def test_a_prompt_may_be_as_long_as_the_cache_and_no_longer():
         sample(model, inputs=torch.ones(1, 5, dtype=torch.int64), batch_size=1, max_length=1)
 
 
+def test_what_a_model_has_room_for_is_told(model):
+    for search in (sample, decoding.beam_search):
+        with pytest.raises(tl.LayerError, match=r"built for 64 \(max_len\), .* at most 61 tokens"):
+            search(model, inputs=PROMPTS, batch_size=3, max_length=62, eos_id=-1)
+        with pytest.raises(tl.LayerError, match="the prompt takes 71, .*: give a shorter one"):
+            search(model, inputs=torch.ones(1, 70, dtype=torch.int64), batch_size=1)
+    assert sample(model, inputs=PROMPTS, max_length=61).shape == (3, 61)
+
+
 def test_prompts_of_one_symbol_and_of_none_are_prompts(model):
     one, none = PROMPTS[:, :1], PROMPTS[:, :0]
 
@@ -447,7 +459,7 @@ def test_logits_that_are_not_numbers_are_refused(eval_mode):
     model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
     model.sublayers[-1].bias.data[3] = torch.nan
 
-    with pytest.raises(ValueError, match=r"logits for token 1 are not numbers \(NaN\)"):
+    with pytest.raises(ValueError, match="logits for token 1 are not numbers: a row holds NaN"):
         sample(model, eval_mode=eval_mode)
 
 
@@ -506,29 +518,6 @@ def test_predict_mode_equals_eval_mode_for_any_prompts(model, n, batch, seed):
     assert torch.equal(sample(model, **chosen), sample(model, **chosen, eval_mode=True))
 
 
-def test_a_temperature_of_0_is_the_argmax_and_draws_nothing():
-    logits = torch.tensor([[0.1, 3.0, 3.0], [5.0, -torch.inf, 4.0]])
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-
-    assert Sampler(0.0, 2)(logits).tolist() == [1, 0]
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_sampling_follows_the_softmax_and_keeps_masked_tokens_masked():
-    """At temperature 1: frequencies agree with the probabilities, by a chi-square test."""
-    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
-    n = 20_000
-    logits = probabilities.log().expand(n, 5)
-    counts = torch.bincount(Sampler(1.0, n, seed=1)(logits), minlength=5).double()
-
-    assert counts[4] == 0
-    expected = n * probabilities[:4].double()
-    chi_square = ((counts[:4] - expected) ** 2 / expected).sum()
-    assert chi_square < 16.3  # 3 degrees of freedom: passes 999 times in 1000
-
-
 def test_without_a_seed_torchs_generator_decides(model):
     def draw(seed):
         torch.manual_seed(seed)
@@ -536,3 +525,92 @@ def test_without_a_seed_torchs_generator_decides(model):
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("make", [tl.CausalConv, tl.CausalDepthwiseConv])
+def test_convolutions_predict_and_refuse_ragged_prompts(make):
+    """Their memory is the end of the prompt, where padding would stand."""
+    model = with_layer(make(8) if make is tl.CausalConv else make())
+    fast = sample(model, inputs=PROMPTS)
+
+    assert torch.equal(fast, sample(model, inputs=PROMPTS, eval_mode=True))
+    beams = decoding.beam_search(model, PROMPTS, 3, n_beams=1, eos_id=-1, max_length=10)
+    assert torch.equal(beams[:, 0], fast)
+    with pytest.raises(ValueError, match="prompt_lengths needs a model whose memories"):
+        sample(model, inputs=PROMPTS, prompt_lengths=[1, 2, 3])
+
+
+@pytest.mark.parametrize("make", [lambda: tl.GRU(8), lambda: tl.CausalAttention(8, n_heads=2)])
+def test_a_layer_with_a_memory_that_is_used_twice_is_refused(make):
+    """Both uses would write into one memory."""
+    shared = make()
+    model = recurrent(tl.Serial(shared, tl.Dense(8), shared))
+
+    for search in (sample, decoding.beam_search):
+        with pytest.raises(TypeError, match="is used 2 times in Serial. Build a layer for each"):
+            search(model, batch_size=1, max_length=1)
+    assert sample(model, eval_mode=True).shape == (3, 10)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_eval_mode_leaves_the_memories_of_a_model_that_predicts_alone(model):
+    expected = sample(model, inputs=PROMPTS)
+
+    with model.predict(3, 20):
+        for _ in range(2):
+            assert torch.equal(sample(model, inputs=PROMPTS, eval_mode=True), expected)
+        assert [m.filled for m in model._memories()] == [0, 0, 0]
+        model(PROMPTS)
+        assert [m.filled for m in model._memories()] == [3, 3, 3]
+
+
+class Nest(Caching):
+    """A module that sees to the cache of the one inside it, whose init_cache takes more."""
+
+    class Inner(nn.Module):
+        def init_cache(self, batch_size, max_length, heads):
+            self.sizes = (batch_size, max_length, heads)
+
+        def reset_cache(self):
+            raise AssertionError
+
+    def __init__(self):
+        super().__init__()
+        self.inner = self.Inner()
+
+    def init_cache(self, batch_size, max_length):
+        super().init_cache(batch_size, max_length)
+        self.inner.init_cache(batch_size, max_length, heads=2)
+
+
+def test_the_outermost_module_makes_the_caches_of_those_inside():
+    module = Nest()
+
+    assert sample(module, max_length=5).tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert not hasattr(module.inner, "sizes")
+
+
+def test_a_stream_ends_after_max_length_tokens(model):
+    """Also of a model that has room for more, or for any number."""
+    for one in (model, recurrent(tl.GRU(8))):
+        stream = decoding.autoregressive_sample_stream(one, temperature=0.0, max_length=3)
+        assert len(list(stream)) == 3
+
+
+def test_a_seed_may_be_a_tensor(model):
+    chosen = {"temperature": 1.0, "inputs": PROMPTS}
+
+    one = sample(model, seed=torch.tensor(7), **chosen)
+    several = sample(model, seed=torch.tensor([7, 8, 9]), **chosen)
+
+    assert torch.equal(one, sample(model, seed=7, **chosen))
+    assert torch.equal(several, sample(model, seed=[7, 8, 9], **chosen))
+
+
+def test_eval_mode_pads_to_its_shortest_length_whatever_max_length_is(model):
+    lengths = []
+    hook = model.register_forward_pre_hook(lambda m, x: lengths.append(x[0].shape[1]))
+    sample(model, eval_mode=True, eval_min_length=32)
+    hook.remove()
+
+    assert set(lengths) == {32}

@@ -11,6 +11,7 @@ import torch
 
 from trax_torch import layers as tl
 from trax_torch import models
+from trax_torch.layers import _kv_cache
 from trax_torch.supervised import _compiling, _runs, decoding
 
 VOCAB = 7
@@ -154,17 +155,15 @@ def test_steps_of_fixed_sizes_give_the_same_tokens(name, monkeypatch):
     monkeypatch.setattr(_runs, "_cuts_out", lambda device: False)
     graphs, backend = counted()
 
-    for one in (model, tl.Accelerate(model, backend=backend)):
-        (found, scores), (beams, beam_scores) = search(one, inputs), want_beams
-        assert torch.equal(sample(one, inputs), want)
-        assert torch.equal(found, beams)
-        assert torch.allclose(scores, beam_scores, atol=1e-5)
+    fast = tl.Accelerate(model, backend=backend)
+    (found, scores), (beams, beam_scores) = search(fast, inputs), want_beams
+    assert torch.equal(sample(fast, inputs), want)
+    assert torch.equal(found, beams)
+    assert torch.allclose(scores, beam_scores, atol=1e-5)
     if model.n_in == 1:
         ragged = {"prompt_lengths": [6, 2], "max_length": 10}
-        found = sample(model, inputs, **ragged)
-        monkeypatch.undo()
-        assert torch.equal(found, sample(model, inputs, **ragged))
-    assert len(graphs) == 2
+        assert torch.equal(sample(fast, inputs, **ragged), sample(model, inputs, **ragged))
+    assert len(graphs) == (3 if model.n_in == 1 else 2)
 
 
 def test_programs_live_on_the_model_one_for_a_kind():
@@ -287,7 +286,7 @@ def test_a_plain_call_compiles_where_it_pays_alone(caplog, monkeypatch):
     monkeypatch.setattr(decoding, "_BACKEND", backend)
 
     sample(model, prompts(3))
-    assert "uncompiled: 19 steps do not repay it" in caplog.messages[-1]
+    assert "uncompiled: 0 steps before do not repay it" in caplog.messages[-1]
     sample(model, prompts(3), accelerate=False)
     assert "uncompiled: accelerate=False" in caplog.messages[-1]
     assert graphs == []
@@ -298,6 +297,8 @@ def test_a_plain_call_compiles_where_it_pays_alone(caplog, monkeypatch):
     assert len(graphs) == 1
 
     monkeypatch.setitem(_compiling.N_STEPS_THAT_PAY, "cpu", 19)
+    sample(model, prompts(3, batch=3))  # steps of this kind are taken for the first time
+    assert "uncompiled: 0 steps before do not repay it" in caplog.messages[-1]
     sample(model, prompts(3, batch=3))
     assert "decodes compiled (new)" in caplog.messages[-1]
     assert len(graphs) == 2
@@ -350,3 +351,122 @@ def test_what_goes_wrong_in_a_compiled_step_is_told():
     with pytest.raises(tl.LayerError, match="room for 160 positions; 160 are filled and 1 more"):
         for _ in range(10):
             next(stream)
+
+
+def test_what_torch_compile_made_of_a_model_decodes_as_the_model():
+    """It hands on `init_cache` and `reorder_cache`, but is no layer itself."""
+    model = lively("attention")
+    compiled = torch.compile(model, backend="eager")
+
+    assert torch.equal(sample(compiled, prompts(3)), sample(model, prompts(3)))
+    for found, want in zip(search(compiled, prompts(3)), search(model, prompts(3)), strict=True):
+        assert torch.equal(found, want)
+
+
+def test_a_model_with_hooks_decodes_uncompiled(caplog):
+    """A program would not see them."""
+    caplog.set_level(logging.INFO, logger="trax_torch")
+    model = lively("attention")
+    fast = tl.Accelerate(model, backend="eager")
+    decoding.warmup(fast, 2, 20, inputs=prompts(3))
+    hook = model.sublayers[-1].register_forward_hook(lambda m, x, y: 0 * y + torch.arange(VOCAB))
+
+    found = sample(fast, prompts(3))
+    hook.remove()
+
+    assert found.unique().tolist() == [VOCAB - 1]
+    assert "uncompiled: it has forward hooks" in caplog.messages[-1]
+    sample(fast, prompts(3))
+    assert "compiled (known)" in caplog.messages[-1]
+
+
+def test_a_warmup_of_a_plain_module_is_found_again(monkeypatch):
+    """Each call wraps such a module afresh."""
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = lively("GRU")
+
+        def forward(self, tokens):
+            return self.model(tokens)
+
+    graphs, backend = counted()
+    monkeypatch.setattr(decoding, "_BACKEND", backend)
+    plain = Plain()
+    for _ in range(3):
+        decoding.warmup(plain, 2, 20)
+        sample(plain, prompts(3), max_length=10)
+
+    assert len(plain._compiled_steps.by_kind) == 1
+    assert len(graphs) == 1
+
+
+def test_a_generous_max_length_is_no_reason_to_compile(monkeypatch):
+    """Where a sequence ends after a few tokens, compiling would take longer than all of them."""
+    model = lively("GRU")
+    graphs, backend = counted()
+    monkeypatch.setattr(decoding, "_BACKEND", backend)
+    eos = int(sample(model, prompts(3, 1))[0, 2])
+
+    for _ in range(2):
+        assert sample(model, prompts(3, 1), max_length=100_000, eos_id=eos).shape[1] <= 3
+
+    assert graphs == []
+
+
+def test_caches_are_no_longer_than_the_model_is(monkeypatch):
+    lengths = []
+    monkeypatch.setattr(_kv_cache.KVCache, "reserve", lambda cache, n: lengths.append(n))
+    model = lively("attention")
+
+    with pytest.raises(tl.LayerError):  # of the caches, which are as they were
+        search(model, prompts(3), max_length=10_000)
+
+    assert set(lengths) == {4 + 3 * 156}
+
+
+def test_equal_prompt_lengths_are_of_the_kind_of_unequal_ones():
+    model = lively("attention")
+    graphs, backend = counted()
+    fast = tl.Accelerate(model, backend=backend)
+    decoding.warmup(fast, 2, 20, inputs=prompts(6), prompt_lengths=[6, 6])
+
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for lengths in ([6, 2], [4, 4]):
+            sample(fast, prompts(6), prompt_lengths=lengths)
+
+    assert len(graphs) == 1
+
+
+def test_a_program_that_was_made_too_often_is_made_anew_in_the_next_run():
+    """torch makes few programs of a function; a run that would need one more goes on without."""
+    model = lively("GRU")
+    graphs, backend = counted()
+    fast = tl.Accelerate(model, backend=backend)
+    want = sample(model, prompts(3))
+    n_threads = torch.get_num_threads()
+    try:
+        with torch._dynamo.config.patch(recompile_limit=1):
+            sample(fast, prompts(3))
+            torch.set_num_threads(n_threads + 1)  # a reason to compile again
+            with pytest.warns(UserWarning, match="decodes uncompiled"):
+                assert torch.equal(sample(fast, prompts(3)), want)
+            assert torch.equal(sample(fast, prompts(3)), want)
+    finally:
+        torch.set_num_threads(n_threads)
+
+    assert len(graphs) == 2
+
+
+def test_a_warmup_tries_again_where_nothing_could_be_compiled(monkeypatch):
+    def broken(graph, inputs):
+        raise OSError("no compiler here")
+
+    model = lively("GRU")
+    with pytest.warns(UserWarning, match="decodes uncompiled"):
+        decoding.warmup(tl.Accelerate(model, backend=broken), 2, 20)
+    graphs, backend = counted()
+    decoding.warmup(tl.Accelerate(model, backend=backend), 2, 20)
+
+    assert len(graphs) == 1

@@ -201,7 +201,8 @@ SHARE = st.sampled_from([0.0313, 0.1207, 0.2503, 0.3331, 0.5011, 0.7477, 0.9017,
 @example(logits=[0.0, 0.0, 0.0, 0.0], temperature=1.0, top_k=1, top_p=0.9, min_p=None)
 def test_filters_keep_exactly_what_they_should(logits, temperature, top_k, top_p, min_p):
     """Each alone and all in turn, with ties and masks, against their definitions."""
-    sampler = Sampler(temperature, 1, top_k=top_k, top_p=top_p, min_p=min_p, seed=0)
+    filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampler = Sampler(temperature, len(logits), seed=0, **filters)
     noise = torch.full((len(logits), len(logits)), -1e30).fill_diagonal_(1e30)
     rows = torch.tensor(logits).expand(len(logits), -1)
     chosen = sampler.choose(rows, noise)  # row i takes symbol i wherever it may

@@ -46,6 +46,7 @@ class Position(nn.Module):
     def __init__(self, max_length: int | None):
         super().__init__()
         self.max_length = max_length
+        self.advice = "Decode with a larger max_length, or reset the cache."
         self.filled = 0
         self.moment: Moment | None = None
 
@@ -59,7 +60,7 @@ class Position(nn.Module):
         if self.max_length is not None and start + n > self.max_length:
             raise ValueError(
                 f"The predict-mode memory has room for {self.max_length} positions; {start} are "
-                f"filled and {n} more came. Decode with a larger max_length, or reset the cache."
+                f"filled and {n} more came. {self.advice}"
             )
         self.filled = start + n
         return start
@@ -197,7 +198,8 @@ class Carry(nn.Module):
     what is new takes the place of what was.
 
     Args:
-      can_branch: whether its layer runs along axis 1, where beams lie side by side.
+      can_branch: whether its layer heeds `lengths`, and runs along axis 1, where beams lie side by
+        side.
     """
 
     def __init__(self, can_branch: bool = True):

@@ -27,9 +27,8 @@ class Predicting:
         self._attributes = [_attributes_of(m) for m in self._foreign]
         before = self._swap_in([None] * len(self._layers))
         try:
-            for module in self._modules:
-                if hasattr(module, "init_cache"):
-                    module.init_cache(batch_size, max_length)
+            for module in (*self._layers, *layer._foreign_caches()):
+                module.init_cache(batch_size, max_length)
         finally:
             self._memories = self._swap_in(before)
         self._before: list[Any] = []

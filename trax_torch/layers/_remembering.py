@@ -211,7 +211,7 @@ class Cache(Layer):
             return base.call(layer, x)
         outputs = self._memory.tree()
         if not outputs:
-            with _NoMemory(layer):
+            with NoMemory(layer):
                 result = base.call(layer, x)
             outputs = tuple(result) if isinstance(result, (tuple, list)) else (result,)
             self._memory.write(outputs)
@@ -232,7 +232,7 @@ class Cache(Layer):
         return _named_with_held(self, super()._named, tree, position=0)
 
 
-class _NoMemory:
+class NoMemory:
     """Runs the layers in a layer without their memories for a while."""
 
     def __init__(self, layer: nn.Module):

@@ -124,7 +124,7 @@ class CausalConv(Conv):
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode with nothing before the first position."""
-        self._memory = _kv_cache.Carry()
+        self._memory = _kv_cache.Carry(can_branch=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, length, in) to (batch, length, filters)."""
@@ -193,7 +193,7 @@ class CausalDepthwiseConv(Layer):
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode with nothing before the first position."""
-        self._memory = _kv_cache.Carry()
+        self._memory = _kv_cache.Carry(can_branch=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, length, d_feature) to the same shape."""

@@ -36,9 +36,12 @@ def best_continuations(
     missing = n - candidates.shape[1]
     if missing > 0:
         candidates = torch.nn.functional.pad(candidates, (0, missing), value=-torch.inf)
-    values, places = candidates.topk(n, dim=1)
-    last = values[:, -1:]
-    if bool(((candidates == last).sum(1) > (values == last).sum(1)).any()):  # a tie cut in two
+    is_cut = True  # as if the last of them tied with the next: to look is to wait for a GPU
+    if candidates.device.type == "cpu":
+        values, places = candidates.topk(n, dim=1)
+        last = values[:, -1:]
+        is_cut = bool(((candidates == last).sum(1) > (values == last).sum(1)).any())
+    if is_cut:
         order = candidates.sort(dim=1, descending=True, stable=True)
         values, places = order.values[:, :n], order.indices[:, :n]
     else:

@@ -4,6 +4,7 @@ A step maps tokens (batch, n) to logits, for a model in predict mode whose layer
 All that changes from step to step is in tensors, so one program serves all steps.
 """
 
+import collections
 import logging
 import math
 import types
@@ -17,7 +18,8 @@ from trax_torch import layers as tl
 _log = logging.getLogger("trax_torch")
 
 # Compiling takes ten to thirty seconds and saves, a step, about a millisecond on a CPU and several
-# on a GPU: fewer steps than these do not earn it back.
+# on a GPU: fewer steps than these do not earn it back. How many there will be, nobody knows, since
+# a sequence may end at any token; so as many must have been taken before.
 N_STEPS_THAT_PAY = {"cpu": 30_000, "cuda": 5_000}
 
 
@@ -42,6 +44,7 @@ class CompiledSteps:
 
     def __init__(self) -> None:
         self.by_kind: dict[Any, CompiledStep] = {}
+        self.n_uncompiled: collections.Counter[Any] = collections.Counter()  # steps, by sizes
         self.cannot = False  # after nothing could be compiled
 
     def __reduce__(self) -> Any:
@@ -64,6 +67,7 @@ class CompiledStep:
             options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
         self._program = torch.compile(own, backend=backend, fullgraph=True, options=options)
         self.is_made = False
+        self._is_full = False  # after torch would make no more programs of it
 
     def __call__(
         self, layer: Any, source: Any, tokens: torch.Tensor, is_checked: bool
@@ -75,7 +79,7 @@ class CompiledStep:
           is_checked: whether an earlier step of the same run went through; then nothing is there
             that could have changed, and torch is spared looking for it.
         """
-        if self._steps.cannot:
+        if self._steps.cannot or self._is_full:
             return step(layer, source, tokens)
         if is_checked:
             try:
@@ -90,7 +94,12 @@ class CompiledStep:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             warnings.warn(f"{layer.name} decodes uncompiled: {error}", stacklevel=2)
-            self._steps.cannot = True
+            if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
+                self._is_full = True  # the next run has a new one
+                known = self._steps.by_kind
+                self._steps.by_kind = {kind: s for kind, s in known.items() if s is not self}
+            else:
+                self._steps.cannot = True
             return step(layer, source, tokens)
         self.is_made = True
         return logits
@@ -110,7 +119,6 @@ def step_for(
     layer: tl.Layer,
     sizes: tuple[Any, ...],
     n_slots: int,
-    n_steps: float,
     wish: bool | None,
     backend: str,
 ) -> tuple[CompiledStep | None, int]:
@@ -123,7 +131,6 @@ def step_for(
       layer: the model.
       sizes: what the program depends on beside the model and the length of the caches.
       n_slots: how long the caches must be.
-      n_steps: how many steps there will be at most.
       wish: True compiles, False does not, None compiles where it pays.
       backend: as for `torch.compile`.
 
@@ -133,6 +140,10 @@ def step_for(
     if wish is False:
         _log.info("%s decodes uncompiled: accelerate=False.", layer.name)
         return None, n_slots
+    if any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()):
+        # A program looks for no hooks, neither where it is made nor where it is run.
+        _log.info("%s decodes uncompiled: it has forward hooks.", layer.name)
+        return None, n_slots
     steps = steps_of(layer)
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
     kind = (*sizes, backend, _make_of(layer))
@@ -141,9 +152,12 @@ def step_for(
         for (*others, length), known in steps.by_kind.items()
         if known.is_made and tuple(others) == kind and length >= n_slots
     ]
-    pays = n_steps >= N_STEPS_THAT_PAY.get(device.type, float("inf"))
+    n_steps = steps.n_uncompiled[sizes]
+    pays = n_steps >= N_STEPS_THAT_PAY.get(device.type, math.inf)
     if steps.cannot or not (wish or pays or made):
-        reason = "nothing compiles here" if steps.cannot else f"{n_steps} steps do not repay it"
+        reason = (
+            "nothing compiles here" if steps.cannot else f"{n_steps} steps before do not repay it"
+        )
         _log.info("%s decodes uncompiled: %s; see decoding.warmup.", layer.name, reason)
         return None, n_slots
     length = min(made, default=2 ** max(6, math.ceil(math.log2(max(1, n_slots)))))
@@ -156,9 +170,10 @@ def step_for(
 
 def _make_of(layer: tl.Layer) -> int:
     """Returns a number that changes when a model is put together in another way."""
+    inner = layer.module if isinstance(layer, tl.Wrapped) else layer  # each call wraps afresh
     return hash(
         (
-            *(id(m) for m in layer.modules()),
+            *(id(m) for m in inner.modules()),
             *((p.shape, p.dtype, p.device) for p in layer.parameters()),
         )
     )

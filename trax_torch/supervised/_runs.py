@@ -3,6 +3,7 @@
 A run knows how a model is asked and what it remembers. Which token comes next, others decide.
 """
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from trax_torch import layers as tl
-from trax_torch.layers import _kv_cache
+from trax_torch.layers import _kv_cache, _remembering
 from trax_torch.supervised import _compiling
 from trax_torch.supervised._compiling import step
 
@@ -67,7 +68,7 @@ class PredictRun:
         if self._expanded:
             self._expand()
             self._context = layer.predict(batch * n_beams, room)
-        elif lengths is not None and not self._shares:
+        elif not self._shares and self._is_ragged():
             raise ValueError(
                 f"prompt_lengths needs a model whose memories are those of this package's layers; "
                 f"{layer.name} has others. Decode rows with prompts of one length together."
@@ -79,8 +80,15 @@ class PredictRun:
             default=math.inf,
         )
         self._n_steps = math.inf if n_steps is None else n_steps
+        if self._limit < n + self._n_steps:
+            for (
+                memory
+            ) in self._positions():  # a cache alone would be longer for a larger max_length
+                if memory.max_length == self._limit and memory not in self._caches:
+                    memory.advice = _what_fits(memory.max_length, n)
         self._wish, self._backend = wish, backend
         self._compiled: _compiling.CompiledStep | None = None
+        self._sizes: Any = None  # where uncompiled steps are counted: what they are counted by
         if self._shares:
             self._reserve()
         self._n = 0  # steps since the prompt
@@ -102,7 +110,7 @@ class PredictRun:
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
                 memory.lengths = lengths
-        with ids_checked(layer), _last_alone(layer, lengths):
+        with ids_checked(layer), _used_once(layer), _last_alone(layer, lengths):
             logits = step(layer, self._source, self._prompt)
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
@@ -111,7 +119,7 @@ class PredictRun:
         positions = [m.filled for m in self._positions()]
         if self._shares and any(filled != n for filled in positions):
             self._shares, self._compiled = False, None
-            if lengths is not None:
+            if self._is_ragged():
                 raise ValueError(
                     f"prompt_lengths needs layers that all count the same positions; those of "
                     f"{layer.name} are at {sorted(set(positions))} after {n}."
@@ -155,6 +163,8 @@ class PredictRun:
         self._advance(parents)
         if self._compiled is None:
             logits = step(self._layer, self._source, tokens)
+            if self._sizes is not None:
+                _compiling.steps_of(self._layer).n_uncompiled[self._sizes] += 1
         else:
             self._mark_what_changes()
             tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
@@ -171,6 +181,10 @@ class PredictRun:
         """Returns the memories that count positions."""
         return [m for m in self._memories if isinstance(m, _kv_cache.Position)]
 
+    def _is_ragged(self) -> bool:
+        """Tells whether rows have prompts of several lengths."""
+        return self._lengths is not None and bool((self._lengths != self._prompt.shape[1]).any())
+
     def _expand(self) -> None:
         """Gives each beam a row of its own."""
         self._prompt = self._prompt.repeat_interleave(self._n_beams, 0)
@@ -182,20 +196,17 @@ class PredictRun:
     def _reserve(self) -> None:
         """Makes the caches as long as the run needs, and chooses the step."""
         batch, n = self._prompt.shape
-        n_slots = self._limit if self._caches else 1  # a carry has no length
-        if self._caches and math.isfinite(self._n_steps):
-            n_slots = n + self._n_beams * int(self._n_steps)
-        ragged = self._lengths is not None
+        n_slots: float = 1  # a carry has no length
+        if self._caches:
+            n_slots = n + self._n_beams * max(0, min(self._n_steps, self._limit - n))
         if math.isfinite(n_slots):
             source = None if self._source is None else (self._source.shape[1] > 1)
+            sizes = (batch, self._n_beams, self._lengths is not None, source, self._prompt.dtype)
             self._compiled, n_slots = _compiling.step_for(
-                self._layer,
-                (batch, self._n_beams, ragged, source, self._prompt.dtype),
-                int(n_slots),
-                self._n_steps if math.isfinite(self._n_steps) else 0,  # of a stream nobody knows
-                self._wish,
-                self._backend,
+                self._layer, sizes, int(n_slots), self._wish, self._backend
             )
+            if self._compiled is None and self._wish is not False:
+                self._sizes = sizes
             for cache in self._caches:
                 cache.reserve(n_slots)
         self._n_slots = n_slots
@@ -208,7 +219,7 @@ class PredictRun:
         n_slots = self._n_slots
         self._ruler = torch.arange(n_slots if math.isfinite(n_slots) else 1, device=device)
         self._first = torch.full((1,), n, device=device) if lengths is None else lengths[:, None]
-        self._is_exact = _cuts_out(device)
+        self._is_exact = self._compiled is None or _cuts_out(device)
         self._visible: torch.Tensor | None = None
         if self._caches and (k > 1 or lengths is not None or not self._is_exact):
             counts = self._first if lengths is not None else self._first[:, None]
@@ -266,10 +277,19 @@ class PredictRun:
                         torch._dynamo.maybe_mark_dynamic(tensor, axis)
 
 
-def _cuts_out(device: torch.device) -> bool:
-    """Tells whether what is filled of a cache is cut out of it, rather than marked in a mask.
+def _what_fits(limit: int, n: int) -> str:
+    """Returns what to do where a model's own limit is too low for a prompt of n and its tokens."""
+    built = f"The model is built for {limit} (max_len), and the prompt takes {n}, start included"
+    if n > limit:
+        return f"{built}: give a shorter one."
+    n_tokens = limit - n + 1
+    return f"{built}: ask for at most {n_tokens} token{'s' if n_tokens > 1 else ''}."
 
-    A CUDA graph has fixed sizes, so there a step attends to the whole cache.
+
+def _cuts_out(device: torch.device) -> bool:
+    """Tells whether a compiled step cuts out what is filled of a cache, or marks it in a mask.
+
+    A CUDA graph has fixed sizes, so there a compiled step attends to the whole cache.
     """
     return device.type == "cpu"
 
@@ -306,9 +326,12 @@ class EvalRun:
         self._no_grad.__enter__()
         self._training = [m for m in self._layer.modules() if m.training]
         self._layer.eval()
+        self._no_memory = _remembering.NoMemory(self._layer)
+        self._no_memory.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._no_memory.__exit__(*error)
         for module in self._training:
             module.training = True
         self._no_grad.__exit__(*error)
@@ -318,7 +341,7 @@ class EvalRun:
         n = self._tokens.shape[1]
         length = 2 ** math.ceil(math.log2(max(self._min_length, n + 1)))
         if self._room is not None:  # a model may have room for no more than there will be
-            length = max(n + 1, min(length, self._room))
+            length = max(n + 1, min(length, max(self._room, self._min_length)))
         padded = nn.functional.pad(self._tokens, (0, length - n))
         with ids_checked(self._layer) if self._is_first else contextlib.nullcontext():
             logits = step(self._layer, self._source, padded)
@@ -384,6 +407,30 @@ def _check_ids(module: Any, args: tuple[Any, ...]) -> None:
             f"Token id {low if low < 0 else high} is outside the vocabulary of {n}, whose ids are "
             f"0 to {n - 1}. Encode inputs and start_id with the model's own vocabulary."
         )
+
+
+@contextlib.contextmanager
+def _used_once(layer: tl.Layer) -> Iterator[None]:
+    """Refuses a model that uses a layer with a memory twice: both uses would write into it."""
+    counts: collections.Counter[Any] = collections.Counter()
+
+    def count(module: Any, args: tuple[Any, ...]) -> None:
+        if hasattr(module._memory, "reset"):  # as it has not while a Cache reads whole sequences
+            counts[module] += 1
+
+    layers = [m for m in layer.modules() if isinstance(m, tl.Layer)]
+    hooks = [m.register_forward_pre_hook(count) for m in layers if hasattr(m._memory, "reset")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        twice = [m.name for m, n in counts.items() if n > 1]
+        if twice:
+            raise TypeError(
+                f"A layer remembers one past, but {twice[0]} is used {max(counts.values())} times "
+                f"in {layer.name}. Build a layer for each use, or decode with eval_mode=True."
+            )
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ class Sampler:
     """Chooses a token for each row of a batch, with random numbers of the row's own.
 
     The noise of a row is drawn for the whole vocabulary from the row's own generator, so that what
-    a row becomes does not depend on the rows beside it. At temperature 0 nothing is drawn. The same
-    seed gives other noise on another kind of device.
+    a row becomes depends on the rows beside it by the rounding of its logits alone. At temperature
+    0 nothing is drawn. The same seed gives other noise on another kind of device.
 
     Filters act on the distribution that is drawn from, softmax(log_prob / temperature), one on what
     the other left, in the order `top_k`, `top_p`, `min_p`. Each is a lowest probability: symbols
@@ -104,11 +104,6 @@ class Sampler:
         Raises:
           ValueError: if the shape is another; if a row holds NaN or +inf, or masks every symbol.
         """
-        if logits.dim() != 2 or logits.shape[0] != self.batch_size:
-            raise ValueError(
-                f"A sampler for {self.batch_size} rows takes logits of shape ({self.batch_size}, "
-                f"vocab); got {tuple(logits.shape)}."
-            )
         check_logits(logits)
         return self.choose(logits, self.noise(logits.shape[1], logits.device))
 
@@ -124,7 +119,12 @@ class Sampler:
         return gumbel(bits)
 
     def choose(self, logits: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """Returns what a call returns, for given noise; it checks nothing and can be compiled."""
+        """Returns what a call returns, for given noise; it looks at no value, so it compiles."""
+        if logits.dim() != 2 or logits.shape[0] != self.batch_size:
+            raise ValueError(
+                f"A sampler for {self.batch_size} rows takes logits of shape ({self.batch_size}, "
+                f"vocab); got {tuple(logits.shape)}."
+            )
         if noise is None:
             return logits.argmax(dim=-1)
         logits = logits.float()
@@ -218,17 +218,23 @@ def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(dim=-1)
 
 
+def doubtful(logits: torch.Tensor) -> torch.Tensor:
+    """Tells whether a row of logits (..., vocab) holds NaN or +inf, or masks every symbol.
+
+    In a boolean tensor of no axes: to look at it is to wait for the device.
+    """
+    return ~logits.amax(dim=-1).isfinite().all()  # NaN is the largest where there is one
+
+
 def check_logits(logits: torch.Tensor) -> None:
     """Refuses logits (batch, vocab) of which a row holds NaN or +inf, or masks every symbol.
 
     Raises:
       ValueError: with the first such row.
     """
-    best = logits.amax(dim=-1)  # NaN where any is NaN
-    if math.isfinite(float(best.sum())):  # so are all; and this is the quickest way to look
-        return
-    bad = ~best.isfinite()
-    if bool(bad.any()):
+    if bool(doubtful(logits)):
+        best = logits.amax(dim=-1)
+        bad = ~best.isfinite()
         row = int(bad.nonzero()[0])
         came = {-math.inf: "-inf everywhere", math.inf: "+inf"}.get(float(best[row]), "NaN")
         raise ValueError(
@@ -246,6 +252,7 @@ def _keys_of_rows(seed: Any, batch_size: int, draws: bool) -> list[tuple[Any, ..
     """
     if seed is None:
         seed = _seeds.ambient_seed() if draws else 0
+    seed = seed.tolist() if hasattr(seed, "tolist") else seed
     if isinstance(seed, numbers.Integral):
         return [(seed, "sample", row) for row in range(batch_size)]
     if len(seed) != batch_size:

@@ -1,15 +1,17 @@
 """Decoding: a model that predicts the next token, asked again and again."""
 
+import itertools
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from trax_torch import _nest
 from trax_torch import layers as tl
-from trax_torch.supervised import _beams, _runs
-from trax_torch.supervised._sampling import Sampler
+from trax_torch.supervised import _beams, _compiling, _runs
+from trax_torch.supervised._sampling import Sampler, doubtful, log_probs_of
 
 _BACKEND: Any = "inductor"
 
@@ -19,7 +21,8 @@ class CachedModule(Protocol):
 
     It is then called with the next tokens (batch, n) of sequences and remembers those before, from
     `init_cache` on. What it remembers it keeps in attributes and buffers of its own, which decoding
-    puts aside between tokens. A module that offers none of this is decoded with `eval_mode=True`.
+    puts aside between tokens: those of the module and of modules inside it that offer `init_cache`
+    themselves. A module that offers none of this is decoded with `eval_mode=True`.
 
     Example:
       >>> class Counter(torch.nn.Module):  # the next token is the number of tokens so far
@@ -41,7 +44,11 @@ class CachedModule(Protocol):
     """
 
     def init_cache(self, batch_size: int | None, max_length: int | None) -> None:
-        """Makes an empty cache for so many rows and positions; None leaves it to the module."""
+        """Makes an empty cache for so many rows and positions; None leaves it to the module.
+
+        It makes new tensors and objects: those it had may be the past of another run. It is asked
+        of the outermost modules that offer it, which see to those inside; so are the others.
+        """
 
     def reset_cache(self) -> None:
         """Forgets the past."""
@@ -68,7 +75,7 @@ def autoregressive_sample_stream(
     prompt_lengths: Any = None,
     return_log_probs: bool = False,
 ) -> Iterator[Any]:
-    """Yields the tokens of sequences as a model makes them, one position at a time, without end.
+    """Yields the tokens of sequences as a model makes them, one position at a time.
 
     Each call starts afresh. The model needs no mode of its own: it predicts while a token is made
     and is between tokens as it was before.
@@ -82,20 +89,21 @@ def autoregressive_sample_stream(
       batch_size: number of sequences.
       temperature: 0 takes the likeliest token; 1 draws from the model's distribution.
       start_id: the symbol before the first one; an int, or integers (batch, 1).
-      accelerate: lets steps be compiled where that pays: very many are asked for, or the model was
-        compiled before for a call of this kind (`warmup`, `tl.Accelerate`). Prompts are read
-        uncompiled, in one pass. The logger "trax_torch" is told which way was taken. False never
-        compiles.
+      accelerate: lets steps be compiled where that pays: very many were taken in earlier calls of
+        this kind, or the model was compiled for one (`warmup`, `tl.Accelerate`). Prompts are read
+        uncompiled, in one pass, and a model with forward hooks is never compiled. The logger
+        "trax_torch" is told which way was taken. False never compiles.
       eval_mode: takes any model whose output at a position tells of the token at that position,
         from those before (as models with `ShiftRight` do), and runs it on all tokens so far. Much
         slower.
-      eval_min_length: the shortest length to pad to in eval mode; lengths are powers of two.
+      eval_min_length: the shortest length to pad to in eval mode; lengths are powers of two, but no
+        more than `max_length` makes necessary.
       seed: of the random numbers; one for all rows, or one for each.
-      max_length: how many tokens there will be at most; by default the model decides how many
-        positions it has room for.
+      max_length: after how many tokens the stream ends; by default it does not, but the model may
+        be out of room.
       top_k, top_p, min_p: draw among the likeliest tokens alone; see `_sampling.Sampler`.
       prompt_lengths: integers (batch,): how many of a row's `inputs` count, where shorter prompts
-        are padded on the right. Each row becomes what its prompt alone becomes.
+        are padded on the right. Each row becomes what its prompt alone becomes, up to rounding.
       return_log_probs: yields `(tokens, log_probs)`; each token's logarithm of the probability that
         the model gave it, in nats, whatever the temperature.
 
@@ -105,16 +113,17 @@ def autoregressive_sample_stream(
 
     Raises:
       ValueError: if batch sizes differ, the temperature is negative, lengths are out of range, or
-        logits are not numbers.
-      TypeError: if tokens are not integers, or the model can neither predict nor is in eval mode.
+        logits are not numbers, which on a GPU is looked at after 1, 8, 16, ... tokens and at the
+        end.
+      TypeError: if tokens or counts are not integers, the model can neither predict nor is in eval
+        mode, or it uses a layer with a memory twice.
       LayerError: if there is no more room, or an id is outside the vocabulary.
 
     Source: Trax `supervised/decoding.py::autoregressive_sample_stream`, which goes on from what the
       last call left behind.
     """
-    chosen = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    sampler = Sampler(temperature, batch_size, seed, **chosen)  # type: ignore[arg-type]
+    _check_counts(batch_size=batch_size, max_length=max_length)
+    sampler = _sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
     run = _run(
         model,
         inputs,
@@ -125,7 +134,7 @@ def autoregressive_sample_stream(
         max_length,
         (eval_min_length,) if eval_mode else None,
     )
-    return _outside(run, _steps(run, sampler, return_log_probs))
+    return _outside(run, _steps(run, sampler, max_length, return_log_probs))
 
 
 def autoregressive_sample(
@@ -178,11 +187,8 @@ def autoregressive_sample(
     Source: Trax `supervised/decoding.py::autoregressive_sample`, where what follows the end symbol
       has no meaning.
     """
-    if max_length < 1:
-        raise ValueError(f"max_length counts tokens, so it is at least 1; got {max_length}.")
-    chosen = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    sampler = Sampler(temperature, batch_size, seed, **chosen)  # type: ignore[arg-type]
+    _check_counts(batch_size=batch_size, max_length=max_length, eos_id=eos_id)
+    sampler = _sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
     run = _run(
         model,
         inputs,
@@ -196,13 +202,12 @@ def autoregressive_sample(
     taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     with run:
         ended: torch.Tensor | None = None
-        for item in _steps(run, sampler, return_log_probs):
+        for item in _steps(run, sampler, max_length, return_log_probs):
             tokens, log_probs = item if return_log_probs else (item, None)
             taken.append((tokens, log_probs))
             met = tokens == eos_id
             ended = met if ended is None else ended | met
-            n = len(taken)
-            if n == max_length or (_looks(n, tokens.device) and bool(ended.all())):
+            if _looks(len(taken), tokens.device) and bool(ended.all()):
                 break
     tokens = torch.cat([t for t, _ in taken], dim=1)
     n_ends = (tokens == eos_id).cumsum(1)
@@ -239,7 +244,7 @@ def beam_search(
     finished hypothesis of n tokens, the end symbol included, scores
     sum(log p) / ((5 + n) / 6) ** length_penalty. A row is done when its worst finished score is at
     least what its best living beam can still reach; at `max_length` the living beams compete as
-    they are. Rows do not depend on each other, and ties go to the lower (beam, token).
+    they are. Rows depend on each other by rounding alone, and ties go to the lower (beam, token).
 
     Keys and values are never moved: the beams of a row share the memory of what they have in
     common, and each sees its own past of it.
@@ -268,10 +273,7 @@ def beam_search(
     Source: Trax `supervised/decoding.py::beam_search`, which takes a batch of 1 and follows neither
       `eos_id` nor `length_penalty`; Wu et al. 2016, arXiv:1609.08144.
     """
-    if n_beams < 1:
-        raise ValueError(f"A beam search follows at least 1 beam; got n_beams={n_beams}.")
-    if max_length < 1:
-        raise ValueError(f"max_length counts tokens, so it is at least 1; got {max_length}.")
+    _check_counts(batch_size=batch_size, max_length=max_length, eos_id=eos_id, n_beams=n_beams)
     run = _run(
         model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
     )
@@ -280,12 +282,12 @@ def beam_search(
         search = _beams.Search(
             batch_size, n_beams, eos_id, max_length, length_penalty, early_stopping, logits.device
         )
+        doubts = _Doubts(max_length)
         while True:
             log_probs = torch.log_softmax(logits, dim=-1)
             tokens, parents = search.grow(log_probs)
+            doubts.add(log_probs[:, :, 0].isnan().any(), search.n)  # all of a row are, or none
             looks = _looks(search.n, logits.device)
-            if looks and bool(log_probs[:, :, 0].isnan().any()):
-                raise _not_numbers(search.n)
             if search.n == max_length or (looks and search.is_done()):
                 break
             logits = run.go_on(tokens, parents)
@@ -304,10 +306,11 @@ def warmup(
 ) -> None:
     """Compiles a model for later calls of this kind, which are then fast from their first token.
 
-    A kind is the batch size, the number of beams, and whether there are `prompt_lengths`. Calls
-    with any prompts, sources, seeds and temperatures are of the same kind, if prompt and tokens
-    together are no more than here. Where nothing can be compiled there is one warning, and later
-    calls run as they are. It takes ten seconds or more.
+    A kind is the batch size, the number of beams, and whether `prompt_lengths` are given. Calls
+    with any prompts, sources, seeds and temperatures are of the same kind, if they need no more
+    places than here: one for each position of the prompt, and `n_beams` for each token. Where
+    nothing can be compiled there is one warning, and later calls run as they are, until the next
+    warmup; so does a model with forward hooks. It takes ten seconds or more.
 
     Args:
       model: as for `autoregressive_sample_stream`.
@@ -327,10 +330,12 @@ def warmup(
       >>> _ = model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
       >>> warmup(model, max_length=60)                                 # doctest: +SKIP
     """
+    _check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
     if max_length < 2:
         raise ValueError(f"The first token needs no compiled step: give more; got {max_length}.")
-    layer = tl.as_layer(model)
+    layer = _layer_of(model)
     fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
+    _compiling.steps_of(fast.sublayer).cannot = False  # whoever asks for it may have mended it
     run = _run(fast, inputs, batch_size, 0, True, prompt_lengths, max_length, None, n_beams)
     with run:
         tokens = run.begin().argmax(-1, keepdim=True).expand(-1, n_beams)
@@ -341,6 +346,14 @@ def warmup(
             )
         for _ in range(min(2, max_length - 1)):
             run.go_on(tokens, torch.zeros_like(tokens))
+
+
+def _layer_of(model: Any) -> Any:
+    """Returns a model as a layer; of what `torch.compile` made, the model inside."""
+    # It hands on attributes such as init_cache, as if the memories were its own.
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        model = model._orig_mod
+    return tl.as_layer(model)
 
 
 def _run(
@@ -360,7 +373,7 @@ def _run(
       max_length: how many tokens at most, or None.
       eval_lengths: `(eval_min_length,)` for a run in eval mode.
     """
-    layer = tl.as_layer(model)
+    layer = _layer_of(model)
     wish, backend = None if accelerate else False, _BACKEND
     if isinstance(layer, tl.Accelerate):
         wish, backend, layer = accelerate, layer.backend, layer.sublayer
@@ -400,22 +413,41 @@ def _run(
     return _runs.PredictRun(layer, source, prompt, lengths, n_steps, n_beams, wish, backend)
 
 
-def _steps(run: Any, sampler: Callable[[torch.Tensor], torch.Tensor], log_probs: bool) -> Any:
+def _check_counts(**counts: Any) -> None:
+    """Refuses what counts nothing; None stands for no limit on a stream's `max_length`.
+
+    Raises:
+      TypeError: if one is no integer.
+      ValueError: if one other than `eos_id` is below 1.
+    """
+    for name, value in counts.items():
+        if name == "max_length" and value is None:
+            continue
+        try:
+            value = operator.index(value)
+        except TypeError:
+            none = "; give -1 for none" if name == "eos_id" else ""
+            raise TypeError(f"{name} is an integer; got {value!r}{none}.") from None
+        if value < 1 and name != "eos_id":
+            what = {"max_length": "tokens", "n_beams": "beams", "batch_size": "sequences"}[name]
+            raise ValueError(f"{name} counts {what}, so it is at least 1; got {value}.")
+
+
+def _sampler(temperature: float, batch_size: int, seed: Any, **filters: Any) -> Sampler:
+    chosen = {name: value for name, value in filters.items() if value is not None}
+    return Sampler(temperature, batch_size, seed, **chosen)
+
+
+def _steps(run: Any, sampler: Sampler, max_length: int | None, log_probs: bool) -> Iterator[Any]:
     """Yields what a stream yields, inside the run."""
     logits = run.begin()
-    n = 0
-    doubtful: torch.Tensor | None = None
-    while True:
-        n += 1
-        bad = logits.amax().isnan()  # one number among the largest that is none
-        doubtful = bad if doubtful is None else doubtful | bad
-        if _looks(n, logits.device) and bool(doubtful):
-            raise _not_numbers(n)
-        tokens = sampler(logits)[:, None]
-        if log_probs:
-            yield tokens, torch.log_softmax(logits, dim=-1).gather(1, tokens)
-        else:
-            yield tokens
+    doubts = _Doubts(max_length)
+    for n in itertools.count(1):
+        doubts.add(doubtful(logits), n)
+        tokens = sampler.choose(logits, sampler.noise(logits.shape[1], logits.device))[:, None]
+        yield (tokens, log_probs_of(logits[:, None], tokens)) if log_probs else tokens
+        if n == max_length:
+            return
         logits = run.go_on(tokens)[:, 0]
 
 
@@ -423,8 +455,38 @@ def _outside(run: Any, steps: Iterator[Any]) -> Iterator[Any]:
     """Yields what steps yield, with the run left meanwhile."""
     while True:
         with run:
-            item = next(steps)
+            item = next(steps, None)
+        if item is None:
+            return
         yield item
+
+
+class _Doubts:
+    """Whether logits so far were no numbers, looked at now and then and at the end.
+
+    Args:
+      max_length: how many tokens there will be at most, or None.
+    """
+
+    def __init__(self, max_length: int | None):
+        self._max_length = max_length
+        self._any: torch.Tensor | None = None
+
+    def add(self, doubtful: torch.Tensor, n: int) -> None:
+        """Notes whether the logits for token n are doubtful: a boolean tensor of no axes.
+
+        Raises:
+          ValueError: if some were, and it is time to look.
+        """
+        self._any = doubtful if self._any is None else self._any | doubtful
+        looks = n == self._max_length or _looks(n, doubtful.device)
+        if looks and bool(self._any):
+            which = f"token {n}" if bool(doubtful) else f"a token before token {n}"
+            raise ValueError(
+                f"The model's logits for {which} are not numbers: a row holds NaN or +inf, or -inf "
+                f"everywhere. Look for weights that are none, for a division by 0 in the model, or "
+                f"at the mask."
+            )
 
 
 def _looks(n: int, device: torch.device) -> bool:
@@ -432,15 +494,8 @@ def _looks(n: int, device: torch.device) -> bool:
     return device.type == "cpu" or n == 1 or n % 8 == 0
 
 
-def _not_numbers(n: int) -> ValueError:
-    return ValueError(
-        f"The model's logits for token {n} are not numbers (NaN). Look for weights that are none, "
-        f"or for a division by 0 in the model."
-    )
-
-
-def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Returns prompts without needless padding, and their lengths; None if they are all equal."""
+def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns prompts without needless padding, and their lengths."""
     batch, n = inputs.shape
     lengths = torch.as_tensor(lengths, device=inputs.device)
     if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != (batch,):
@@ -455,8 +510,6 @@ def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor
             f"{low if low < 0 else high}."
         )
     inputs = inputs[:, :high]
-    if low == high:
-        return inputs, None
     lengths = lengths.long()
     is_padding = torch.arange(high, device=inputs.device) >= lengths[:, None]
     return inputs.masked_fill(is_padding, 0), lengths
