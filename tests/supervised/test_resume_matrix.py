@@ -77,6 +77,7 @@ def test_killed_runs_end_as_whole_ones(tmp_path):
     assert all_differences(tmp_path, covering(KINDS)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("optimizer", list(runs.OPTIMIZERS))
 def test_killed_runs_of_all_kinds_end_as_whole_ones(tmp_path, optimizer):
