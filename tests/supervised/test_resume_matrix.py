@@ -158,14 +158,9 @@ def drop_tallies(parts, info):
 def drop_scheduler(parts, info):
     tensors = {}
     loop = rich_loop(None)
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in groups_of(loop)]
-    fresh = (loop._schedulers[0].state_dict(), groups)
-    info["members"]["tasks"][0]["scheduler"] = _checkpoint.pack(fresh, "", tensors)
-    assert not tensors
-
-
-def groups_of(loop):
-    return loop._trainers[0].optimizer.param_groups
+    task = info["members"]["tasks"][0]
+    task["scheduler"] = _checkpoint.pack(loop._schedulers[0].state_dict(), "", tensors)
+    task["groups"] = _checkpoint.pack(loop._trainers[0].groups(), "", tensors)
 
 
 def drop_callbacks(parts, info):
