@@ -70,3 +70,15 @@ def assert_same_run(one, other):
     assert [k for k in mine if not torch.equal(mine[k], theirs[k])] == []
     assert one.step == other.step
     assert history_of(one) == history_of(other)
+
+
+def assert_resumes(make_loop, tmp_path, first, rest):
+    """Asserts that a run cut after some steps equals one that was not; returns both."""
+    whole = make_loop(tmp_path / "whole")
+    whole.run(first + rest)
+    make_loop(tmp_path / "cut").run(first)
+    resumed = make_loop(tmp_path / "cut")
+    resumed.run(rest)
+
+    assert_same_run(resumed, whole)
+    return resumed, whole

@@ -15,6 +15,7 @@ import zlib
 import figures
 import pytest
 import trax_files
+from opcodes import call, int64, named, text
 
 from trax_torch.interop import trax_checkpoint as tc
 
@@ -26,25 +27,8 @@ MIB = 1 << 20
 # Pickles by hand: each name is the opcodes for one value.
 
 
-def text(value):
-    data = value.encode()
-    return b"\x8c" + bytes([len(data)]) + data
-
-
-def named(module, name):
-    return text(module) + text(name) + b"\x93"
-
-
-def call(function, *args):
-    return function + b"(" + b"".join(args) + b"tR"
-
-
 def int32(value):
     return b"J" + struct.pack("<i", value)
-
-
-def int64(value):
-    return b"\x8a\x08" + struct.pack("<q", value)
 
 
 def dtype(code="f4", order="<"):

@@ -23,6 +23,7 @@ import torch
 import trax_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opcodes import call, int64, named, text
 
 from trax_torch import layers as tl
 from trax_torch import shapes
@@ -493,23 +494,6 @@ def test_bfloat16_is_refused_by_name():
 
     with pytest.raises(tc.UnsafeCheckpointError, match="bfloat16, which numpy does not have"):
         read(data)
-
-
-def text(value):
-    data = value.encode()
-    return b"\x8c" + bytes([len(data)]) + data
-
-
-def named(module, name):
-    return text(module) + text(name) + b"\x93"
-
-
-def call(function, *args):
-    return function + b"(" + b"".join(args) + b"tR"
-
-
-def int64(value):
-    return b"\x8a\x08" + struct.pack("<q", value)
 
 
 def long(value):

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from toys import (
+    assert_resumes,
     assert_same_run,
     batches,
     eval_task,
@@ -423,13 +424,7 @@ def test_weights_may_be_tied_frozen_shared_or_of_another_type(dtype, tmp_path):
             folder, model=model, task=task, callbacks=[averaging(), Weights], eval_model=eval_model
         )
 
-    whole = loop(tmp_path / "whole")
-    whole.run(10)
-    loop(tmp_path / "cut").run(5)
-    resumed = loop(tmp_path / "cut")
-    resumed.run(5)
-
-    assert_same_run(resumed, whole)
+    resumed, whole = assert_resumes(loop, tmp_path, 5, 5)
     assert_same_averages(resumed, whole)
     ema = whole.callbacks[0]
     state = ema.state_dict()["averages"]

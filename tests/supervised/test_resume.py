@@ -8,24 +8,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from toys import assert_same_run, batches, eval_task, line_loop, line_model, state_of, train_task
+from toys import (
+    assert_resumes,
+    assert_same_run,
+    batches,
+    eval_task,
+    line_loop,
+    line_model,
+    state_of,
+    train_task,
+)
 
 from trax_torch import layers as tl
 from trax_torch import optimizers
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import EvalTask, Loop, TrainTask
-
-
-def assert_resumes(make_loop, tmp_path, first, rest):
-    """Asserts that a run cut after some steps equals one that was not; returns both."""
-    whole = make_loop(tmp_path / "whole")
-    whole.run(first + rest)
-    make_loop(tmp_path / "cut").run(first)
-    resumed = make_loop(tmp_path / "cut")
-    resumed.run(rest)
-
-    assert_same_run(resumed, whole)
-    return resumed, whole
 
 
 def optimizer_named(name):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import assert_same_run, batches, line_loop, state_of, train_task
+from toys import assert_resumes, assert_same_run, batches, line_loop, state_of, train_task
 
 from trax_torch import layers as tl
 from trax_torch import models, optimizers
@@ -59,13 +59,7 @@ def test_parts_draw_random_numbers_of_their_own_and_resume(tmp_path):
     def loop(folder):
         return line_loop(folder, dropout=0.3, n_accumulation_steps=2)
 
-    whole = loop(tmp_path / "whole")
-    whole.run(10)
-    loop(tmp_path / "cut").run(5)
-    resumed = loop(tmp_path / "cut")
-    resumed.run(5)
-
-    assert_same_run(resumed, whole)
+    assert_resumes(loop, tmp_path, 5, 5)
 
 
 def test_a_batch_that_cannot_be_cut_is_refused():
