@@ -114,7 +114,7 @@ FLOORS = [
     {"supervised"},
     {"models", "optimizers", "interop"},
     {"layers"},
-    {"shapes", "_nest", "_world", "_seeds", "_errors", "_version"},
+    {"shapes", "_nest", "_world", "_seeds", "_errors", "_durable", "_version"},
 ]
 
 

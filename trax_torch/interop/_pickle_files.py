@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from trax_torch._durable import sync_folder
 from trax_torch._errors import CheckpointError, UnsafeCheckpointError
 from trax_torch.interop import _gzip, _plain_data, _safe_pickle
 
@@ -77,7 +78,7 @@ def pickle_to_file(obj: Any, file_path: str | os.PathLike[str], gzip: bool = Fal
             )
             raise OSError(error.errno, reason, os.fspath(file_path)) from error
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def unpickle_from_file(
@@ -175,11 +176,3 @@ def _mode_of(path: str) -> int | None:
     if not stat.S_ISREG(mode):
         raise FileExistsError(errno.EEXIST, "It is no regular file", path)
     return stat.S_IMODE(mode)
-
-
-def _sync_folder(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

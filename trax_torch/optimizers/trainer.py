@@ -10,6 +10,7 @@ import torch
 
 from trax_torch import _seeds, _world
 from trax_torch import layers as tl
+from trax_torch.layers._modes import modes_kept
 from trax_torch.optimizers import base
 from trax_torch.optimizers._shares import Shares
 
@@ -101,7 +102,7 @@ class Trainer:
         # On a CPU nothing is waited for when a number is read. Elsewhere numbers stay on the
         # device, and fused kernels take the verdict on a step there, so that no step waits for it.
         self._on_cpu = all(p.device.type == "cpu" for p in self.params)
-        self._is_sharded = any(map(_world.is_shard, self.params))
+        self._is_sharded = base.is_sharded(self.params)
         self._decides_on_device = (
             not self._on_cpu and not self._is_sharded and bool(self.optimizer.defaults.get("fused"))
         )
@@ -357,18 +358,15 @@ def try_out(
     """
     places = _places_of_buffers(layer)
     kept = [buffers[name].clone() for buffers, name in places]
-    flags = [(module, module.training) for module in layer.modules()]
     params = [p for p in layer.parameters() if p.requires_grad]
-    layer.train()
     try:
-        with _seeds.Keyed(params[0].device if params else None)(seed):
+        with modes_kept(layer), _seeds.Keyed(params[0].device if params else None)(seed):
+            layer.train()
             forward(batch).backward()
         return [p.grad is not None for p in params]
     finally:
         for p in params:
             p.grad = None
-        for module, flag in flags:
-            module.training = flag
         with torch.no_grad():
             for (buffers, name), before in zip(places, kept, strict=True):
                 buffers[name].copy_(before)

@@ -12,6 +12,7 @@ import torch
 from trax_torch import _nest, _world, optimizers, shapes
 from trax_torch import layers as tl
 from trax_torch.layers import _stack
+from trax_torch.layers._modes import modes_kept
 from trax_torch.supervised import _snapshot, _tasks
 
 _SKIPS = 100  # how many steps on_nonfinite='skip' stands for
@@ -225,15 +226,10 @@ def _warn_of_uneven(
         halves = shares.cut(batch, 2)
     except ValueError:  # a batch that is never cut
         return
-    flags = [(m, m.training) for m in both.modules()]
-    both.eval()
-    try:
-        with torch.no_grad():
-            whole = float(both(batch))
-            parts = sum(float(both(part)) * share for part, share in halves)
-    finally:
-        for module, flag in flags:
-            module.training = flag
+    with modes_kept(both), torch.no_grad():
+        both.eval()
+        whole = float(both(batch))
+        parts = sum(float(both(part)) * share for part, share in halves)
     if not abs(parts - whole) <= 1e-3 * max(abs(whole), 1e-6):  # which NaN is not either
         warnings.warn(
             f"{task.loss_name} is {whole:.6g} for the sample batch and {parts:.6g} for its halves "

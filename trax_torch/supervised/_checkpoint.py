@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trax_torch._durable import sync_folder
 from trax_torch._errors import CheckpointError
 
 FORMAT = "trax_torch.checkpoint"
@@ -69,7 +70,7 @@ class Folder:
         with _reasons(path, "make"):
             if not os.path.isdir(path):
                 os.makedirs(path, exist_ok=True)
-                _sync_folder(os.path.dirname(os.path.abspath(path)))
+                sync_folder(os.path.dirname(os.path.abspath(path)))
         if not os.access(path, os.W_OK | os.X_OK):
             raise CheckpointError(
                 f"{path} cannot be written to. Give an output_dir of your own, or None."
@@ -162,7 +163,7 @@ class Folder:
                     path = os.path.join(self.path, entry["name"])
                     final.append(path)
                     os.rename(os.path.join(staging, entry["name"]), path)
-                _sync_folder(self.path)
+                sync_folder(self.path)
         except BaseException:
             for path in final:
                 with contextlib.suppress(OSError):
@@ -172,7 +173,7 @@ class Folder:
         with _reasons(self._manifest(basename), "write"):
             # From here on nothing is taken back: the new manifest may be live already.
             os.replace(staged, self._manifest(basename))
-            _sync_folder(self.path)
+            sync_folder(self.path)
         _remove(staging)
         with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
             self._sweep(basename, generation)
@@ -426,14 +427,6 @@ def _remove(folder: str) -> None:
     """Deletes a folder, or what of it can be: the next save deletes the rest."""
     with contextlib.suppress(OSError):  # which ignore_errors alone lets through now and then
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync_folder(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 from trax_torch import _nest, _seeds, _world
 from trax_torch import layers as tl
 from trax_torch.layers import _stack
+from trax_torch.layers._modes import modes_kept
 from trax_torch.supervised import _tasks
 
 
@@ -48,20 +49,21 @@ class Evaluator:
         """
         n_batches, names = self._task.n_eval_batches, self._task.metric_names
         measured = [self._model, *self._task.metrics]
-        flags = [(m, m.training) for layer in measured for m in layer.modules()]
-        for layer in measured:
-            layer.eval()
         sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
         error = None
         try:
-            with torch.no_grad(), self._keyed(seed), self._autocast():
+            with (
+                modes_kept(*measured),
+                torch.no_grad(),
+                self._keyed(seed),
+                self._autocast(),
+            ):
+                for layer in measured:
+                    layer.eval()
                 for batch in self._batches():
                     sums = sums + self._measure(batch)
         except Exception as raised:
             error = raised
-        finally:
-            for module, flag in flags:
-                module.training = flag
         *totals, count, n_errors = self._world.sum([*sums.tolist(), n_batches, error is not None])
         if n_errors:
             self._world.fail_together(error)

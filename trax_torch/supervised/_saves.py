@@ -210,13 +210,10 @@ def read(
     Raises:
       CheckpointError: if it cannot be read, on all ranks.
     """
-    found, error = None, None
-    if world.is_chief:
-        try:
+    found = None
+    with world.together(CheckpointError):
+        if world.is_chief:
             found = _checkpoint.read(directory, basename)
-        except CheckpointError as raised:
-            error = raised
-    world.fail_together(error, CheckpointError)
     return world.share(*(found or ({}, None)))
 
 

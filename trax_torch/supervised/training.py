@@ -473,8 +473,10 @@ class Loop:
                     f"belong to no step, and are not saved. Go back: load_checkpoint()."
                 )
         with self._world.together():
-            own = _checkpoint.to_bytes(*self._members.take_own(self._world.rank))
-        ranks = [_checkpoint.from_bytes(data) for data in self._world.gather(own)]
+            ranks = [self._members.take_own(self._world.rank)]
+        if self._world.size > 1:
+            gathered = self._world.gather(_checkpoint.to_bytes(*ranks[0]))
+            ranks = [_checkpoint.from_bytes(data) for data in gathered]
         parts, members = self._members.take()
         for tensors, _ in ranks:
             parts["state"] |= tensors
