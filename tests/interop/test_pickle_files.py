@@ -746,7 +746,9 @@ def test_a_gzip_bomb_is_refused(data, max_bytes):
     error = refused("model.pkl", gzip=True, max_bytes=max_bytes)
 
     assert "if you trust the file, read it with a larger max_bytes" in error
-    assert time.process_time() - start < 1
+    assert (
+        time.process_time() - start < 5
+    )  # seconds of this process; a loaded machine takes up to 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # in KB
 
 

@@ -154,21 +154,28 @@ def test_bf16_trains_recurrent_models_as_float32_does(cell):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_trains_and_is_measured_alike(tmp_path):
+@pytest.mark.parametrize(
+    "make_loop",
+    [
+        line_loop,
+        pytest.param(lm_loop, marks=pytest.mark.exhaustive),  # minutes with an empty cache
+    ],
+    ids=["a line", "a transformer"],
+)
+def test_a_compiled_model_trains_and_is_measured_alike(make_loop, tmp_path):
     """The same losses to rounding; the same files; and evals run the compiled model."""
     torch.compiler.reset()
-    plain = lm_loop(output_dir=tmp_path / "plain")
+    plain = make_loop(output_dir=tmp_path / "plain")
     plain.run(20)
-    compiled = lm_loop(output_dir=tmp_path / "compiled", compile=True)
+    compiled = make_loop(output_dir=tmp_path / "compiled", compile=True)
     compiled.run(20)
 
     for mode in ("train", "eval"):
-        ours, theirs = (
-            [v for _, v in run.history.get(mode, "metrics/loss")] for run in (compiled, plain)
-        )
+        (metric,) = (m for m in plain.history.metrics_for_mode(mode) if m.startswith("metrics/"))
+        ours, theirs = ([v for _, v in run.history.get(mode, metric)] for run in (compiled, plain))
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
-    resumed = lm_loop(output_dir=tmp_path / "compiled")  # a compiled run goes on uncompiled
+    resumed = make_loop(output_dir=tmp_path / "compiled")  # a compiled run goes on uncompiled
     assert resumed.step == 20
     resumed.run(1)
 
