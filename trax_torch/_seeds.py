@@ -8,6 +8,7 @@ import hashlib
 import operator
 import os
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -79,36 +80,74 @@ class Keyed:
     """
 
     def __init__(self, device: torch.device | None = None):
-        # `torch.manual_seed` formats a stack trace at each call where CUDA is not initialized, and
-        # seeds devices nobody uses: the generators themselves are seeded here.
-        self._generators = [torch.default_generator]
-        if device is not None and device.type == "cuda":
-            torch.cuda.init()
-            index = device.index if device.index is not None else torch.cuda.current_device()
-            self._generators.append(torch.cuda.default_generators[index])
+        self._generators = _default_generators(device)
 
     def __call__(self, seed: int) -> "_Scope":
         """Returns a context that runs its block on generators seeded with `seed`."""
-        return _Scope(self._generators, seed)
+        return _Scope(self._generators, [seed] * len(self._generators))
+
+
+class Again:
+    """Lets what is drawn from torch's default generators from now on be drawn again later.
+
+    Args:
+      device: the device whose default generator counts besides the CPU's.
+
+    Example:
+      >>> again = Again()
+      >>> a = torch.rand(1)
+      >>> with again():
+      ...     b = torch.rand(1)
+      >>> bool(a == b)
+      True
+    """
+
+    def __init__(self, device: torch.device | None = None):
+        self._generators = _default_generators(device)
+        self._states = [g.get_state() for g in self._generators]
+
+    def __call__(self) -> "_Scope":
+        """Returns a context that draws the same numbers again, and then goes on as without it."""
+        return _Scope(self._generators, self._states)
 
 
 class _Scope:
-    """A block on keyed generators. A class, since a step cannot afford contextlib."""
+    """A block on other generators. A class, since a step cannot afford contextlib.
 
-    __slots__ = ("_generators", "_saved", "_seed")
+    Args:
+      generators: that are put back as they were after the block.
+      starts: where each begins: a seed, or a state it had.
+    """
 
-    def __init__(self, generators: list[torch.Generator], seed: int):
+    __slots__ = ("_generators", "_saved", "_starts")
+
+    def __init__(self, generators: list[torch.Generator], starts: Sequence[int | torch.Tensor]):
         self._generators = generators
-        self._seed = seed
+        self._starts = starts
 
     def __enter__(self) -> None:
         self._saved = [g.get_state() for g in self._generators]
-        for g in self._generators:
-            g.manual_seed(self._seed)
+        for g, start in zip(self._generators, self._starts, strict=True):
+            if isinstance(start, int):
+                g.manual_seed(start)
+            else:
+                g.set_state(start)
 
     def __exit__(self, *_: object) -> None:
         for g, state in zip(self._generators, self._saved, strict=True):
             g.set_state(state)
+
+
+def _default_generators(device: torch.device | None) -> list[torch.Generator]:
+    """Returns the CPU's default generator, and that of a CUDA device."""
+    # `torch.manual_seed` formats a stack trace at each call where CUDA is not initialized, and
+    # seeds devices nobody uses: the generators themselves are seeded here.
+    generators = [torch.default_generator]
+    if device is not None and device.type == "cuda":
+        torch.cuda.init()
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        generators.append(torch.cuda.default_generators[index])
+    return generators
 
 
 def seed_ambient(seed: int, rank: int = 0) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from trax_torch import _nest
-from trax_torch.layers import _stack, base
+from trax_torch.layers import _reversing, _stack, base
 from trax_torch.layers._remembering import Cache, Scan
 from trax_torch.layers._stack import put as outputs_onto_stack
 from trax_torch.layers._stack import take as inputs_from_stack
@@ -66,7 +66,8 @@ class Serial(Layer):
 
     Each sublayer takes its `n_in` items from the top of the stack and puts its `n_out` results
     there. So a Serial may be given more items than it takes: what it does not touch comes out below
-    its results. Without sublayers it passes one item on.
+    its results. Without sublayers it passes one item on. Reversible layers in a row keep no
+    activations for the backward pass; see `layers.reversible`.
 
     Args:
       *sublayers: layers, or (nested) lists of them; modules that are no layers are wrapped.
@@ -82,6 +83,8 @@ class Serial(Layer):
     Source: Trax `layers/combinators.py::Serial`.
     """
 
+    _runs: tuple[tuple[int, int], ...] = ()  # where reversible layers stand in a row
+
     def __init__(self, *sublayers: Any, name: str | None = None, sublayers_to_print: Any = None):
         super().__init__(name=name, sublayers_to_print=sublayers_to_print)
         layers = ensure_flat(sublayers)
@@ -91,8 +94,21 @@ class Serial(Layer):
 
     def forward(self, x: Any) -> Any:
         """Returns the stack that the last sublayer leaves."""
-        stack = x
-        for name in self._order:
+        if not self._runs:
+            return self._in_series(self._order, x)
+        stack, done = x, 0
+        for start, end in self._runs:
+            stack = self._in_series(self._order[done:start], stack)
+            stack = _reversing.run([self._modules[k] for k in self._order[start:end]], stack)
+            done = end
+        return self._in_series(self._order[done:], stack)
+
+    def _set_sublayers(self, layers: Any) -> None:
+        super()._set_sublayers(layers)
+        self._runs = _reversing.find_runs(self.sublayers)
+
+    def _in_series(self, names: tuple[str, ...], stack: Any) -> Any:
+        for name in names:
             layer: Any = self._modules[name]
             n_in = layer._n_in
             if n_in == 1 and not isinstance(stack, (tuple, list)):  # most often, and quicker

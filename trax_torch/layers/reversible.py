@@ -1,38 +1,31 @@
 """Layers whose inputs can be computed from their outputs.
 
 Gomez et al. 2017, arXiv:1707.04585, and Kitaev et al. 2020, arXiv:2001.04451, train deep networks
-without keeping what these layers take in. Here, so far, gradients flow as in any layer.
+without keeping what these layers take in. In a `Serial`, two or more of them in a row keep their
+outputs alone: the backward pass computes the rest again, layer by layer, with the same random
+numbers. Called one by one, compiled, under `torch.func`, or with hooks of their own, they keep
+activations as any layer; so they do where second derivatives are wanted, which a row of them
+in a `Serial` refuses.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from trax_torch import _nest
-from trax_torch.layers import _stack, base
+from trax_torch.layers import _reversing, _stack, base
+from trax_torch.layers._replay import Replay
+from trax_torch.layers._reversing import ReversibleLayer
 from trax_torch.layers.base import Layer
 from trax_torch.layers.combinators import Serial
 
-
-class ReversibleLayer(Layer):
-    """A layer that can run backwards; a subclass overrides `forward` and `reverse`.
-
-    Source: Trax `layers/reversible.py::ReversibleLayer`.
-    """
-
-    def reverse(
-        self, output: Any, weights: Any = (), state: Any = (), new_state: Any = (), rng: Any = None
-    ) -> Any:
-        """Returns the inputs that gave `output`, packed as the layer takes them; changes nothing.
-
-        Args:
-          output: what the layer returned.
-          weights: a tree to use instead of the layer's own; `()` for its own.
-          state: the state before the layer ran, if not its own.
-          new_state: the state after it ran; what most layers need not know.
-          rng: the seed that the forward call was given, for the same random numbers.
-        """
-        raise TypeError(f"{self._name} has no reverse(output); a reversible layer overrides it.")
+__all__ = [
+    "ReversibleHalfResidual",
+    "ReversibleLayer",
+    "ReversibleSelect",
+    "ReversibleSwap",
+]
 
 
 class ReversibleSelect(ReversibleLayer):
@@ -48,6 +41,8 @@ class ReversibleSelect(ReversibleLayer):
 
     Source: Trax `layers/reversible.py::ReversibleSelect`.
     """
+
+    _computes = False
 
     def __init__(self, indices: Any, n_in: int | None = None, name: str | None = None):
         indices = tuple(indices)
@@ -71,6 +66,22 @@ class ReversibleSelect(ReversibleLayer):
     ) -> Any:
         """Returns the items in their first order."""
         return _pick(output, [self._indices.index(i) for i in range(self._n_in)])
+
+    def reverse_and_grad(
+        self,
+        output: Any,
+        grad: Any,
+        replay: Replay | None,
+        params: _reversing.Params = (),
+        *,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> tuple[Any, Any, _reversing.Grads]:
+        """Returns the items in their first order; the gradients of an item's copies add up."""
+        items = map(_reversing.detached, _reversing.items_of(self.reverse(output)))
+        sums: _reversing.Grads = [None] * self._n_in
+        for i, g in zip(self._indices, _reversing.items_of(grad), strict=True):
+            sums[i] = _reversing.add(sums[i], g)
+        return _reversing.packed(items), _reversing.packed(sums), [None] * len(params)
 
 
 def ReversibleSwap() -> ReversibleSelect:
@@ -111,7 +122,14 @@ class ReversibleHalfResidual(ReversibleLayer):
             layer: Any = self._modules[name]
             outputs = base.call(layer, _stack.take(stack, layer._n_in))
             stack = _stack.put(outputs, stack, layer._n_in)
-        return accumulator + _stack.take(stack, 1), *context
+        total = accumulator + _stack.take(stack, 1)
+        if total.shape != accumulator.shape:
+            raise ValueError(
+                f"{self._name} adds to x what its layers make of the context, which must not be "
+                f"larger: x has shape {tuple(accumulator.shape)}, and the sum "
+                f"{tuple(total.shape)}. Give x the shape of the sum."
+            )
+        return total, *context
 
     def reverse(
         self, output: Any, weights: Any = (), state: Any = (), new_state: Any = (), rng: Any = None
@@ -123,6 +141,28 @@ class ReversibleHalfResidual(ReversibleLayer):
         nothing = torch.zeros_like(_nest.to_tensor(accumulator))
         residual, *_ = self.pure_fn((nothing, *context), weights, state, rng)[0]
         return accumulator - residual, *context
+
+    def reverse_and_grad(
+        self,
+        output: Any,
+        grad: Any,
+        replay: Replay | None,
+        params: _reversing.Params = (),
+        *,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> tuple[Any, Any, _reversing.Grads]:
+        """Returns inputs and gradients as `ReversibleLayer` says; f runs once for both."""
+        accumulator, *context = map(_reversing.detached, output)
+        of_sum, *of_context = grad
+        replay = replay or Replay(self, accumulator.device)
+        leaves = [_reversing.leaf(x) for x in context]
+        nothing = torch.zeros_like(accumulator)
+        with torch.set_grad_enabled(of_sum is not None):
+            residual, *_ = replay((nothing, *leaves), tensors)
+        through, param_grads = _reversing.gradients([residual], [of_sum], leaves, params)
+        x = accumulator - residual.detach()
+        grads = [_reversing.add(a, b) for a, b in zip(of_context, through, strict=True)]
+        return (x, *context), (of_sum, *grads), param_grads
 
 
 def _pick(xs: Any, indices: Any) -> Any:
