@@ -65,6 +65,11 @@ class World:
         numbers[self.rank] = number
         return self.sum(numbers)
 
+    def all_agree(self, is_so: bool) -> bool:
+        """Tells whether something is so on all ranks."""
+        (n_others,) = self.sum([float(not is_so)])
+        return not n_others
+
     def from_chief(self, data: bytes) -> bytes:
         """Returns the chief's bytes."""
         if self.size == 1:
@@ -203,6 +208,18 @@ class World:
         with _told():
             dist.all_reduce(tensor)
         tensor.div_(self.size)
+
+    def means_(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sets tensors to their means over ranks; those of one type and device travel together."""
+        bundles: dict[Any, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            bundles.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        for bundle in bundles.values():
+            together = torch.cat([tensor.reshape(-1) for tensor in bundle])
+            self.mean_(together)
+            pieces = together.split([tensor.numel() for tensor in bundle])
+            for tensor, piece in zip(bundle, pieces, strict=True):
+                tensor.copy_(piece.view_as(tensor))
 
     def parallel(
         self, module: nn.Module, unused: Sequence[nn.Parameter], find_unused: bool

@@ -1,10 +1,12 @@
 """Optimizers."""
 
 from trax_torch.optimizers._adasum import adasum_
+from trax_torch.optimizers._blocks import Blocks, InBlocks
+from trax_torch.optimizers._residence import HostMemory, Residence
 from trax_torch.optimizers._shares import Shares
 from trax_torch.optimizers.adafactor import Adafactor
 from trax_torch.optimizers.adam import Adam
-from trax_torch.optimizers.base import SGD, Optimizer
+from trax_torch.optimizers.base import SGD, Optimizer, clip_norm_of
 from trax_torch.optimizers.momentum import Momentum
 from trax_torch.optimizers.rms_prop import RMSProp
 from trax_torch.optimizers.sm3 import SM3
@@ -15,13 +17,18 @@ __all__ = [
     "SM3",
     "Adafactor",
     "Adam",
+    "Blocks",
+    "HostMemory",
+    "InBlocks",
     "Momentum",
     "NonFiniteError",
     "Optimizer",
     "RMSProp",
     "Ranks",
+    "Residence",
     "Shares",
     "Trainer",
     "adasum_",
+    "clip_norm_of",
     "try_out",
 ]

@@ -12,6 +12,7 @@ from trax_torch import _seeds, _world
 from trax_torch import layers as tl
 from trax_torch.layers._modes import modes_kept
 from trax_torch.optimizers import base
+from trax_torch.optimizers._blocks import Blocks
 from trax_torch.optimizers._shares import Shares
 
 Stats = dict[str, Any]  # floats on a CPU, else scalar tensors on the device
@@ -26,8 +27,9 @@ class Ranks:
       size: how many ranks there are.
       begin: is called before a step.
       apart: makes a context in which backward passes stay with their rank.
-      merge: is called with the weights after the last backward pass of a step, and changes their
-        gradients.
+      merge: is called with weights whose gradients are complete on this rank, and changes their
+        gradients: all weights at the end of a step, or a block's.
+      all_agree: tells whether something is so on all ranks.
     """
 
     rank: int
@@ -35,10 +37,13 @@ class Ranks:
     begin: Callable[[], None]
     apart: Callable[[], contextlib.AbstractContextManager[None]]
     merge: Callable[[list[torch.nn.Parameter]], None]
+    all_agree: Callable[[bool], bool]
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or a gradient is infinite or not a number; the step has changed no weight.
+    """A loss or a gradient is infinite or not a number.
+
+    The step has changed no weight, unless the error says so: where blocks are updated one by one.
 
     Args:
       text: says so.
@@ -65,6 +70,9 @@ class Trainer:
         activations of one part alone take up memory. Loss and gradients are those of the whole.
       n_skips: how many steps that are not finite may be skipped before one raises.
       ranks: what several ranks do about their gradients; None for one process.
+      blocks: the same model and loss, to be computed block by block: each block's weights are
+        updated as soon as their gradients are complete, and the gradients freed. There are no
+        parts, no skipped steps and no clipping then.
 
     Attributes:
       n_skipped: how many were skipped so far.
@@ -83,6 +91,7 @@ class Trainer:
         n_accumulation_steps: int = 1,
         n_skips: int = 0,
         ranks: Ranks | None = None,
+        blocks: Blocks | None = None,
     ):
         if (n_accumulation_steps > 1 or ranks is not None) and shares is None:
             raise ValueError("Parts of a batch need Shares: they say how much each stands for.")
@@ -98,16 +107,18 @@ class Trainer:
         self._n_parts = n_accumulation_steps
         self._n_skips = n_skips
         self._ranks = ranks
+        self._blocks = blocks
         self._clip_grad_norm = base.clip_norm_of(optimizer)
         # On a CPU nothing is waited for when a number is read. Elsewhere numbers stay on the
         # device, and fused kernels take the verdict on a step there, so that no step waits for it.
-        self._on_cpu = all(p.device.type == "cpu" for p in self.params)
+        devices = [p.device for p in self.params] if blocks is None else [blocks.device]
+        self._on_cpu = all(device.type == "cpu" for device in devices)
         self._is_sharded = base.is_sharded(self.params)
         self._decides_on_device = (
             not self._on_cpu and not self._is_sharded and bool(self.optimizer.defaults.get("fused"))
         )
         self._verdicts: torch.Tensor | None = None  # bad steps; the first one, its loss and norm
-        self._keyed = _seeds.Keyed(self.params[0].device if self.params else None)
+        self._keyed = _seeds.Keyed(devices[0] if devices else None)
         self._buffers = _places_of_buffers(model_with_loss)
         self._kept: list[torch.Tensor] = []  # the buffers as they were before the step
 
@@ -152,6 +163,9 @@ class Trainer:
             p.grad = None
         if self._buffers:
             self._keep_buffers()
+        if self._blocks is not None:
+            with self._random_numbers(rng):
+                return self._in_blocks(self._blocks, batch, step, measure_weights, total_weight)
         try:
             with self._random_numbers(rng):
                 if self._n_parts == 1 and self._ranks is None:
@@ -248,6 +262,65 @@ class Trainer:
             self._ranks.merge(self.params)
         return torch.stack(losses).sum()
 
+    def _in_blocks(
+        self,
+        blocks: Blocks,
+        batch: Any,
+        step: int,
+        measure_weights: bool,
+        total_weight: float | None,
+    ) -> tuple[float, Stats]:
+        """Updates the weights of each block when its gradients are complete, and frees these."""
+        share, size = 1.0, 1
+        if self._ranks is not None and self._shares is not None:
+            self._ranks.begin()
+            size = self._ranks.size
+            ((batch, share),) = self._shares.cut(batch, 1, total_weight, size)
+        squares = squares_of_weights = 0.0
+        try:
+            loss = float(blocks.forward(batch) * share) / size
+            is_good = math.isfinite(loss)
+            if not (is_good if self._ranks is None else self._ranks.all_agree(is_good)):
+                raise NonFiniteError(self._complaint(step, loss), loss)
+            for params in blocks.backward(share):
+                if self._ranks is not None:
+                    self._ranks.merge(params)
+                norm = float(self._norm([p.grad for p in params if p.grad is not None]))
+                if not math.isfinite(norm):
+                    raise NonFiniteError(self._complaint(step, loss, norm), loss)
+                squares += norm**2
+                if measure_weights:
+                    with torch.no_grad():
+                        squares_of_weights += float(self._norm(params)) ** 2
+                self.is_whole = False
+                with blocks.residence.slots_at_hand(self.optimizer, params):
+                    self._update_alone(params)
+                for p in params:
+                    p.grad = None
+        except BaseException:
+            blocks.abandon()
+            self._put_buffers_back()
+            raise
+        stats = {"loss": loss, "gradients_l2": math.sqrt(squares)}
+        if measure_weights:
+            stats["weights_l2"] = math.sqrt(squares_of_weights)
+        return loss, stats
+
+    def _update_alone(self, params: list[torch.nn.Parameter]) -> None:
+        """Has the optimizer update these weights, and look at no others."""
+        chosen = {id(p) for p in params}
+        groups = self.optimizer.param_groups
+        everything = [group["params"] for group in groups]
+        try:
+            for group in groups:
+                group["params"] = [p for p in group["params"] if id(p) in chosen]
+            self.optimizer.param_groups = [group for group in groups if group["params"]]
+            self.optimizer.step()
+        finally:
+            self.optimizer.param_groups = groups
+            for group, whole in zip(groups, everything, strict=True):
+                group["params"] = whole
+
     def _one_reduction(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Has ranks add up their gradients in the last backward pass alone."""
         if self._ranks is None or is_last:
@@ -322,13 +395,20 @@ class Trainer:
                     continue
                 now.copy_(kept if condition is None else torch.where(condition, kept, now))
 
-    def _complaint(self, step: int, loss: float, norm: float) -> str:
+    def _complaint(self, step: int, loss: float, norm: float | None = None) -> str:
         whose = "" if self._ranks is None else f"'s part of rank {self._ranks.rank}"
+        found = f"Step {step}: the loss{whose} is {loss}"
+        if norm is not None:
+            found += f" and the gradients' norm {norm}"
+        if not self.is_whole:
+            return (
+                f"{found}, which is a block's whose turn came after others were updated. The "
+                f"weights in memory belong to no step and are not usable: go back to a checkpoint."
+            )
         skipped = f" {self.n_skipped} steps were not." if self._n_skips else ""
         return (
-            f"Step {step}: the loss{whose} is {loss} and the gradients' norm {norm}, so the step "
-            f"was not taken.{skipped} Look at this batch, lower the learning rate, or clip: "
-            f"clip_grad_norm=1.0."
+            f"{found}, so the step was not taken.{skipped} Look at this batch, lower the learning "
+            f"rate, or clip: clip_grad_norm=1.0."
         )
 
     def _clip(self, grads: list[torch.Tensor], gradients_l2: Any) -> None:

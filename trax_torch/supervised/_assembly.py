@@ -31,6 +31,8 @@ class Settings:
       adasum: whether ranks merge their gradients by Adasum instead of averaging them.
       strategy: 'ddp' has every rank keep all weights; 'fsdp' a part of each.
       find_unused_parameters: whether ranks look at each step for weights without a gradient.
+      memory_efficient: 1 updates weights block by block in the backward pass; 2 keeps them in host
+        memory, too; 0 does neither.
 
     Raises:
       ValueError: if one is out of range.
@@ -43,6 +45,7 @@ class Settings:
     adasum: bool = False
     strategy: str = "ddp"
     find_unused_parameters: bool = False
+    memory_efficient: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16"):
@@ -65,6 +68,38 @@ class Settings:
                 f"on_nonfinite is 'raise', 'skip', or how many steps may be skipped; got "
                 f"{self.on_nonfinite!r}."
             )
+        if self.memory_efficient not in (0, 1, 2):
+            raise ValueError(
+                f"use_memory_efficient_trainer is False, True or 2; got {self.memory_efficient!r}."
+            )
+        if self.memory_efficient:
+            self._check_memory_efficient()
+
+    def _check_memory_efficient(self) -> None:
+        """Raises ValueError if a setting needs all gradients at once, or all weights in place."""
+        reasons = {
+            "n_accumulation_steps": (
+                self.n_accumulation_steps > 1,
+                "gradients of several parts would have to be kept until the last one. Make batches "
+                "smaller; activations of one block at a time take up memory as it is",
+            ),
+            "on_nonfinite": (
+                self.on_nonfinite not in ("raise", 0),
+                "when a gradient is found not to be finite, other weights are updated already. "
+                "Leave it out, and go back to the last checkpoint if that happens",
+            ),
+            "compile": (self.compile, "blocks run one by one. Leave it out"),
+            "strategy": (
+                self.strategy == "fsdp",
+                "blocks bring and update their weights themselves. Choose one of the two",
+            ),
+        }
+        for name, (is_asked, reason) in reasons.items():
+            if is_asked:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} does not go with "
+                    f"use_memory_efficient_trainer={self.memory_efficient!r}: {reason}."
+                )
 
     @property
     def n_skips(self) -> int:
@@ -99,7 +134,9 @@ def refuse(**settings: Any) -> None:
             raise ValueError(f"{name}={value!r} is not there yet; build Loop without it.")
 
 
-def prepare_model(model: Any, batch: tuple[Any, ...], seed: int, device: torch.device) -> tl.Layer:
+def prepare_model(
+    model: Any, batch: tuple[Any, ...], seed: int, device: torch.device, settings: Settings
+) -> tl.Layer:
     """Returns a model as a layer with weights, on the device; what has weights keeps them.
 
     Args:
@@ -107,6 +144,7 @@ def prepare_model(model: Any, batch: tuple[Any, ...], seed: int, device: torch.d
       batch: a sample, whose first items are the model's inputs.
       seed: of the weights that are made.
       device: where to.
+      settings: say whether weights go there.
     """
     layer = tl.as_layer(model)
     if not layer.is_initialized:
@@ -116,7 +154,23 @@ def prepare_model(model: Any, batch: tuple[Any, ...], seed: int, device: torch.d
             )
         inputs = shapes.signature(batch[0] if layer.n_in == 1 else batch[: layer.n_in])
         layer.init_missing(inputs, rng=seed)
-    return layer.to(device)
+    if settings.memory_efficient != 2:
+        return layer.to(device)
+    for module in layer.modules():  # weights stay: there may be no room for them
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)
+    return layer
+
+
+def to_residence(
+    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _world.World, settings: Settings
+) -> optimizers.Residence:
+    """Puts the weights where they are to be while they are not used."""
+    losses = [task.loss_layer.to(world.device) for task in tasks]
+    if settings.memory_efficient != 2:
+        return optimizers.Residence()
+    return optimizers.HostMemory(tl.Serial(model, *losses).parameters(), world.device)
 
 
 def check_world(world: _world.World, settings: Settings) -> None:
@@ -128,8 +182,10 @@ def check_world(world: _world.World, settings: Settings) -> None:
         )
 
 
-def running(model: tl.Layer, settings: Settings) -> tl.Layer:
-    """Returns what runs for a model: itself, or its compiled twin, which has the same weights."""
+def running(model: tl.Layer, settings: Settings, residence: optimizers.Residence) -> tl.Layer:
+    """Returns what runs for a model, with the same weights: itself, or a compiled twin, say."""
+    if settings.memory_efficient == 2:
+        return optimizers.InBlocks(model, residence)
     return tl.Accelerate(model) if settings.compile else model
 
 
@@ -144,10 +200,32 @@ def check_task(model: tl.Layer, task: _tasks.TrainTask, settings: Settings) -> N
             raise ValueError(
                 f"A loss is one number; {task.loss_name} gives {outcome}. Take its mean."
             )
+    if settings.memory_efficient:
+        _check_optimizer_for_blocks(task.optimizer)
     if settings.strategy == "fsdp" and isinstance(task.optimizer, torch.optim.Optimizer):
         raise ValueError(
             "strategy='fsdp' puts parts of weights in their places, which this optimizer does not "
             "know. Give a recipe such as optimizers.Adam(0.001), or a class of torch.optim."
+        )
+
+
+def _check_optimizer_for_blocks(optimizer: Any) -> None:
+    """Raises ValueError if an optimizer looks at all gradients at once, or may do so."""
+    if optimizers.clip_norm_of(optimizer) is not None:
+        raise ValueError(
+            "clip_grad_norm does not go with use_memory_efficient_trainer: the norm of all "
+            "gradients is known when most weights are updated already. Leave it out; Adafactor "
+            "clips each weight's update by itself."
+        )
+    maker = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
+    kind = maker if isinstance(maker, type) else type(maker)
+    if kind.__module__.split(".")[:2] != ["torch", "optim"] and not (
+        issubclass(kind, optimizers.Optimizer)
+    ):
+        raise ValueError(
+            f"use_memory_efficient_trainer has the optimizer update a block's weights at a time; "
+            f"{kind.__name__} may look at all of them. Give a recipe such as "
+            f"optimizers.Adafactor, or one of torch.optim."
         )
 
 
@@ -190,11 +268,11 @@ def make_trainer(
     world: _world.World,
     settings: Settings,
     apart: Callable[[], Any],
+    residence: optimizers.Residence,
 ) -> optimizers.Trainer:
     """Returns the trainer of a task; batch, model and loss are known to fit together."""
     loss, device = task.loss_layer, world.device
     both = tl.Serial(model, loss)
-    loss.to(device)
     module: torch.nn.Module = both
     if running_model is not model or settings.precision is not None:
         module = _LossOf(running_model, loss, settings.autocast(device))
@@ -204,6 +282,9 @@ def make_trainer(
     ranks = None
     if world.size > 1:
         module, ranks = _over_ranks(module, both, task, world, settings, apart)
+    blocks = None
+    if settings.memory_efficient:
+        blocks = optimizers.Blocks([model], loss, device, settings.autocast(device), residence)
     return optimizers.Trainer(
         both,
         task.optimizer,
@@ -212,6 +293,7 @@ def make_trainer(
         n_accumulation_steps=settings.n_accumulation_steps,
         n_skips=settings.n_skips,
         ranks=ranks,
+        blocks=blocks,
     )
 
 
@@ -221,7 +303,9 @@ def _warn_of_uneven(
     """Warns if a loss, of whose items nothing is known, is another one for a batch in parts."""
     if not shares.counts_rows or not any(isinstance(m, tl.Wrapped) for m in both.modules()):
         return
-    batch = _nest.to_tensors(task.sample_batch, world.device)
+    # Weights in host memory are measured there.
+    device = next((p.device for p in both.parameters()), world.device)
+    batch = _nest.to_tensors(task.sample_batch, device)
     try:
         halves = shares.cut(batch, 2)
     except ValueError:  # a batch that is never cut
@@ -268,10 +352,17 @@ def _over_ranks(
                 "Loop(find_unused_parameters=True), which looks for them at each step."
             )
 
+    def ranks(
+        begin: Callable[[], None],
+        apart: Callable[[], Any],
+        merge: Callable[[list[torch.nn.Parameter]], None],
+    ) -> optimizers.Ranks:
+        return optimizers.Ranks(world.rank, world.size, begin, apart, merge, world.all_agree)
+
     if settings.strategy == "fsdp":
-        return module, optimizers.Ranks(world.rank, world.size, take_buffers, apart, leave)
+        return module, ranks(take_buffers, apart, leave)
     world.copy_from_chief_([*both.parameters(), *buffers])
-    if settings.adasum:
+    if settings.adasum or settings.memory_efficient:
 
         def merge(params: list[torch.nn.Parameter]) -> None:
             used = world.sum([float(p.grad is not None) for p in params])
@@ -280,9 +371,12 @@ def _over_ranks(
                 if p.grad is None:  # another rank's loss depends on it
                     p.grad = torch.zeros_like(p)
             gradients = [p.grad for p in merged if p.grad is not None]
-            optimizers.adasum_(gradients, world.rank, world.size, world.exchange, world.mean_)
+            if settings.adasum:
+                optimizers.adasum_(gradients, world.rank, world.size, world.exchange, world.mean_)
+            else:
+                world.means_(gradients)
 
-        return module, optimizers.Ranks(world.rank, world.size, take_buffers, apart, merge)
+        return module, ranks(take_buffers, apart, merge)
     batch = _nest.to_tensors(task.sample_batch, world.device)
     params = [p for p in both.parameters() if p.requires_grad]
     used = world.sum([float(u) for u in optimizers.try_out(module, both, batch, seed=0)])
@@ -294,7 +388,7 @@ def _over_ranks(
         optimizers.try_out(parallel, both, batch, seed=0)
     no_sync: Any = parallel.no_sync
     # DistributedDataParallel sees to buffers itself.
-    return parallel, optimizers.Ranks(world.rank, world.size, lambda: None, no_sync, leave)
+    return parallel, ranks(lambda: None, no_sync, leave)
 
 
 class _LossOf(torch.nn.Module):

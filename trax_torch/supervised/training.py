@@ -16,6 +16,7 @@ import torch
 from trax_torch import _seeds, _world
 from trax_torch import layers as tl
 from trax_torch.interop._pickle_files import pickle_to_file, unpickle_from_file
+from trax_torch.optimizers import NonFiniteError
 from trax_torch.supervised import (
     _assembly,
     _best,
@@ -79,7 +80,11 @@ class Loop:
       n_devices: how many devices the caller counts on; the launcher decides.
       random_seed: of all random numbers; by default a fresh one, kept in checkpoints.
       loss_chunk_size: not there yet; refused unless 0.
-      use_memory_efficient_trainer: not there yet; refused unless False.
+      use_memory_efficient_trainer: True trains block by block: activations of one block at a time
+        take up memory, and its weights are updated, and its gradients freed, in the midst of the
+        backward pass. 2 keeps weights and slots in host memory, too, and one block at a time on
+        the device. Results are those of False; clipping by the global norm, accumulation,
+        `compile`, `on_nonfinite='skip'` and `strategy='fsdp'` are refused.
       adasum: True has ranks merge their gradients by how much they agree, instead of averaging
         them (arXiv:2006.02924); the number of ranks must be a power of 2.
       callbacks: classes, built as `callback(loop)`; see `callbacks.TrainingStepCallback`.
@@ -148,10 +153,7 @@ class Loop:
         find_unused_parameters: bool = False,
         timeout: float = 300.0,
     ):
-        _assembly.refuse(
-            loss_chunk_size=loss_chunk_size,
-            use_memory_efficient_trainer=use_memory_efficient_trainer,
-        )
+        _assembly.refuse(loss_chunk_size=loss_chunk_size)
         settings = _assembly.Settings(
             precision,
             n_accumulation_steps,
@@ -160,6 +162,7 @@ class Loop:
             adasum,
             strategy,
             find_unused_parameters,
+            memory_efficient=int(use_memory_efficient_trainer),
         )
         if resume_data not in ("exact", "restart"):
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
@@ -196,7 +199,8 @@ class Loop:
 
         sample, device = self._tasks[0].sample_batch, world.device
         init_seed = _seeds.derive(self._seed, "init")
-        self._model = _assembly.prepare_model(model, sample, init_seed, device)
+        self._model = _assembly.prepare_model(model, sample, init_seed, device, settings)
+        residence = _assembly.to_residence(self._model, self._tasks, world, settings)
         world.compare(
             {
                 "random_seed": self._asked_seed,
@@ -211,10 +215,12 @@ class Loop:
         for task in self._tasks:
             _assembly.check_task(self._model, task, settings)
         apart = _assembly.shard(self._model, self._tasks, world, settings)
-        running = _assembly.running(self._model, settings)
+        running = _assembly.running(self._model, settings, residence)
         with world.watched():
             self._trainers = [
-                _assembly.make_trainer(self._model, running, task, world, settings, apart)
+                _assembly.make_trainer(
+                    self._model, running, task, world, settings, apart, residence
+                )
                 for task in self._tasks
             ]
         world.compare({"the optimizers": _snapshot.settings_of(self._trainers)})
@@ -235,9 +241,11 @@ class Loop:
         self._eval_model = self._model
         if eval_model is not None:
             _assembly.refuse_eval_model(settings)
-            self._eval_model = _assembly.prepare_model(eval_model, sample, init_seed, device)
+            self._eval_model = _assembly.prepare_model(
+                eval_model, sample, init_seed, device, settings
+            )
             _snapshot.share_weights(self._model, self._eval_model)
-            running = _assembly.running(self._eval_model, settings)
+            running = _assembly.running(self._eval_model, settings, residence)
         self._evaluators = [
             _evaluator.Evaluator(running, task, world, settings.autocast(device))
             for task in self._eval_tasks
@@ -287,12 +295,15 @@ class Loop:
         ends it at once.
 
         Raises:
-          NonFiniteError: if a loss or gradient is not finite; that step has changed nothing.
+          NonFiniteError: if a loss or gradient is not finite; that step has changed nothing. With
+            use_memory_efficient_trainer a gradient that is not finite may be found when some
+            weights are updated; the error says so then, and where to go back to.
           ValueError: if the data ends.
           CheckpointError: if a checkpoint cannot be saved, or another process writes here.
         """
         if n_steps < 0:
             raise ValueError(f"A run takes 0 steps or more; got {n_steps}.")
+        self._check_whole()
         self._model.train()
         for trainer in self._trainers:
             trainer.renew_params()
@@ -349,7 +360,14 @@ class Loop:
 
     def _take_step(self, step: int, report: bool, names: list[str]) -> None:
         due = {"what is reported": report, "what is saved": len(names)}
-        trainer, called = self._stepping.take(step, self._step_seed, self._callbacks, report, due)
+        try:
+            trainer, called = self._stepping.take(
+                step, self._step_seed, self._callbacks, report, due
+            )
+        except NonFiniteError as raised:
+            if not all(each.is_whole for each in self._trainers):
+                raised.add_note(self._way_back())
+            raise
         self._step = step
         trainer.is_whole = True
         error = None
@@ -466,12 +484,7 @@ class Loop:
             return
         assert self._saver is not None
         self._stepping.check_finite()
-        for trainer in self._trainers:
-            if not trainer.is_whole:
-                raise _checkpoint.CheckpointError(
-                    f"The update of step {self._step + 1} was broken off, so the weights in memory "
-                    f"belong to no step, and are not saved. Go back: load_checkpoint()."
-                )
+        self._check_whole()
         with self._world.together():
             ranks = [self._members.take_own(self._world.rank)]
         if self._world.size > 1:
@@ -494,6 +507,22 @@ class Loop:
         if "model" in basenames:
             self._saved_step = self._step
         _log.info("Saved checkpoint %s of step %d", ", ".join(basenames), self._step)
+
+    def _check_whole(self) -> None:
+        """Raises CheckpointError if an update was broken off."""
+        if not all(trainer.is_whole for trainer in self._trainers):
+            raise _checkpoint.CheckpointError(
+                f"The update of step {self._step + 1} was broken off, so the weights in memory "
+                f"belong to no step: they are not saved, nor trained on. {self._way_back()}"
+            )
+
+    def _way_back(self) -> str:
+        """Says where the run can go on from."""
+        if self._saved_step is None:
+            return "Nothing was saved to go back to: build Loop again."
+        return (
+            f"Go back to step {self._saved_step}, saved in {self._output_dir}: load_checkpoint()."
+        )
 
     def load_checkpoint(self, directory: str | None = None, filename: str | None = None) -> None:
         """Puts the run where a checkpoint left it; without one, nothing changes.
