@@ -1,0 +1,529 @@
+"""Training block by block takes less memory, and computes what training as a whole does."""
+
+import functools
+import os
+import signal
+import weakref
+
+import numpy as np
+import pytest
+import ranks
+import torch
+from torch import nn
+from toys import assert_resumes, assert_same_run, history_of, line_loop, state_of
+
+from trax_torch import layers as tl
+from trax_torch import models, optimizers
+from trax_torch._errors import CheckpointError
+from trax_torch.optimizers import NonFiniteError, trainer
+from trax_torch.supervised import EvalTask, TrainTask
+
+VOCAB = 12
+CHEAP = {"d_model": 16, "d_ff": 32, "n_layers": 2, "n_heads": 2, "max_len": 16}
+
+
+def tokens(seed=0, rank=0, size=1):
+    """Batches of tokens with uneven weights: a rank's rows of them. A list can go back."""
+    rng = np.random.default_rng(seed)
+    batches = []
+    for _ in range(12):
+        x = rng.integers(1, VOCAB, (4, 8))
+        items = (x, x, rng.random(x.shape).astype(np.float32))
+        batches.append(tuple(item[rank::size] for item in items))
+    return batches
+
+
+def half(d):
+    return tl.ReversibleHalfResidual(
+        tl.LayerNorm(), tl.Dense(2 * d), tl.Relu(), tl.Dropout(0.3), tl.Dense(d)
+    )
+
+
+def reversible(d=16, n=3):
+    return tl.Serial(
+        tl.Embedding(VOCAB, d),
+        tl.Dropout(0.1),
+        tl.Dup(),
+        [[half(d), tl.ReversibleSwap()] for _ in range(n)],
+        tl.Concatenate(),
+        tl.LayerNorm(),
+        tl.Dense(VOCAB),
+    )
+
+
+MODELS = {
+    "TransformerLM": lambda: models.TransformerLM(VOCAB, dropout=0.1, **CHEAP),
+    "reversible": reversible,
+    "GRU": lambda: models.GRULM(VOCAB, 16, 1),
+}
+RECIPES = {
+    "Adam": optimizers.Adam(0.01),
+    "Adafactor": optimizers.Adafactor,  # a class, as in Trax
+    "SGD": optimizers.SGD(0.1),
+}
+
+
+def loop(
+    folder=None,
+    mode=True,
+    model="reversible",
+    recipe="Adam",
+    loss=None,
+    rank=0,
+    size=1,
+    **kwargs,
+):
+    loss = loss or tl.WeightedCategoryCrossEntropy()
+    recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    task = TrainTask(tokens(0, rank, size), loss, recipe, n_steps_per_checkpoint=5)
+    evals = EvalTask(tokens(1), tl.WeightedCategoryCrossEntropy())
+    made = MODELS[model]() if isinstance(model, str) else model
+    kwargs.setdefault("use_memory_efficient_trainer", mode)
+    return line_loop(folder, model=made, task=task, evals=evals, **kwargs)
+
+
+def after(n_steps, *args, **kwargs):
+    run = loop(*args, **kwargs)
+    run.run(n_steps)
+    return run
+
+
+def assert_equal_to_rounding(one, other):
+    mine, theirs = state_of(one), state_of(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)
+    for mode, metrics in history_of(one).items():
+        for name, values in metrics.items():
+            np.testing.assert_allclose(values, history_of(other)[mode][name], rtol=1e-5)
+
+
+# It computes what training as a whole does.
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_ten_steps_equal_the_ordinary_trainers(model, recipe, mode):
+    """Weights, slots, losses, norms and evals, dropout included."""
+    whole, blocks = (after(10, mode=m, model=model, recipe=recipe) for m in (False, mode))
+
+    assert_equal_to_rounding(blocks, whole)
+
+
+def outcome(rank, **kwargs):
+    run = after(10, device="cpu", rank=rank, size=2, **kwargs)
+    return {k: v.numpy() for k, v in state_of(run).items()}, history_of(run)["train"]
+
+
+def outcomes(rank, cases):
+    return [outcome(rank, **case) for case in cases]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_two_ranks_equal_the_ordinary_trainers_two(model, recipe, tmp_path):
+    cases = [{"model": model, "recipe": recipe, "mode": mode} for mode in (False, True, 2)]
+    for wanted, *others in ranks.values(tmp_path, 2, outcomes, cases):
+        for state, history in others:
+            for name, value in wanted[0].items():
+                np.testing.assert_allclose(state[name], value, rtol=2e-4, atol=2e-5)
+            for name, values in wanted[1].items():
+                np.testing.assert_allclose(history[name], values, rtol=1e-4)
+
+
+def test_ranks_merge_by_adasum_as_ever(tmp_path):
+    case = {"adasum": True, "recipe": "SGD"}
+    found, wanted = (
+        ranks.values(tmp_path / str(m), 2, functools.partial(outcome, mode=m, **case))
+        for m in (True, False)
+    )
+
+    for name, value in wanted[0][0].items():
+        np.testing.assert_allclose(found[0][0][name], value, rtol=2e-4, atol=2e-5)
+
+
+class Tied(nn.Module):
+    """A model of PyTorch's kind whose last layer has the first one's weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, 8)
+        self.blocks = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+
+    def forward(self, x):
+        x = self.embedding(x)
+        for block in self.blocks:
+            x = x + torch.relu(block(x))
+        return x @ self.embedding.weight.T
+
+
+def shared_layers():
+    """Weights that several blocks use."""
+    embedding, block = tl.Embedding(VOCAB, 8), tl.Residual(tl.Dense(8), tl.Tanh())
+    return tl.Serial(embedding, block, tl.Residual(tl.Dense(8)), block, tl.Dense(VOCAB))
+
+
+def with_statistics():
+    block = [tl.Residual(tl.Dense(8), tl.BatchNorm(axis=(0, 1)), tl.Relu()) for _ in range(2)]
+    return tl.Serial(tl.Embedding(VOCAB, 8), block, tl.Dense(VOCAB))
+
+
+def frozen():
+    model = reversible()
+    model.init(torch.ones(4, 8, dtype=torch.int64), rng=0)
+    for layer in model.sublayers[3:6]:
+        layer.requires_grad_(False)
+    return model
+
+
+OTHERS = {
+    "a module": Tied,
+    "nn.Sequential": lambda: nn.Sequential(
+        nn.Embedding(VOCAB, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, VOCAB)
+    ),
+    "weights that blocks share": shared_layers,
+    "running statistics": with_statistics,
+    "frozen weights": frozen,
+    "plain layers": lambda: tl.Serial(
+        tl.Embedding(VOCAB, 8), [[tl.Dense(8), tl.Relu()] for _ in range(5)], tl.Dense(VOCAB)
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+@pytest.mark.parametrize("model", OTHERS)
+def test_models_of_all_kinds_are_cut_into_blocks(model, mode):
+    def run(mode):
+        torch.manual_seed(3)
+        return after(6, mode=mode, model=OTHERS[model](), recipe="Adam")
+
+    assert_equal_to_rounding(run(mode), run(False))
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_an_encoder_and_a_decoder_keep_a_stack_between_blocks(mode):
+    """Masks and targets travel under what a block takes; the embedding is shared."""
+
+    def run(mode):
+        model = models.Transformer(VOCAB, None, 8, 16, 2, 2, 2, max_len=16, dropout=0.1)
+        task = TrainTask(tokens(), tl.WeightedCategoryCrossEntropy(), optimizers.Adam(0.01))
+        evals = EvalTask(tokens(1), tl.WeightedCategoryAccuracy())
+        made = line_loop(model=model, task=task, evals=evals, use_memory_efficient_trainer=mode)
+        made.run(6)
+        return made
+
+    assert_equal_to_rounding(run(mode), run(False))
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        functools.partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+        functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, foreach=True),
+        functools.partial(torch.optim.Adagrad, lr=0.1),
+        functools.partial(torch.optim.RMSprop, lr=0.01),
+        optimizers.SM3(0.1),
+        optimizers.Momentum(0.1),
+    ],
+)
+def test_optimizers_of_all_kinds_update_a_block_at_a_time(recipe, mode):
+    assert_equal_to_rounding(*(after(6, mode=m, recipe=recipe) for m in (mode, False)))
+
+
+def test_parameter_groups_and_their_order_stay():
+    """Also those of which a block has no weight at all."""
+
+    def run(mode):
+        model = reversible()
+        model.init(torch.ones(4, 8, dtype=torch.int64), rng=0)
+        first, *others = model.parameters()
+        groups = [{"params": [first], "lr": 0.1}, {"params": others, "weight_decay": 0.1}]
+        return after(5, mode=mode, model=model, recipe=torch.optim.AdamW(groups, lr=0.01))
+
+    one, other = run(True), run(False)
+    assert_equal_to_rounding(one, other)
+    sizes = [[len(g["params"]) for g in run.optimizers[0].param_groups] for run in (one, other)]
+    assert sizes[0] == sizes[1]
+
+
+def test_half_precision_computes_again_in_half_precision():
+    assert_equal_to_rounding(*(after(6, mode=m, precision="bf16") for m in (True, False)))
+
+
+def test_several_tasks_share_a_model():
+    def run(mode):
+        tasks = [
+            TrainTask(tokens(i), tl.WeightedCategoryCrossEntropy(), optimizers.Adam(0.01))
+            for i in range(2)
+        ]
+        made = line_loop(
+            model=reversible(),
+            task=tasks,
+            evals=EvalTask(tokens(2), tl.WeightedCategoryAccuracy()),
+            use_memory_efficient_trainer=mode,
+        )
+        made.run(7)
+        return made
+
+    for mode in (True, 2):
+        assert_equal_to_rounding(run(mode), run(False))
+
+
+def test_a_model_to_measure_has_the_weights_in_host_memory_too():
+    runs = [after(6, mode=m, eval_model=reversible()) for m in (2, False)]
+    assert_equal_to_rounding(*runs)
+
+
+# Gradients and weights come and go.
+
+
+@pytest.mark.parametrize("model", ["TransformerLM", "reversible"])
+def test_gradients_of_two_blocks_at_most_are_alive_at_once(model, monkeypatch):
+    run = loop(model=model)
+    params = list(run.model.parameters())
+    sizes = sorted(sum(p.numel() for p in due) for due in run._trainers[0]._blocks.params_due())
+    alive, update = [], trainer.Trainer._update_alone
+
+    def watched(self, due):
+        alive.append(sum(p.grad.numel() for p in params if p.grad is not None))
+        update(self, due)
+
+    monkeypatch.setattr(trainer.Trainer, "_update_alone", watched)
+    run.run(2)
+
+    assert len(alive) == 2 * sum(n > 0 for n in sizes)
+    assert max(alive) <= sum(sizes[-2:]) < sum(p.numel() for p in params)
+    assert all(p.grad is None for p in params)
+
+
+@pytest.mark.parametrize("model", ["TransformerLM", "reversible"])
+def test_weights_of_three_blocks_at_most_are_on_the_device(model, monkeypatch):
+    """With their slots: what is copied there, and lives."""
+    run = loop(model=model, mode=2)
+    blocks = run._trainers[0]._blocks
+    sizes = sorted(3 * sum(p.numel() for p in m.parameters()) for m in blocks._modules)
+    living, most = {}, []
+    copy = optimizers.HostMemory._copy
+
+    def counted(self, tensor):
+        made = copy(self, tensor)
+        living[id(made)] = made.numel()
+        weakref.finalize(made, living.pop, id(made))
+        most.append(sum(living.values()))
+        return made
+
+    monkeypatch.setattr(optimizers.HostMemory, "_copy", counted)
+    run.run(3)
+
+    assert 0 < max(most) <= sum(sizes[-3:]) < 3 * sum(p.numel() for p in run.model.parameters())
+    assert not living
+
+
+def test_weights_live_in_host_memory_between_steps():
+    run = loop(mode=2)
+    homes = [p.data_ptr() for p in run.model.parameters()]
+    run.run(3)
+    assert [p.data_ptr() for p in run.model.parameters()] == homes
+
+
+# Runs go on.
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_a_run_that_was_cut_equals_one_that_was_not(mode, tmp_path):
+    assert_resumes(functools.partial(loop, mode=mode), tmp_path, 5, 5)
+
+
+@pytest.mark.parametrize(("before", "now"), [(False, True), (True, 2), (2, False)])
+def test_a_run_goes_on_in_another_mode(before, now, tmp_path):
+    whole = after(10, tmp_path / "whole", mode=False)
+    after(5, tmp_path / "cut", mode=before)
+    resumed = loop(tmp_path / "cut", mode=now)
+    assert resumed.step == 5
+    resumed.run(5)
+
+    assert_equal_to_rounding(resumed, whole)
+
+
+class Broken(Exception):
+    """What a test breaks off a step with."""
+
+
+def break_off_at(monkeypatch, n, error):
+    """Has the update of the n-th block from now fail."""
+    count, update = iter(range(1_000_000)), trainer.Trainer._update_alone
+
+    def failing(self, due):
+        if next(count) == n:
+            raise error
+        update(self, due)
+
+    monkeypatch.setattr(trainer.Trainer, "_update_alone", failing)
+
+
+@pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
+@pytest.mark.parametrize("mode", [True, 2])
+def test_what_is_half_updated_is_not_saved_nor_trained_on(mode, error, tmp_path, monkeypatch):
+    whole = after(10, tmp_path / "whole", mode=mode)
+    run = after(5, tmp_path / "run", mode=mode)
+    saved = sorted(p.read_bytes() for p in (tmp_path / "run").rglob("*.safetensors"))
+    with monkeypatch.context() as patch:
+        break_off_at(patch, 2, error)
+        with pytest.raises(error):
+            run.run(5)
+
+    for action in (lambda: run.save_checkpoint("model"), lambda: run.run(1)):
+        with pytest.raises(CheckpointError, match="step 6 was broken off.*Go back to step 5"):
+            action()
+    assert sorted(p.read_bytes() for p in (tmp_path / "run").rglob("*.safetensors")) == saved
+    run.load_checkpoint()
+    run.run(5)
+    assert_same_run(run, whole)
+    assert_same_weights(loop(tmp_path / "run", mode=mode), whole)
+
+
+def test_without_a_checkpoint_there_is_no_way_back(monkeypatch):
+    run = after(1)
+    break_off_at(monkeypatch, 1, Broken())
+    with pytest.raises(Broken):
+        run.run(1)
+    with pytest.raises(CheckpointError, match="Nothing was saved to go back to: build Loop again"):
+        run.run(1)
+
+
+def test_a_signal_in_the_midst_of_a_backward_pass_ends_the_run_after_the_step(
+    tmp_path, monkeypatch
+):
+    whole = after(3, tmp_path / "whole")
+    run = after(2, tmp_path / "run")
+    count, update = iter(range(1_000_000)), trainer.Trainer._update_alone
+
+    def signalled(self, due):
+        if next(count) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        update(self, due)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_update_alone", signalled)
+        with pytest.raises(SystemExit) as end:
+            run.run(5)
+
+    assert end.value.code == 143
+    resumed = loop(tmp_path / "run")
+    assert resumed.step == 3
+    assert_same_weights(resumed, whole)
+
+
+def assert_same_weights(one, other):
+    mine, theirs = state_of(one), state_of(other)
+    assert [k for k in mine if not torch.equal(mine[k], theirs[k])] == []
+
+
+# Steps that are not finite
+
+
+class Spoiling(torch.autograd.Function):
+    """Passes on what comes, and a gradient that is not finite where it is told so."""
+
+    @staticmethod
+    def forward(ctx, x, spoils):
+        ctx.spoils = spoils
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("nan" if ctx.spoils else 1.0), None
+
+
+def spoiling(told):
+    """A reversible model; the gradients of its first layers are spoilt when `told` says so."""
+    layer = tl.Fn("Spoiling", lambda x: Spoiling.apply(x, bool(told)))
+    body = reversible()
+    return tl.Serial(body.sublayers[:2], layer, body.sublayers[2:])
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_a_gradient_in_the_midst_that_is_not_finite_names_the_checkpoint(mode, tmp_path):
+    told = []
+    run = after(6, tmp_path / "run", mode=mode, model=spoiling(told))
+    told.append(1)
+    with pytest.raises(NonFiniteError, match="Step 7: .*nan.*not usable: go back") as caught:
+        run.run(4)
+
+    assert f"step 5, saved in {tmp_path}/run: load_checkpoint()" in caught.value.__notes__[-1]
+    with pytest.raises(CheckpointError, match="broken off"):
+        run.save_checkpoint("other")
+    told.clear()
+    run.load_checkpoint()
+    run.run(5)
+    whole = after(10, tmp_path / "whole", mode=mode, model=spoiling([]))
+    assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_changes_nothing(factor, mode):
+    """Statistics neither; it is found before the first update, and the run can go on."""
+    told = []
+    entropy = tl.WeightedCategoryCrossEntropy()
+    loss = tl.Fn("Loss", lambda x, y, w: entropy((x, y, w)) * (factor if told else 1.0))
+    run = after(4, mode=mode, model=with_statistics(), loss=loss)
+    before = state_of(run)
+    told.append(1)
+    with pytest.raises(NonFiniteError, match="Step 5: the loss is (nan|inf), so the step was not"):
+        run.run(1)
+
+    assert run.step == 4
+    assert all(torch.equal(before[k], v) for k, v in state_of(run).items())
+    told.clear()
+    run.run(1)
+
+
+def bad_loss_on_one_rank(rank):
+    told = []
+    entropy = tl.WeightedCategoryCrossEntropy()
+    loss = tl.Fn(
+        "Loss", lambda x, y, weights: entropy((x, y, weights)) * (float("nan") if told else 1.0)
+    )
+    run = after(2, device="cpu", rank=rank, size=2, loss=loss)
+    before = state_of(run)
+    told += [1] * rank
+    with pytest.raises(NonFiniteError) as caught:
+        run.run(1)
+    assert all(torch.equal(before[k], v) for k, v in state_of(run).items())
+    return str(caught.value.__notes__)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_changes_nothing_on_any(tmp_path):
+    notes = ranks.values(tmp_path, 2, bad_loss_on_one_rank)
+    assert all("ranks whose part of the loss is not finite: 1" in note for note in notes)
+
+
+# What it cannot do is refused.
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "why"),
+    [
+        ({"n_accumulation_steps": 2}, "gradients of several parts .* Make batches smaller"),
+        ({"on_nonfinite": "skip"}, "other weights are updated already. Leave it out"),
+        ({"compile": True}, "blocks run one by one"),
+        ({"strategy": "fsdp"}, "Choose one of the two"),
+        ({"recipe": optimizers.Adam(0.01, clip_grad_norm=1.0)}, "clip_grad_norm does not go with"),
+        ({"use_memory_efficient_trainer": 3}, "is False, True or 2; got 3"),
+    ],
+)
+def test_what_needs_all_gradients_at_once_is_refused(kwargs, why):
+    with pytest.raises(ValueError, match=why):
+        loop(**kwargs)
+
+
+class LooksAtAll(torch.optim.SGD):
+    """Somebody's own optimizer."""
+
+
+def test_an_optimizer_that_may_look_at_all_weights_is_refused():
+    with pytest.raises(ValueError, match="LooksAtAll may look at all of them"):
+        loop(recipe=functools.partial(LooksAtAll, lr=0.1))
