@@ -146,15 +146,19 @@ def test_ranks_merge_by_adasum_as_ever(tmp_path):
 class Tied(nn.Module):
     """A model of PyTorch's kind whose last layer has the first one's weights."""
 
-    def __init__(self):
+    def __init__(self, n_blocks=3):
         super().__init__()
         self.embedding = nn.Embedding(VOCAB, 8)
-        self.blocks = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 8))
+            for _ in range(n_blocks)
+        )
+        self.spare = nn.Linear(8, 8)  # which the loss does not depend on
 
     def forward(self, x):
         x = self.embedding(x)
         for block in self.blocks:
-            x = x + torch.relu(block(x))
+            x = x + block(x)
         return x @ self.embedding.weight.T
 
 
@@ -296,6 +300,36 @@ def test_gradients_of_two_blocks_at_most_are_alive_at_once(model, monkeypatch):
     assert len(alive) == 2 * sum(n > 0 for n in sizes)
     assert max(alive) <= sum(sizes[-2:]) < sum(p.numel() for p in params)
     assert all(p.grad is None for p in params)
+
+
+def test_in_a_module_of_others_each_gradient_is_freed_as_soon_as_it_is_complete(monkeypatch):
+    """But for those that are wanted until the end, the embedding's here."""
+    model = Tied(n_blocks=5)
+    run = loop(model=model)
+    alive, update = [], trainer.Trainer._update_alone
+
+    def watched(self, due):
+        alive.append(sum(p.grad.numel() for p in model.parameters() if p.grad is not None))
+        update(self, due)
+
+    monkeypatch.setattr(trainer.Trainer, "_update_alone", watched)
+    run.run(1)
+
+    assert max(alive) <= 2 * 16 * 8 + model.embedding.weight.numel()
+
+
+def test_blocks_of_a_module_of_others_compute_their_activations_again():
+    model = Tied(n_blocks=5)
+    run = loop(model=model)
+    calls = []
+    for block in model.blocks:
+        block[0].register_forward_hook(lambda *_: calls.append(1))
+    run.model.train()
+    batch = tuple(map(torch.from_numpy, tokens()[0]))
+    run._trainers[0].one_step(batch, rng=0)
+
+    assert len(calls) == 2 * 5
+    assert all("forward" not in vars(block) for block in model.blocks)
 
 
 @pytest.mark.parametrize("model", ["TransformerLM", "reversible"])

@@ -19,6 +19,7 @@ from trax_torch import layers as tl
 from trax_torch.layers import base
 from trax_torch.layers._replay import Replay
 from trax_torch.layers._reversing import ReversibleLayer, add, items_of, packed
+from trax_torch.optimizers._recompute import parts_of, recomputed
 from trax_torch.optimizers._residence import Residence
 
 Stack = tuple[Any, ...]
@@ -54,6 +55,9 @@ class Blocks:
         self._last = last
         self._autocast = autocast
         self._modules: list[nn.Module] = [*self._blocks, last]
+        foreign = [m.module for m in last.modules() if isinstance(m, tl.Wrapped)]
+        self._parts = [part for module in foreign for part in parts_of(module)]
+        self._one_by_one = {p for module in foreign for p in module.parameters()}
         self._kept: list[_Kept] = []
         self._loss: torch.Tensor | None = None
         self._inputs: Stack = ()  # of what comes last
@@ -88,33 +92,48 @@ class Blocks:
             n = self._last.n_in
             self._bring(len(self._blocks), len(self._blocks) - 1)
             self._inputs = _tracked(stack[:n], wants[:n])
-            self._loss = self._last(packed(self._inputs))
+            with recomputed(self._parts):
+                self._loss = self._last(packed(self._inputs))
         loss: torch.Tensor = self._loss.detach()
         return loss
 
-    def backward(self, weight: Any = 1.0) -> Iterator[list[nn.Parameter]]:
-        """Goes back block by block; yields weights whose gradients are complete, to be updated.
+    def backward(
+        self,
+        weight: Any,
+        complete: Callable[[list[nn.Parameter]], None],
+        one_by_one: bool = True,
+    ) -> None:
+        """Goes back block by block.
 
         Args:
           weight: the gradient of the loss.
+          complete: is called with weights whose gradients are complete, to update them.
+          one_by_one: whether it may be called within a block, too, as soon as one is complete: in
+            a module of others, which may be one large block.
         """
         assert self._loss is not None
-        due = self.params_due()
-        self._loss.backward(self._loss.detach() * 0.0 + weight)
+        due, early = self.params_due(), set()
+
+        def at_once(p: Any) -> None:
+            early.add(p)
+            with torch.no_grad():
+                complete([p])
+
+        with contextlib.ExitStack() as hooks:
+            for p in due[-1]:
+                if one_by_one and p in self._one_by_one:
+                    hooks.callback(p.register_post_accumulate_grad_hook(at_once).remove)
+            self._loss.backward(self._loss.detach() * 0.0 + weight)
         self._loss = None
         grads: Stack = tuple(_grad_of(x) for x in self._inputs)
         self._inputs = ()
-        if due[-1]:
-            yield due[-1]
-        self._leave(len(self._blocks), due[-1])
+        rest = [p for p in due[-1] if p not in early]
+        self._complete(len(self._blocks), due[-1], rest, complete)
         values: Stack = ()  # the stack between two blocks of a reversible run
         for i in reversed(range(len(self._blocks))):
-            kept, block = self._kept.pop(), self._blocks[i]
             self._bring(i, i - 1)
-            values, grads = kept.go_back(block, values, grads)
-            if due[i]:
-                yield due[i]
-            self._leave(i, due[i])
+            values, grads = self._kept.pop().go_back(self._blocks[i], values, grads)
+            self._complete(i, due[i], due[i], complete)
         self.residence.settle()
 
     def abandon(self) -> None:
@@ -139,6 +158,18 @@ class Blocks:
         else:
             self._kept.append(_KeptInputs(inputs, replay, wants[:n_in], len(outputs)))
         return after, wants_after
+
+    def _complete(
+        self,
+        i: int,
+        due: list[nn.Parameter],
+        rest: list[nn.Parameter],
+        complete: Callable[[list[nn.Parameter]], None],
+    ) -> None:
+        """Has the rest of a block's weights that are due updated, and takes its leave."""
+        if rest:
+            complete(rest)
+        self._leave(i, due)
 
     @contextlib.contextmanager
     def _at_hand(self, i: int, following: int) -> Iterator[None]:

@@ -276,35 +276,36 @@ class Trainer:
             self._ranks.begin()
             size = self._ranks.size
             ((batch, share),) = self._shares.cut(batch, 1, total_weight, size)
-        squares = squares_of_weights = 0.0
+        squares = {"gradients_l2": 0.0}
+        if measure_weights:  # of those that no gradient is waited for, too
+            squares["weights_l2"] = 0.0
+
+        def complete(params: list[torch.nn.Parameter]) -> None:
+            if self._ranks is not None:
+                self._ranks.merge(params)
+            norm = float(self._norm([p.grad for p in params if p.grad is not None]))
+            if not math.isfinite(norm):
+                raise NonFiniteError(self._complaint(step, loss, norm), loss)
+            squares["gradients_l2"] += norm**2
+            if measure_weights:
+                squares["weights_l2"] += float(self._norm([p.detach() for p in params])) ** 2
+            self.is_whole = False
+            with blocks.residence.slots_at_hand(self.optimizer, params):
+                self._update_alone(params)
+            for p in params:
+                p.grad = None
+
         try:
             loss = float(blocks.forward(batch) * share) / size
             is_good = math.isfinite(loss)
             if not (is_good if self._ranks is None else self._ranks.all_agree(is_good)):
                 raise NonFiniteError(self._complaint(step, loss), loss)
-            for params in blocks.backward(share):
-                if self._ranks is not None:
-                    self._ranks.merge(params)
-                norm = float(self._norm([p.grad for p in params if p.grad is not None]))
-                if not math.isfinite(norm):
-                    raise NonFiniteError(self._complaint(step, loss, norm), loss)
-                squares += norm**2
-                if measure_weights:
-                    with torch.no_grad():
-                        squares_of_weights += float(self._norm(params)) ** 2
-                self.is_whole = False
-                with blocks.residence.slots_at_hand(self.optimizer, params):
-                    self._update_alone(params)
-                for p in params:
-                    p.grad = None
+            blocks.backward(share, complete, one_by_one=self._ranks is None)
         except BaseException:
             blocks.abandon()
             self._put_buffers_back()
             raise
-        stats = {"loss": loss, "gradients_l2": math.sqrt(squares)}
-        if measure_weights:
-            stats["weights_l2"] = math.sqrt(squares_of_weights)
-        return loss, stats
+        return loss, {"loss": loss, **{name: math.sqrt(x) for name, x in squares.items()}}
 
     def _update_alone(self, params: list[torch.nn.Parameter]) -> None:
         """Has the optimizer update these weights, and look at no others."""

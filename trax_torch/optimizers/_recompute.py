@@ -1,0 +1,38 @@
+"""Modules of others, which are not layers in series: their parts compute activations again, too."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextlib.contextmanager
+def recomputed(parts: list[nn.Module]) -> Iterator[None]:
+    """Has the parts keep what they take in, and no activations, when they run within the block."""
+    for part in parts:
+        part.forward = functools.partial(_run, part.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part.forward
+
+
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """Returns the members of the outermost lists of modules in a module that are worth it.
+
+    They are made of modules themselves. One with statistics of its own, which would count twice,
+    is left out.
+    """
+    if isinstance(module, (nn.ModuleList, nn.Sequential)):
+        members = [member for member in module if any(True for _ in member.children())]
+        if len(members) > 1:
+            return [member for member in members if not any(True for _ in member.buffers())]
+    return [part for child in module.children() for part in parts_of(child)]
+
+
+def _run(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
