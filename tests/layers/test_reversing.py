@@ -133,7 +133,7 @@ KINDS = {
 }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=8),
     shares=st.booleans(),
@@ -250,11 +250,23 @@ def test_an_input_without_gradients_comes_out_without():
     assert not same.requires_grad
 
 
+class Counting(tl.Layer):
+    """Multiplies by the number of times it was called, which it keeps in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("n_calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.n_calls += 1
+        return x * self.n_calls.clone()
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_statistics_are_counted_once(mode):
     """BatchNorm in a half residual that occurs twice, so that it has other statistics each time."""
     inputs = vectors(shape=(5, D))
-    shared = half(tl.BatchNorm(axis=0, momentum=0.5))
+    shared = half(tl.BatchNorm(axis=0, momentum=0.5), Counting())
     model = built(shared, tl.ReversibleSwap(), shared, inputs=inputs)
     model.train(mode == "train")
 
@@ -272,7 +284,7 @@ def test_an_output_that_nothing_uses_has_no_gradient(index):
 
 def test_a_graph_that_is_kept_gives_the_same_gradients_again():
     inputs = vectors(shape=(5, D))
-    model = built(*blocks(2, dropout=0.5), half(tl.BatchNorm(axis=0)), inputs=inputs)
+    model = built(*blocks(2, dropout=0.5), half(Counting()), inputs=inputs)
     params = list(model.parameters())
     loss = weighted_sum(model(inputs))
 
@@ -501,7 +513,7 @@ def test_inputs_come_back_in_the_types_in_which_they_came():
     look = tl.Fn("Look", lambda v: seen.append(v.dtype) or v)
     model = built(
         *(tl.Dense(D), tl.Dup()),
-        *(half(tl.LayerNorm()), tl.ReversibleSwap(), tl.ReversibleHalfResidual(look, tl.Dense(D))),
+        *(tl.ReversibleHalfResidual(look, tl.Dense(D)), tl.ReversibleSwap(), half(tl.LayerNorm())),
         *(tl.ReversibleSwap(), tl.ReversibleHalfResidual(look, tl.Dense(D))),
         inputs=x,
         dtype=torch.float32,
@@ -568,7 +580,7 @@ def test_a_compiled_model_has_the_same_gradients():
     torch.compiler.reset()
     inputs = vectors()
     model = built(tl.Dense(D), *blocks(2), inputs=inputs)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
 
     assert_close(gradients(compiled, model, inputs), gradients(model, model, inputs))
 
@@ -735,12 +747,11 @@ def test_gradients_are_the_same_where_ranks_hold_parts_of_weights(tmp_path):
 
 
 def test_a_replay_draws_the_same_and_leaves_buffers_as_they_are():
-    layer = built(tl.Dropout(0.5), tl.BatchNorm(axis=0), inputs=vectors(1)[0])
     (x,) = vectors(1)
+    layer = built(tl.Dropout(0.5), Counting(), inputs=x)
     replay = _replay.Replay(layer, torch.device("cpu"))
 
     first = layer(x)
-    state = [b.clone() for b in layer.buffers()]
     layer(x)
     again = [replay(x), replay(x)]
     torch.manual_seed(1)
@@ -750,8 +761,7 @@ def test_a_replay_draws_the_same_and_leaves_buffers_as_they_are():
     assert all(torch.equal(first, y) for y in again)
     assert torch.equal(mask, mask & (x != 0))
     assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(1))
-    assert [b.shape for b in layer.buffers()] == [b.shape for b in state]
-    assert layer.sublayers[1].n_batches == 2
+    assert layer.sublayers[1].n_calls == 2
 
 
 def test_a_replay_takes_other_weights_at_every_place_of_a_tied_one():

@@ -91,7 +91,7 @@ class Replay:
     def _as_before(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for kind, dtype, is_enabled in self._casts:
-                # Without its cache: that of weights cast without gradients would serve with them.
+                # Without its cache, which would hold casts of weights until an outer block ends.
                 cast = torch.autocast(kind, dtype=dtype, enabled=is_enabled, cache_enabled=False)
                 stack.enter_context(cast)
             stack.enter_context(self.draws())

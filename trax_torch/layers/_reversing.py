@@ -101,18 +101,14 @@ def find_runs(layers: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     return tuple(runs)
 
 
-def run(layers: Sequence[Any], stack: Any) -> Any:
-    """Runs reversible layers in series over a stack, and keeps no activations where that can be."""
-    n_in, _ = _stack.n_inputs_n_outputs([(layer.n_in, layer.n_out) for layer in layers])
-    items = items_of(_stack.take(stack, n_in))
-    if not _keeps_nothing(layers, items):
-        for layer in layers:
-            outputs = base.call(layer, _stack.take(stack, layer.n_in))
-            stack = _stack.put(outputs, stack, layer.n_in)
-        return stack
-    params = list({id(p): p for layer in layers for _, p in _replay.parameters_of(layer)}.values())
-    outputs = _Run.apply(layers, len(items), *items, *params)
-    return _stack.put(outputs, stack, n_in)
+def in_series(layers: Sequence[Any], runs: Sequence[tuple[int, int]], stack: Any) -> Any:
+    """Runs layers over a stack; the runs among them keep no activations where that can be."""
+    done = 0
+    for start, end in runs:
+        stack = _one_by_one(layers[done:start], stack)
+        stack = _run(layers[start:end], stack)
+        done = end
+    return _one_by_one(layers[done:], stack)
 
 
 def forward_run(
@@ -235,6 +231,23 @@ def gradients(
         for i, g in zip(places, torch.autograd.grad(ys, xs, gs, allow_unused=True), strict=True):
             found[i] = g
     return found[: len(inputs)], found[len(inputs) :]
+
+
+def _one_by_one(layers: Sequence[Any], stack: Any) -> Any:
+    for layer in layers:
+        outputs = base.call(layer, _stack.take(stack, layer.n_in))
+        stack = _stack.put(outputs, stack, layer.n_in)
+    return stack
+
+
+def _run(layers: Sequence[Any], stack: Any) -> Any:
+    n_in, _ = _stack.n_inputs_n_outputs([(layer.n_in, layer.n_out) for layer in layers])
+    items = items_of(_stack.take(stack, n_in))
+    if not _keeps_nothing(layers, items):
+        return _one_by_one(layers, stack)
+    params = list({id(p): p for layer in layers for _, p in _replay.parameters_of(layer)}.values())
+    outputs = _Run.apply(layers, len(items), *items, *params)
+    return _stack.put(outputs, stack, n_in)
 
 
 def _can_reverse(layer: Any) -> bool:

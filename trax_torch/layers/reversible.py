@@ -4,8 +4,8 @@ Gomez et al. 2017, arXiv:1707.04585, and Kitaev et al. 2020, arXiv:2001.04451, t
 without keeping what these layers take in. In a `Serial`, two or more of them in a row keep their
 outputs alone: the backward pass computes the rest again, layer by layer, with the same random
 numbers; hooks inside a layer fire again, too. Called one by one, compiled, under `torch.func`, or
-with hooks of their own, they keep activations as any layer. A row has no second derivatives,
-except under `torch.func`.
+with hooks of their own, they keep activations as any layer. A row has no second derivatives, except
+under `torch.func`.
 
 What is computed again is as exact as the sums: to rounding in float32. Sums in bfloat16 are coarse;
 under autocast, a stack that begins with an Embedding is in float32.
