@@ -141,7 +141,7 @@ class _Run(torch.autograd.Function):
     def forward(ctx: Any, layers: Sequence[Any], n_items: int, *tensors: Any) -> tuple[Any, ...]:
         items, params = tensors[:n_items], tensors[n_items:]
         stack, ctx.replays = forward_run(layers, packed(items), _device_of(items))
-        outputs = tuple(_apart(items_of(stack)))
+        outputs = items_of(stack)
         unmoved = {id(x) for x, w in zip(items, ctx.needs_input_grad[2:], strict=False) if not w}
         ctx.mark_non_differentiable(*(y for y in outputs if id(y) in unmoved and y is not None))
         places = {id(p): i for i, p in enumerate(params)}
@@ -288,13 +288,3 @@ def _is_watched(layer: Any) -> bool:
 def _device_of(items: Sequence[Any]) -> torch.device:
     devices = (x.device for x in items if isinstance(x, torch.Tensor))
     return next(devices, torch.device("cpu"))
-
-
-def _apart(items: Sequence[Any]) -> list[Any]:
-    """Returns items of which no two are one tensor: each output has a gradient of its own."""
-    seen: set[int] = set()
-    result = []
-    for x in items:
-        result.append(x.view_as(x) if isinstance(x, torch.Tensor) and id(x) in seen else x)
-        seen.add(id(x))
-    return result
