@@ -9,6 +9,7 @@ import ranks
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from trax_torch import _world, shapes
@@ -212,13 +213,14 @@ def test_frozen_weights_stay_without_gradients():
 
 def test_nothing_is_recorded_where_nothing_needs_gradients():
     inputs = vectors()
-    model = built(*blocks(2), inputs=inputs)
+    model = built(*blocks(1), inputs=inputs)
 
     with torch.no_grad():
         without = model(inputs)
     model.requires_grad_(False)
     frozen = model(inputs)
 
+    assert without[0] is frozen[0] is inputs[1]
     assert not any(y.requires_grad for y in (*without, *frozen))
 
 
@@ -238,6 +240,18 @@ def test_integers_and_what_is_not_there_go_through():
     assert model((x, y, None))[2] is None
     for mask in (torch.eye(3, D, dtype=torch.bool), torch.ones(3, D, dtype=torch.int64)):
         assert_as_one_by_one(model, (x, y, mask))
+
+
+def test_gradients_flow_into_items_made_of_several_tensors():
+    """Such a row runs as ever."""
+    x, y = vectors()
+    parts = tuple(t.requires_grad_() for t in vectors())
+    pick = tl.Fn("Pick", lambda v, several: v * several[1])
+    model = tl.Serial(tl.ReversibleHalfResidual(pick), tl.ReversibleSwap())
+
+    weighted_sum(model((x, y, parts))[:2]).backward()
+
+    assert parts[1].grad.any()
 
 
 def test_an_input_without_gradients_comes_out_without():
@@ -728,15 +742,21 @@ def test_gradients_are_the_means_over_ranks(tmp_path, find_unused_parameters):
     ranks.values(tmp_path, 2, work)
 
 
-def sharded_gradients(rank):
+def sharded_gradients(rank, inside):
     world = _world.join(2, "cpu")
     inputs = vectors(dtype=torch.float32)
     model = built(
         tl.Dense(D), tl.Serial(blocks(2)), half(), half(), inputs=inputs, dtype=torch.float32
     )
     want = gradients(model, model, inputs)
-    world.shard(model)
-    assert keeps_nothing(model(inputs))  # the inner Serial's row: its weights come together first
+    if inside:
+        for dense in [m for m in model.modules() if isinstance(m, tl.Dense)]:
+            fully_shard(dense)
+        fully_shard(model)
+    else:
+        world.shard(model)
+    # The inner Serial's row: where it is sharded whole, its weights come together before it runs.
+    assert keeps_nothing(model(inputs)) == (not inside)
     got = gradients(model, model, inputs)
     return [
         torch.allclose(g.full_tensor() if hasattr(g, "full_tensor") else g, w, atol=1e-5)
@@ -744,8 +764,10 @@ def sharded_gradients(rank):
     ]
 
 
-def test_gradients_are_the_same_where_ranks_hold_parts_of_weights(tmp_path):
-    for found in ranks.values(tmp_path, 2, sharded_gradients):
+@pytest.mark.parametrize("inside", [False, True])
+def test_gradients_are_the_same_where_ranks_hold_parts_of_weights(tmp_path, inside):
+    work = functools.partial(sharded_gradients, inside=inside)
+    for found in ranks.values(tmp_path, 2, work):
         assert all(found)
 
 
