@@ -24,6 +24,25 @@ def test_a_keyed_block_draws_the_same_and_leaves_the_ambient_stream_alone():
     assert torch.equal(after, undisturbed)
 
 
+def test_numbers_drawn_again_are_the_same_and_leave_the_ambient_stream_alone():
+    """As often as one likes."""
+    torch.manual_seed(5)
+    torch.rand(3)
+    again = _seeds.Again()
+    first, after = torch.rand(4), torch.rand(2)
+
+    torch.manual_seed(5)
+    torch.rand(7)
+    with again():
+        second = torch.rand(4)
+    with again():
+        third = torch.rand(4)
+
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+    assert torch.equal(after, torch.rand(2))
+
+
 def test_every_key_makes_another_seed():
     seeds = {_seeds.derive(seed, key, n) for seed in (0, 1) for key in "ab" for n in range(50)}
     seeds |= {_seeds.at_step(seed, n) for seed in (0, 1) for n in range(100)}

@@ -4,7 +4,7 @@ This room knows what a run depends on besides inputs and weights; it knows no gr
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Replay:
     Args:
       layer: what is about to run.
       device: where it runs, whose random numbers count besides the CPU's.
+      x: what it is about to take, if the types of that are to be known later.
 
     Example:
       >>> layer = base.Fn('Noise', lambda x: x + torch.rand(1))
@@ -32,8 +33,10 @@ class Replay:
       True
     """
 
-    def __init__(self, layer: nn.Module, device: torch.device):
+    def __init__(self, layer: nn.Module, device: torch.device, x: Any = None):
         self._layer = layer
+        items = x if isinstance(x, (tuple, list)) else (x,)
+        self._dtypes = [i.dtype if _is_float(i) else None for i in items]
         self.draws = _seeds.Again(device)  # called, gives the context of the random numbers alone
         self._numbers = [(m, _numbers_of(m)) for m in layer.modules()]
         self._buffers = {name: b.detach().clone() for name, b in _lasting_buffers(layer)}
@@ -65,6 +68,14 @@ class Replay:
                 _Backwards(self._layer), tensors, (output,), tie_weights=False
             )
 
+    def as_taken(self, items: Sequence[Any]) -> list[Any]:
+        """Returns floats in the types of the inputs that were noted; sums may be in a wider one."""
+        dtypes = [*self._dtypes, *[None] * (len(items) - len(self._dtypes))]
+        return [
+            x if dtype is None or not _is_float(x) else x.to(dtype)
+            for x, dtype in zip(items, dtypes, strict=True)
+        ]
+
     def _tensors(self, params: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """Returns what to put in place of the layer's parameters and buffers, by name."""
         # Cloned, since layers write into their buffers and there may be another run.
@@ -80,7 +91,7 @@ class Replay:
     def _as_before(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for kind, dtype, is_enabled in self._casts:
-                # Without its cache: that of weights cast without gradients would serve with them.
+                # Without its cache, which would hold casts of weights until an outer block ends.
                 cast = torch.autocast(kind, dtype=dtype, enabled=is_enabled, cache_enabled=False)
                 stack.enter_context(cast)
             stack.enter_context(self.draws())
@@ -131,5 +142,9 @@ def _lasting_buffers(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.{name}" if path else name, buffer
 
 
+def _is_float(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
 def _numbers_of(module: nn.Module) -> dict[str, Any]:
-    return {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float))}
+    return {k: v for k, v in vars(module).items() if isinstance(v, (int, float))}

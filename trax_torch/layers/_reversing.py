@@ -29,10 +29,12 @@ class ReversibleLayer(Layer):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        overrides = vars(cls)
-        if ("forward" in overrides or "reverse" in overrides) and (
-            "reverse_and_grad" not in overrides
-        ):  # an inherited one would know of the inherited forward alone
+        first = {
+            name: next(i for i, owner in enumerate(cls.__mro__) if name in vars(owner))
+            for name in ("forward", "reverse", "reverse_and_grad")
+        }
+        if first["reverse_and_grad"] > min(first["forward"], first["reverse"]):
+            # An inherited one may know of another forward.
             cls._computes = True
             cls.reverse_and_grad = ReversibleLayer.reverse_and_grad  # type: ignore[method-assign]
 
@@ -76,7 +78,8 @@ class ReversibleLayer(Layer):
         """
         replay = replay or _replay.Replay(self, _device_of(items_of(output)))
         with torch.no_grad():
-            inputs = [leaf(x) for x in items_of(replay.reverse(output, tensors))]
+            inputs = items_of(replay.reverse(output, tensors))
+            inputs = tuple(map(leaf, replay.as_taken(inputs)))
         with torch.enable_grad():
             outputs = items_of(replay(packed(inputs), tensors))
         input_grads, param_grads = gradients(outputs, items_of(grad), inputs, params)
@@ -98,17 +101,14 @@ def find_runs(layers: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     return tuple(runs)
 
 
-def run(layers: Sequence[Any], stack: Any) -> Any:
-    """Runs reversible layers in series over a stack, and keeps no activations where that can be."""
-    n_in, _ = _stack.n_inputs_n_outputs([(layer.n_in, layer.n_out) for layer in layers])
-    items = items_of(_stack.take(stack, n_in))
-    if not _keeps_nothing(layers, items):
-        for layer in layers:
-            stack = _step(layer, stack)
-        return stack
-    params = list({id(p): p for layer in layers for _, p in _replay.parameters_of(layer)}.values())
-    outputs = _Run.apply(layers, len(items), *items, *params)
-    return _stack.put(outputs, stack, n_in)
+def in_series(layers: Sequence[Any], runs: Sequence[tuple[int, int]], stack: Any) -> Any:
+    """Runs layers over a stack; the runs among them keep no activations where that can be."""
+    done = 0
+    for start, end in runs:
+        stack = _one_by_one(layers[done:start], stack)
+        stack = _run(layers[start:end], stack)
+        done = end
+    return _one_by_one(layers[done:], stack)
 
 
 def forward_run(
@@ -128,8 +128,9 @@ def forward_run(
     replays: list[_replay.Replay | None] = []
     with torch.no_grad():
         for layer in layers:
-            replays.append(_replay.Replay(layer, device) if layer._computes else None)
-            stack = _step(layer, stack)
+            inputs = _stack.take(stack, layer.n_in)
+            replays.append(_replay.Replay(layer, device, inputs) if layer._computes else None)
+            stack = _stack.put(base.call(layer, inputs), stack, layer.n_in)
     return stack, replays
 
 
@@ -140,7 +141,9 @@ class _Run(torch.autograd.Function):
     def forward(ctx: Any, layers: Sequence[Any], n_items: int, *tensors: Any) -> tuple[Any, ...]:
         items, params = tensors[:n_items], tensors[n_items:]
         stack, ctx.replays = forward_run(layers, packed(items), _device_of(items))
-        outputs = tuple(_apart(items_of(stack)))
+        outputs = items_of(stack)
+        unmoved = {id(x) for x, w in zip(items, ctx.needs_input_grad[2:], strict=False) if not w}
+        ctx.mark_non_differentiable(*(y for y in outputs if id(y) in unmoved and y is not None))
         places = {id(p): i for i, p in enumerate(params)}
         ctx.layers = layers
         ctx.names = [{k: places[id(p)] for k, p in _replay.parameters_of(x)} for x in layers]
@@ -230,8 +233,21 @@ def gradients(
     return found[: len(inputs)], found[len(inputs) :]
 
 
-def _step(layer: Any, stack: Any) -> Any:
-    return _stack.put(base.call(layer, _stack.take(stack, layer.n_in)), stack, layer.n_in)
+def _one_by_one(layers: Sequence[Any], stack: Any) -> Any:
+    for layer in layers:
+        outputs = base.call(layer, _stack.take(stack, layer.n_in))
+        stack = _stack.put(outputs, stack, layer.n_in)
+    return stack
+
+
+def _run(layers: Sequence[Any], stack: Any) -> Any:
+    n_in, _ = _stack.n_inputs_n_outputs([(layer.n_in, layer.n_out) for layer in layers])
+    items = items_of(_stack.take(stack, n_in))
+    if not _keeps_nothing(layers, items):
+        return _one_by_one(layers, stack)
+    params = list({id(p): p for layer in layers for _, p in _replay.parameters_of(layer)}.values())
+    outputs = _Run.apply(layers, len(items), *items, *params)
+    return _stack.put(outputs, stack, n_in)
 
 
 def _can_reverse(layer: Any) -> bool:
@@ -246,7 +262,7 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
         return False
     if not all(x is None or isinstance(x, torch.Tensor) for x in items):
         return False
-    if any(map(_is_watched, layers)):
+    if not all(map(_can_reverse, layers)) or any(map(_is_watched, layers)):
         return False
     modules = {m for layer in layers for m in layer.modules()}
     if any(m._modules.get("_memory") is not None for m in modules):  # which would be written
@@ -259,9 +275,9 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
 
 
 def _is_watched(layer: Any) -> bool:
-    """Tells whether hooks wait at a layer: they may change what `reverse` knows nothing of."""
+    """Tells whether hooks wait at a layer: they may do what `reverse` knows nothing of."""
     return bool(
-        not _can_reverse(layer)
+        "forward" in vars(layer)
         or layer._forward_hooks
         or layer._forward_pre_hooks
         or layer._backward_hooks
@@ -272,13 +288,3 @@ def _is_watched(layer: Any) -> bool:
 def _device_of(items: Sequence[Any]) -> torch.device:
     devices = (x.device for x in items if isinstance(x, torch.Tensor))
     return next(devices, torch.device("cpu"))
-
-
-def _apart(items: Sequence[Any]) -> list[Any]:
-    """Returns items of which no two are one tensor: each output has a gradient of its own."""
-    seen: set[int] = set()
-    result = []
-    for x in items:
-        result.append(x.view_as(x) if isinstance(x, torch.Tensor) and id(x) in seen else x)
-        seen.add(id(x))
-    return result

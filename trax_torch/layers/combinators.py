@@ -94,21 +94,10 @@ class Serial(Layer):
 
     def forward(self, x: Any) -> Any:
         """Returns the stack that the last sublayer leaves."""
-        if not self._runs:
-            return self._in_series(self._order, x)
-        stack, done = x, 0
-        for start, end in self._runs:
-            stack = self._in_series(self._order[done:start], stack)
-            stack = _reversing.run([self._modules[k] for k in self._order[start:end]], stack)
-            done = end
-        return self._in_series(self._order[done:], stack)
-
-    def _set_sublayers(self, layers: Any) -> None:
-        super()._set_sublayers(layers)
-        self._runs = _reversing.find_runs(self.sublayers)
-
-    def _in_series(self, names: tuple[str, ...], stack: Any) -> Any:
-        for name in names:
+        if self._runs:
+            return _reversing.in_series(self.sublayers, self._runs, x)
+        stack = x
+        for name in self._order:
             layer: Any = self._modules[name]
             n_in = layer._n_in
             if n_in == 1 and not isinstance(stack, (tuple, list)):  # most often, and quicker
@@ -119,6 +108,10 @@ class Serial(Layer):
                 outputs = base.call(layer, _stack.take(stack, n_in))
                 stack = _stack.put(outputs, stack, n_in)
         return stack
+
+    def _set_sublayers(self, layers: Any) -> None:
+        super()._set_sublayers(layers)
+        self._runs = _reversing.find_runs(self.sublayers)
 
 
 class Parallel(Layer):

@@ -3,9 +3,12 @@
 Gomez et al. 2017, arXiv:1707.04585, and Kitaev et al. 2020, arXiv:2001.04451, train deep networks
 without keeping what these layers take in. In a `Serial`, two or more of them in a row keep their
 outputs alone: the backward pass computes the rest again, layer by layer, with the same random
-numbers. Called one by one, compiled, under `torch.func`, or with hooks of their own, they keep
-activations as any layer; so they do where second derivatives are wanted, which a row of them
-in a `Serial` refuses.
+numbers; hooks inside a layer fire again, too. Called one by one, compiled, under `torch.func`, or
+with hooks of their own, they keep activations as any layer. A row has no second derivatives, except
+under `torch.func`.
+
+What is computed again is as exact as the sums: to rounding in float32. Sums in bfloat16 are coarse;
+under autocast, a stack that begins with an Embedding is in float32.
 """
 
 from collections.abc import Mapping
@@ -156,13 +159,14 @@ class ReversibleHalfResidual(ReversibleLayer):
         of_sum, *of_context = grad
         replay = replay or Replay(self, accumulator.device)
         leaves = [_reversing.leaf(x) for x in context]
-        nothing = torch.zeros_like(accumulator)
+        nothing = accumulator.new_zeros(()).expand_as(accumulator)
         with torch.set_grad_enabled(of_sum is not None):
             residual, *_ = replay((nothing, *leaves), tensors)
         through, param_grads = _reversing.gradients([residual], [of_sum], leaves, params)
         x = accumulator - residual.detach()
         grads = [_reversing.add(a, b) for a, b in zip(of_context, through, strict=True)]
-        return (x, *context), (of_sum, *grads), param_grads
+        inputs = tuple(replay.as_taken((x, *context)))
+        return inputs, tuple(replay.as_taken((of_sum, *grads))), param_grads
 
 
 def _pick(xs: Any, indices: Any) -> Any:
