@@ -146,7 +146,8 @@ class Blocks:
     ) -> tuple[Stack, tuple[bool, ...]]:
         """Returns the stack after a block, and which of its items need gradients."""
         n_in = block.n_in
-        inputs, replay = stack[:n_in], Replay(block, self.device)
+        inputs = stack[:n_in]
+        replay = Replay(block, self.device, packed(inputs))
         outputs = items_of(base.call(block, packed(inputs)))
         is_trained = any(wants[:n_in]) or any(p.requires_grad for p in block.parameters())
         after = (*outputs, *stack[n_in:])
