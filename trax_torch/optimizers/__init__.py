@@ -1,6 +1,7 @@
 """Optimizers."""
 
 from trax_torch.optimizers._adasum import adasum_
+from trax_torch.optimizers._chunks import ChunkedLoss, split_head
 from trax_torch.optimizers._shares import Shares
 from trax_torch.optimizers.adafactor import Adafactor
 from trax_torch.optimizers.adam import Adam
@@ -15,6 +16,7 @@ __all__ = [
     "SM3",
     "Adafactor",
     "Adam",
+    "ChunkedLoss",
     "Momentum",
     "NonFiniteError",
     "Optimizer",
@@ -23,5 +25,6 @@ __all__ = [
     "Shares",
     "Trainer",
     "adasum_",
+    "split_head",
     "try_out",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Settings:
       adasum: whether ranks merge their gradients by Adasum instead of averaging them.
       strategy: 'ddp' has every rank keep all weights; 'fsdp' a part of each.
       find_unused_parameters: whether ranks look at each step for weights without a gradient.
+      loss_chunk_size: over how many positions at a time the last Dense and the loss are computed;
+        0 computes them whole.
 
     Raises:
       ValueError: if one is out of range.
@@ -43,6 +46,7 @@ class Settings:
     adasum: bool = False
     strategy: str = "ddp"
     find_unused_parameters: bool = False
+    loss_chunk_size: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16"):
@@ -52,12 +56,18 @@ class Settings:
                 f"n_accumulation_steps is how many parts a batch is cut into, at least 1; got "
                 f"{self.n_accumulation_steps}."
             )
+        if not isinstance(self.loss_chunk_size, int) or self.loss_chunk_size < 0:
+            raise ValueError(
+                f"loss_chunk_size is how many positions a chunk has, or 0 for no chunks; got "
+                f"{self.loss_chunk_size}."
+            )
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"strategy is 'ddp' or 'fsdp'; got {self.strategy!r}.")
-        for other in ("adasum", "compile"):
-            if self.strategy == "fsdp" and getattr(self, other):
+        for other in ("adasum", "compile", "loss_chunk_size"):
+            value = getattr(self, other)
+            if self.strategy == "fsdp" and value:
                 raise ValueError(
-                    f"{other}=True does not go with strategy='fsdp' yet. Leave one of them out."
+                    f"{other}={value} does not go with strategy='fsdp' yet. Leave one of them out."
                 )
         is_count = isinstance(self.on_nonfinite, int) and self.on_nonfinite >= 0
         if self.on_nonfinite not in ("raise", "skip") and not is_count:
@@ -133,6 +143,22 @@ def running(model: tl.Layer, settings: Settings) -> tl.Layer:
     return tl.Accelerate(model) if settings.compile else model
 
 
+def cut_for_chunks(
+    model: tl.Layer, running_model: tl.Layer, settings: Settings
+) -> tuple[tl.Layer, tl.Layer | None]:
+    """Returns `(body, head)`: what runs on whole batches, and what runs on chunks of positions.
+
+    The head is the model's last Dense, if it ends in one and chunks are wanted; else None.
+    """
+    if not settings.loss_chunk_size:
+        return running_model, None
+    layers, head = optimizers.split_head(model)
+    if head is None:
+        return running_model, None
+    body = tl.Serial(*layers)
+    return running(body, settings) if layers else body, head
+
+
 def check_task(model: tl.Layer, task: _tasks.TrainTask, settings: Settings) -> None:
     """Raises ValueError if batch, model, loss and optimizer of a task do not fit together."""
     loss = task.loss_layer
@@ -185,19 +211,28 @@ def shard(
 
 def make_trainer(
     model: tl.Layer,
-    running_model: tl.Layer,
+    body: tl.Layer,
+    head: tl.Layer | None,
     task: _tasks.TrainTask,
     world: _world.World,
     settings: Settings,
     apart: Callable[[], Any],
 ) -> optimizers.Trainer:
-    """Returns the trainer of a task; batch, model and loss are known to fit together."""
+    """Returns the trainer of a task; batch, model and loss are known to fit together.
+
+    Body and head are what runs for the model, as `cut_for_chunks` has it.
+    """
     loss, device = task.loss_layer, world.device
     both = tl.Serial(model, loss)
     loss.to(device)
     module: torch.nn.Module = both
-    if running_model is not model or settings.precision is not None:
-        module = _LossOf(running_model, loss, settings.autocast(device))
+    if settings.loss_chunk_size:
+        chunked = optimizers.ChunkedLoss(head, loss, settings.loss_chunk_size)
+        if not chunked.is_known:
+            _refuse_if_chunks_differ(both, head, task, device)
+        module = _LossOf(body, chunked, settings.autocast(device))
+    elif body is not model or settings.precision is not None:
+        module = _LossOf(body, loss, settings.autocast(device))
     shares = optimizers.Shares(model, loss)
     if settings.n_accumulation_steps > 1 or world.size > 1:
         _warn_of_uneven(both, shares, task, world)
@@ -213,6 +248,44 @@ def make_trainer(
         n_skips=settings.n_skips,
         ranks=ranks,
     )
+
+
+def _refuse_if_chunks_differ(
+    both: tl.Layer, head: tl.Layer | None, task: _tasks.TrainTask, device: torch.device
+) -> None:
+    """Raises ValueError if a loss, of which nothing is known, is another one in chunks.
+
+    Two rows of the sample batch are looked at, each a chunk.
+    """
+    model, loss = both.sublayers
+    layers = [model] if head is None else optimizers.split_head(model)[0]
+    in_chunks = _LossOf(
+        tl.Serial(*layers), optimizers.ChunkedLoss(head, loss, 1), contextlib.nullcontext
+    )
+    rows = _nest.map_leaves(
+        lambda x: x[:2] if getattr(x, "ndim", 0) else x,
+        _nest.to_tensors(task.sample_batch, device),
+    )
+    cause: Exception | None = None
+    with modes_kept(both), torch.no_grad():
+        both.eval()
+        try:
+            whole = float(both(rows))
+            chunks = float(in_chunks(rows))
+            what = f"is {whole:.6g} for two rows of the sample batch and {chunks:.6g} for them"
+        except Exception as error:
+            cause, what = error, f"cannot be computed for two rows of the sample batch ({error})"
+    if cause is None and (
+        whole == chunks
+        or (math.isnan(whole) and math.isnan(chunks))  # which tells nothing
+        or abs(chunks - whole) <= 1e-3 * max(abs(whole), 1e-6)
+    ):
+        return
+    raise ValueError(
+        f"Chunks need a loss that is a mean over items, and {task.loss_name} {what} in chunks. "
+        f"Leave loss_chunk_size at 0; or write the loss as a mean over items, and where they have "
+        f"weights, take these as a third input called weights."
+    ) from cause
 
 
 def _warn_of_uneven(
@@ -300,7 +373,12 @@ def _over_ranks(
 class _LossOf(torch.nn.Module):
     """Computes the loss of a batch as model and loss in series do, in a context of its own."""
 
-    def __init__(self, model: tl.Layer, loss: tl.Layer, autocast: Callable[[], Any]):
+    def __init__(
+        self,
+        model: tl.Layer,
+        loss: tl.Layer | optimizers.ChunkedLoss,
+        autocast: Callable[[], Any],
+    ):
         super().__init__()
         self.model = model
         self.loss = loss
