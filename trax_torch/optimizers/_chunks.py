@@ -227,7 +227,10 @@ class _Work:
         layer = self._chunked.head_and_loss
         with torch.enable_grad():
             loss = torch.func.functional_call(layer, params, (inputs,))
-        weight = torch.as_tensor(share, dtype=loss.dtype, device=loss.device).expand(loss.shape)
+        if isinstance(share, torch.Tensor):
+            weight = share.to(loss.dtype).expand(loss.shape)
+        else:  # filled on the device: a copy to it would be waited for
+            weight = torch.full_like(loss, share)
         with torch.autocast(loss.device.type, enabled=False):  # as in a backward pass of its own
             grads = torch.autograd.grad(loss, wanted, weight, allow_unused=True)
         return loss.detach(), grads
