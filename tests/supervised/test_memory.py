@@ -252,6 +252,18 @@ def test_parameter_groups_and_their_order_stay():
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("mode", [True, 2])
+@pytest.mark.parametrize("chunk", [1, 7, 32])
+@pytest.mark.parametrize("model", ["TransformerLM", "a module"])
+def test_the_loss_may_come_in_chunks(model, chunk, mode):
+    def run(**kwargs):
+        torch.manual_seed(3)
+        made = Tied() if model == "a module" else model
+        return after(6, model=made, recipe="SGD", **kwargs)
+
+    assert_equal_to_rounding(run(mode=mode, loss_chunk_size=chunk), run(mode=False))
+
+
 def test_half_precision_computes_again_in_half_precision():
     assert_equal_to_rounding(*(after(6, mode=m, precision="bf16") for m in (True, False)))
 

@@ -355,8 +355,6 @@ def test_the_best_so_far_is_kept(tmp_path, monkeypatch):
     [
         ({"checkpoint_low_metric": "Lost"}, ValueError, "got 'Lost', and they measure"),
         ({"n_devices": 4}, ValueError, "torchrun --nproc-per-node=4"),
-        ({"loss_chunk_size": 8}, ValueError, "loss_chunk_size=8 is not there yet"),
-        ({"use_memory_efficient_trainer": 2}, ValueError, "use_memory_efficient_trainer=2 is"),
         ({"task": []}, ValueError, "at least one TrainTask"),
         ({"task": "task"}, TypeError, "tasks are TrainTasks; got str"),
         ({"evals": "task"}, TypeError, "eval_tasks are EvalTasks; got str"),

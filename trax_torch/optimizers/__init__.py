@@ -2,6 +2,7 @@
 
 from trax_torch.optimizers._adasum import adasum_
 from trax_torch.optimizers._blocks import Blocks, InBlocks
+from trax_torch.optimizers._chunks import ChunkedLoss, split_head
 from trax_torch.optimizers._residence import HostMemory, Residence
 from trax_torch.optimizers._shares import Shares
 from trax_torch.optimizers.adafactor import Adafactor
@@ -18,6 +19,7 @@ __all__ = [
     "Adafactor",
     "Adam",
     "Blocks",
+    "ChunkedLoss",
     "HostMemory",
     "InBlocks",
     "Momentum",
@@ -30,5 +32,6 @@ __all__ = [
     "Trainer",
     "adasum_",
     "clip_norm_of",
+    "split_head",
     "try_out",
 ]

@@ -15,7 +15,7 @@ from trax_torch import _nest
 from trax_torch import layers as tl
 
 # Losses of PyTorch that weigh their items themselves, by their targets.
-_WEIGHING = (nn.CrossEntropyLoss, nn.NLLLoss)
+WEIGHING = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 class Shares:
@@ -38,7 +38,7 @@ class Shares:
         self._module = module
         self._is_sum = getattr(module, "reduction", None) == "sum" or _is_sum(loss)
         self._by_weights = n_own > 0 and loss.n_in == 3 and _takes_weights(loss)
-        self._by_targets = n_own > 0 and isinstance(module, _WEIGHING)
+        self._by_targets = n_own > 0 and isinstance(module, WEIGHING)
 
     @property
     def counts_rows(self) -> bool:
@@ -52,7 +52,7 @@ class Shares:
     def weight_of(self, batch: tuple[Any, ...]) -> float:
         """Returns what a batch counts for: the sum of its weights, or how many rows it has."""
         if self._by_weights or self._by_targets:
-            return float(self._weight_of(batch[self._last]))
+            return float(self._weight_of(batch))
         return float(_n_rows(batch))
 
     def cut(
@@ -81,23 +81,28 @@ class Shares:
             weights: list[Any] = [float(_n_rows(part)) for part in parts]
             whole: Any = sum(weights) if total is None else total
             return [(p, size * w / whole) for p, w in zip(parts, weights, strict=True)]
-        weights = [self._weight_of(part[self._last]) for part in parts]
+        weights = [self._weight_of(part) for part in parts]
         whole = torch.stack(weights).sum() if total is None else total
         return [
             (self._made_finite(p, w), size * w / whole) for p, w in zip(parts, weights, strict=True)
         ]
 
-    def _weight_of(self, item: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of weights in a part."""
+    def _weight_of(self, part: tuple[Any, ...]) -> torch.Tensor:
+        """Returns the sum of weights in a part; in float64 where anything in the part is."""
+        item = part[self._last]
+        is_double = any(
+            getattr(leaf, "dtype", None) == torch.float64 for leaf in _nest.leaves(part)
+        )
+        dtype = torch.float64 if is_double else torch.float32
         if self._by_weights:
-            return item.double().sum() if item.dtype == torch.float64 else item.float().sum()
+            return item.to(dtype).sum()
         if item.is_floating_point():  # probabilities of classes: nothing is ignored
-            return torch.full((), float(len(item)), device=item.device)
+            return torch.full((), float(len(item)), dtype=dtype, device=item.device)
         loss: Any = self._module
         counts = item != loss.ignore_index
         if loss.weight is None:
-            return counts.float().sum()
-        weight = loss.weight.to(item.device, torch.float32)
+            return counts.sum(dtype=dtype)
+        weight = loss.weight.to(item.device, dtype)
         return weight[item.where(counts, 0)].where(counts, 0.0).sum()
 
     def _made_finite(self, part: tuple[Any, ...], weight: torch.Tensor) -> tuple[Any, ...]:
@@ -134,7 +139,7 @@ def _rows_of(batch: tuple[Any, ...], n_parts: int) -> list[tuple[Any, ...]]:
         raise ValueError(
             f"A batch is cut into {n_parts} parts along the first axis of its items, which must "
             f"agree; got shapes {shapes}. Yield one row of targets and weights for each row of "
-            f"inputs, or leave n_accumulation_steps at 1."
+            f"inputs, or leave n_accumulation_steps at 1 and loss_chunk_size at 0."
         )
     n_parts = max(1, min(n_parts, *n_rows))
     cut = [torch.tensor_split(leaf, n_parts) for leaf in leaves]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Settings:
       adasum: whether ranks merge their gradients by Adasum instead of averaging them.
       strategy: 'ddp' has every rank keep all weights; 'fsdp' a part of each.
       find_unused_parameters: whether ranks look at each step for weights without a gradient.
+      loss_chunk_size: over how many positions at a time the last Dense and the loss are computed;
+        0 computes them whole.
       memory_efficient: 1 updates weights block by block in the backward pass; 2 keeps them in host
         memory, too; 0 does neither.
 
@@ -45,6 +48,7 @@ class Settings:
     adasum: bool = False
     strategy: str = "ddp"
     find_unused_parameters: bool = False
+    loss_chunk_size: int = 0
     memory_efficient: int = 0
 
     def __post_init__(self) -> None:
@@ -55,12 +59,18 @@ class Settings:
                 f"n_accumulation_steps is how many parts a batch is cut into, at least 1; got "
                 f"{self.n_accumulation_steps}."
             )
+        if not isinstance(self.loss_chunk_size, int) or self.loss_chunk_size < 0:
+            raise ValueError(
+                f"loss_chunk_size is how many positions a chunk has, or 0 for no chunks; got "
+                f"{self.loss_chunk_size}."
+            )
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"strategy is 'ddp' or 'fsdp'; got {self.strategy!r}.")
-        for other in ("adasum", "compile"):
-            if self.strategy == "fsdp" and getattr(self, other):
+        for other in ("adasum", "compile", "loss_chunk_size"):
+            value = getattr(self, other)
+            if self.strategy == "fsdp" and value:
                 raise ValueError(
-                    f"{other}=True does not go with strategy='fsdp' yet. Leave one of them out."
+                    f"{other}={value} does not go with strategy='fsdp' yet. Leave one of them out."
                 )
         is_count = isinstance(self.on_nonfinite, int) and self.on_nonfinite >= 0
         if self.on_nonfinite not in ("raise", "skip") and not is_count:
@@ -127,13 +137,6 @@ def as_tasks(items: Any, kind: type, name: str) -> list[Any]:
     return items
 
 
-def refuse(**settings: Any) -> None:
-    """Raises ValueError if a setting that is not there yet is asked for."""
-    for name, value in settings.items():
-        if value:
-            raise ValueError(f"{name}={value!r} is not there yet; build Loop without it.")
-
-
 def prepare_model(
     model: Any, batch: tuple[Any, ...], seed: int, device: torch.device, settings: Settings
 ) -> tl.Layer:
@@ -187,6 +190,22 @@ def running(model: tl.Layer, settings: Settings, residence: optimizers.Residence
     if settings.memory_efficient == 2:
         return optimizers.InBlocks(model, residence)
     return tl.Accelerate(model) if settings.compile else model
+
+
+def cut_for_chunks(
+    model: tl.Layer, running_model: tl.Layer, settings: Settings
+) -> tuple[tl.Layer, tl.Layer | None]:
+    """Returns `(body, head)`: what runs on whole batches, and what runs on chunks of positions.
+
+    The head is the model's last Dense, if it ends in one and chunks are wanted; else None.
+    """
+    if not settings.loss_chunk_size:
+        return running_model, None
+    layers, head = optimizers.split_head(model)
+    if head is None:
+        return running_model, None
+    body = tl.Serial(*layers)
+    return tl.Accelerate(body) if settings.compile and layers else body, head
 
 
 def check_task(model: tl.Layer, task: _tasks.TrainTask, settings: Settings) -> None:
@@ -263,28 +282,37 @@ def shard(
 
 def make_trainer(
     model: tl.Layer,
-    running_model: tl.Layer,
+    body: tl.Layer,
+    head: tl.Layer | None,
     task: _tasks.TrainTask,
     world: _world.World,
     settings: Settings,
     apart: Callable[[], Any],
     residence: optimizers.Residence,
 ) -> optimizers.Trainer:
-    """Returns the trainer of a task; batch, model and loss are known to fit together."""
-    loss, device = task.loss_layer, world.device
+    """Returns the trainer of a task; batch, model and loss are known to fit together.
+
+    Body and head are what runs for the model, as `cut_for_chunks` has it.
+    """
+    loss, autocast = task.loss_layer, settings.autocast(world.device)
     both = tl.Serial(model, loss)
+    last: Any = loss
+    if settings.loss_chunk_size:
+        last = optimizers.ChunkedLoss(head, loss, settings.loss_chunk_size)
+        if not last.is_known:
+            _refuse_if_chunks_differ(both, head, task)
     module: torch.nn.Module = both
-    if running_model is not model or settings.precision is not None:
-        module = _LossOf(running_model, loss, settings.autocast(device))
+    if last is not loss or body is not model or settings.precision is not None:
+        module = _LossOf(body, last, autocast)
     shares = optimizers.Shares(model, loss)
     if settings.n_accumulation_steps > 1 or world.size > 1:
-        _warn_of_uneven(both, shares, task, world)
-    ranks = None
+        _warn_of_uneven(both, shares, task)
+    ranks = blocks = None
     if world.size > 1:
         module, ranks = _over_ranks(module, both, task, world, settings, apart)
-    blocks = None
     if settings.memory_efficient:
-        blocks = optimizers.Blocks([model], loss, device, settings.autocast(device), residence)
+        layers = [model] if head is None else optimizers.split_head(model)[0]
+        blocks = optimizers.Blocks(layers, last, world.device, autocast, residence)
     return optimizers.Trainer(
         both,
         task.optimizer,
@@ -297,15 +325,47 @@ def make_trainer(
     )
 
 
-def _warn_of_uneven(
-    both: tl.Layer, shares: optimizers.Shares, task: _tasks.TrainTask, world: _world.World
-) -> None:
+def _refuse_if_chunks_differ(both: tl.Layer, head: tl.Layer | None, task: _tasks.TrainTask) -> None:
+    """Raises ValueError if a loss, of which nothing is known, is another one in chunks.
+
+    Two rows of the sample batch are looked at, each a chunk.
+    """
+    model, loss = both.sublayers
+    layers = [model] if head is None else optimizers.split_head(model)[0]
+    in_chunks = _LossOf(
+        tl.Serial(*layers), optimizers.ChunkedLoss(head, loss, 1), contextlib.nullcontext
+    )
+    rows = _nest.map_leaves(
+        lambda x: x[:2] if getattr(x, "ndim", 0) else x,
+        _nest.to_tensors(task.sample_batch, _device_of(both)),
+    )
+    cause: Exception | None = None
+    with modes_kept(both), torch.no_grad():
+        both.eval()
+        try:
+            whole = float(both(rows))
+            chunks = float(in_chunks(rows))
+            what = f"is {whole:.6g} for two rows of the sample batch and {chunks:.6g} for them"
+        except Exception as error:
+            cause, what = error, f"cannot be computed for two rows of the sample batch ({error})"
+    if cause is None and (
+        whole == chunks
+        or (math.isnan(whole) and math.isnan(chunks))  # which tells nothing
+        or abs(chunks - whole) <= 1e-3 * max(abs(whole), 1e-6)
+    ):
+        return
+    raise ValueError(
+        f"Chunks need a loss that is a mean over items, and {task.loss_name} {what} in chunks. "
+        f"Leave loss_chunk_size at 0; or write the loss as a mean over items, and where they have "
+        f"weights, take these as a third input called weights."
+    ) from cause
+
+
+def _warn_of_uneven(both: tl.Layer, shares: optimizers.Shares, task: _tasks.TrainTask) -> None:
     """Warns if a loss, of whose items nothing is known, is another one for a batch in parts."""
     if not shares.counts_rows or not any(isinstance(m, tl.Wrapped) for m in both.modules()):
         return
-    # Weights in host memory are measured there.
-    device = next((p.device for p in both.parameters()), world.device)
-    batch = _nest.to_tensors(task.sample_batch, device)
+    batch = _nest.to_tensors(task.sample_batch, _device_of(both))
     try:
         halves = shares.cut(batch, 2)
     except ValueError:  # a batch that is never cut
@@ -322,6 +382,11 @@ def _warn_of_uneven(
             f"weights, or nn.CrossEntropyLoss, which tells which targets it ignores.",
             stacklevel=3,
         )
+
+
+def _device_of(layer: tl.Layer) -> torch.device:
+    """Returns where a layer's weights are, which may be host memory."""
+    return next((p.device for p in layer.parameters()), torch.device("cpu"))
 
 
 def _over_ranks(
@@ -394,7 +459,12 @@ def _over_ranks(
 class _LossOf(torch.nn.Module):
     """Computes the loss of a batch as model and loss in series do, in a context of its own."""
 
-    def __init__(self, model: tl.Layer, loss: tl.Layer, autocast: Callable[[], Any]):
+    def __init__(
+        self,
+        model: tl.Layer,
+        loss: tl.Layer | optimizers.ChunkedLoss,
+        autocast: Callable[[], Any],
+    ):
         super().__init__()
         self.model = model
         self.loss = loss

@@ -79,7 +79,12 @@ class Loop:
       which_task: tells of a step which task is trained; by default they take turns.
       n_devices: how many devices the caller counts on; the launcher decides.
       random_seed: of all random numbers; by default a fresh one, kept in checkpoints.
-      loss_chunk_size: not there yet; refused unless 0.
+      loss_chunk_size: over how many positions at a time, of all (batch * length), the model's last
+        Dense and the loss are computed, so that the activations for a large vocabulary never exist
+        at once; a model that does not end in a Dense has the loss alone in chunks. Losses and
+        gradients are those of the whole. A loss that is no mean or sum over items is refused. One
+        that is neither Trax's nor torch's cross-entropy gets whole rows of the batch, as many as
+        have so many positions, at least one. 0 computes everything at once.
       use_memory_efficient_trainer: True trains block by block: activations of one block at a time
         take up memory, and its weights are updated, and its gradients freed, in the midst of the
         backward pass. 2 keeps weights and slots in host memory, too, and one block at a time on
@@ -153,7 +158,6 @@ class Loop:
         find_unused_parameters: bool = False,
         timeout: float = 300.0,
     ):
-        _assembly.refuse(loss_chunk_size=loss_chunk_size)
         settings = _assembly.Settings(
             precision,
             n_accumulation_steps,
@@ -162,7 +166,8 @@ class Loop:
             adasum,
             strategy,
             find_unused_parameters,
-            memory_efficient=int(use_memory_efficient_trainer),
+            loss_chunk_size,
+            int(use_memory_efficient_trainer),
         )
         if resume_data not in ("exact", "restart"):
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
@@ -216,10 +221,11 @@ class Loop:
             _assembly.check_task(self._model, task, settings)
         apart = _assembly.shard(self._model, self._tasks, world, settings)
         running = _assembly.running(self._model, settings, residence)
+        body, head = _assembly.cut_for_chunks(self._model, running, settings)
         with world.watched():
             self._trainers = [
                 _assembly.make_trainer(
-                    self._model, running, task, world, settings, apart, residence
+                    self._model, body, head, task, world, settings, apart, residence
                 )
                 for task in self._tasks
             ]
