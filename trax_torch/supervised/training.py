@@ -23,8 +23,11 @@ from trax_torch.supervised import (
     _checkpoint,
     _evaluator,
     _events,
+    _losses,
     _reports,
     _saves,
+    _settings,
+    _sharing,
     _signals,
     _snapshot,
     _stepping,
@@ -158,7 +161,7 @@ class Loop:
         find_unused_parameters: bool = False,
         timeout: float = 300.0,
     ):
-        settings = _assembly.Settings(
+        settings = _settings.Settings(
             precision,
             n_accumulation_steps,
             compile,
@@ -216,12 +219,12 @@ class Loop:
                 "whether output_dir is given": output_dir is not None,
             }
         )
-        _assembly.check_world(world, settings)  # no rank leaves before all have come
+        _sharing.check_world(world, settings)  # no rank leaves before all have come
         for task in self._tasks:
             _assembly.check_task(self._model, task, settings)
-        apart = _assembly.shard(self._model, self._tasks, world, settings)
+        apart = _sharing.shard(self._model, self._tasks, world, settings)
         running = _assembly.running(self._model, settings, residence)
-        body, head = _assembly.cut_for_chunks(self._model, running, settings)
+        body, head = _losses.cut_for_chunks(self._model, running, settings)
         with world.watched():
             self._trainers = [
                 _assembly.make_trainer(
