@@ -28,10 +28,10 @@ print(time.perf_counter() - start, threading.active_count() - threads, events,
 """
 
 
-def test_importing_is_quick_and_starts_nothing(tmp_path):
+def test_importing_is_quick_and_starts_nothing():
     """At most 0.3 s more than torch; no socket, process or thread; heavy helpers come later."""
     # Compiled once, as for users, also where the tests are told to leave no bytecode behind.
-    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     outcomes = [
         subprocess.run(
             [sys.executable, "-c", QUIET], env=env, capture_output=True, text=True, check=True
