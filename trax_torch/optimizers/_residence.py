@@ -107,8 +107,9 @@ class HostMemory(Residence):
         try:
             yield
         except BaseException:
-            for p, slots in homes.items():
-                optimizer.state[p].update(slots)
+            with self._copying(after_computing=True):  # which may still use what goes
+                for p, slots in homes.items():
+                    optimizer.state[p].update(slots)
             raise
         with self._copying(after_computing=True):
             for p in params:
@@ -140,7 +141,7 @@ class HostMemory(Residence):
         return tensor.pin_memory() if self._on_gpu else tensor
 
     def _is_fit(self, home: torch.Tensor) -> bool:
-        """Tells whether copies to it run beside the computation: a slot that was loaded is not."""
+        """Tells whether it is pinned, where it must be; a slot that was loaded is not."""
         return not self._on_gpu or home.is_pinned()
 
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
