@@ -181,8 +181,43 @@ def frozen():
     return model
 
 
+class Repeated(Tied):
+    """A module that runs one block several times."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.blocks = nn.ModuleList([self.blocks[0]] * 3)
+
+
+def patched():
+    """A module whose blocks somebody gave another forward."""
+    model = Tied()
+    for block in model.blocks:
+        block.forward = functools.partial(lambda forward, x: 2 * forward(x), block.forward)
+    return model
+
+
+class Spectrum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.fft.fft(self.linear(x))
+
+
+class OfSpectrum(Spectrum):
+    def forward(self, x):
+        return self.linear(torch.fft.ifft(x).real)
+
+
 OTHERS = {
     "a module": Tied,
+    "a block that is there three times": Repeated,
+    "blocks with forwards of their own": patched,
+    "complex numbers between blocks": lambda: nn.Sequential(
+        nn.Embedding(VOCAB, 8), Spectrum(), OfSpectrum(), OfSpectrum(), nn.Linear(8, VOCAB)
+    ),
     "nn.Sequential": lambda: nn.Sequential(
         nn.Embedding(VOCAB, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, VOCAB)
     ),
@@ -234,6 +269,41 @@ def test_an_encoder_and_a_decoder_keep_a_stack_between_blocks(mode):
 )
 def test_optimizers_of_all_kinds_update_a_block_at_a_time(recipe, mode):
     assert_equal_to_rounding(*(after(6, mode=m, recipe=recipe) for m in (mode, False)))
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_a_loss_alone_is_trained(mode):
+    def run(mode):
+        torch.manual_seed(3)
+        weighted = nn.Linear(3, 3)
+        loss = tl.Fn("Loss", lambda x, y: ((x - y) ** 2).mean())
+        batches = [(np.ones((4, 3), np.float32), np.zeros((4, 3), np.float32))] * 5
+        task = TrainTask(
+            batches,
+            tl.Serial(tl.as_layer(weighted), loss),
+            functools.partial(torch.optim.SGD, lr=0.1),
+        )
+        evals = EvalTask(batches, loss)
+        made = line_loop(
+            model=tl.Serial(), task=task, evals=evals, use_memory_efficient_trainer=mode
+        )
+        made.run(3)
+        return made
+
+    assert_equal_to_rounding(run(mode), run(False))
+
+
+@pytest.mark.parametrize("mode", [False, True, 2])
+def test_weights_that_are_frozen_between_runs_stay(mode):
+    model = reversible()
+    model.init(torch.ones(4, 8, dtype=torch.int64), rng=0)
+    recipe = torch.optim.Adam(model.parameters(), lr=0.01)
+    run = after(2, mode=mode, model=model, recipe=recipe)
+    frozen = list(model.parameters())[6].requires_grad_(False)
+    before = frozen.clone()
+    run.run(2)
+
+    assert torch.equal(frozen, before)
 
 
 def test_parameter_groups_and_their_order_stay():
@@ -498,6 +568,7 @@ def test_a_gradient_in_the_midst_that_is_not_finite_names_the_checkpoint(mode, t
     with pytest.raises(NonFiniteError, match="Step 7: .*nan.*not usable: go back") as caught:
         run.run(4)
 
+    assert all(p.grad is None for p in run.model.parameters())
     assert f"step 5, saved in {tmp_path}/run: load_checkpoint()" in caught.value.__notes__[-1]
     with pytest.raises(CheckpointError, match="broken off"):
         run.save_checkpoint("other")
@@ -518,7 +589,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(factor, mode):
     run = after(4, mode=mode, model=with_statistics(), loss=loss)
     before = state_of(run)
     told.append(1)
-    with pytest.raises(NonFiniteError, match="Step 5: the loss is (nan|inf), so the step was not"):
+    with pytest.raises(NonFiniteError, match="Step 5: the loss is (nan|inf), so .*, or lower the"):
         run.run(1)
 
     assert run.step == 4
@@ -566,6 +637,20 @@ def test_what_needs_all_gradients_at_once_is_refused(kwargs, why):
         loop(**kwargs)
 
 
+def test_a_block_that_writes_into_what_is_kept_of_it_is_refused():
+    model = nn.Sequential(
+        nn.Embedding(VOCAB, 8),
+        tl.Residual(tl.Dense(8)),
+        nn.SELU(inplace=True),
+        nn.Linear(8, 8),
+        tl.Residual(tl.Dense(8)),
+        nn.Linear(8, VOCAB),
+    )
+    run = loop(model=model)
+    with pytest.raises(ValueError, match="writes into its inputs, .* inplace=False"):
+        run.run(1)
+
+
 class LooksAtAll(torch.optim.SGD):
     """Somebody's own optimizer."""
 
@@ -573,3 +658,14 @@ class LooksAtAll(torch.optim.SGD):
 def test_an_optimizer_that_may_look_at_all_weights_is_refused():
     with pytest.raises(ValueError, match="LooksAtAll may look at all of them"):
         loop(recipe=functools.partial(LooksAtAll, lr=0.1))
+
+
+def test_a_trainer_of_its_own_says_that_a_bad_step_was_not_taken():
+    """Also after steps of which no Loop took note."""
+    model = tl.Serial(tl.Dense(1), tl.L2Loss())
+    batch = torch.ones(2, 3), torch.ones(2, 1), torch.ones(2, 1)
+    model.init(batch)
+    alone = trainer.Trainer(model, optimizers.SGD(0.1))
+    alone.one_step(batch)
+    with pytest.raises(NonFiniteError, match="so the step was not taken"):
+        alone.one_step((batch[0] * float("nan"), *batch[1:]))

@@ -50,7 +50,8 @@ class Blocks:
         self.device = device
         self.residence = residence or Residence()
         self._blocks = cut(layers)
-        if isinstance(last, tl.Layer) and not isinstance(self._blocks[-1], ReversibleLayer):
+        before = self._blocks[-1:]
+        if isinstance(last, tl.Layer) and before and not isinstance(before[0], ReversibleLayer):
             last = tl.Serial(self._blocks.pop(), last)
         self._last = last
         self._autocast = autocast
@@ -148,15 +149,21 @@ class Blocks:
         n_in = block.n_in
         inputs = stack[:n_in]
         replay = Replay(block, self.device, packed(inputs))
+        versions = _versions(inputs)
         outputs = items_of(base.call(block, packed(inputs)))
         is_trained = any(wants[:n_in]) or any(p.requires_grad for p in block.parameters())
         after = (*outputs, *stack[n_in:])
-        wants_after = (*(is_trained and _is_float(x) for x in outputs), *wants[n_in:])
+        wants_after = (*(is_trained and _can_have_grad(x) for x in outputs), *wants[n_in:])
         if isinstance(block, ReversibleLayer):
             if self._kept and isinstance(self._kept[-1], _KeptRun):
                 self._kept[-1].outputs = ()  # the next block's way back gives them
             self._kept.append(_KeptRun(after, replay, wants[:n_in]))
         else:
+            if _versions(inputs) != versions:
+                raise ValueError(
+                    f"{block.name} writes into its inputs, which are kept to run it again in the "
+                    f"backward pass. Build its layers with inplace=False."
+                )
             self._kept.append(_KeptInputs(inputs, replay, wants[:n_in], len(outputs)))
         return after, wants_after
 
@@ -237,7 +244,7 @@ class _KeptInputs:
             pairs = [
                 (x, g)
                 for x, g in zip(outputs, above, strict=True)
-                if g is not None and _is_float(x) and x.requires_grad
+                if g is not None and _can_have_grad(x) and x.requires_grad
             ]
             if pairs:
                 torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
@@ -337,8 +344,13 @@ def _is_composite(layer: tl.Layer) -> bool:
     return any(map(_has_weights, module.children()))
 
 
-def _is_float(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.is_floating_point()
+def _can_have_grad(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def _versions(items: Stack) -> list[int]:
+    """Returns how often each tensor was written into."""
+    return [x._version for x in items if isinstance(x, torch.Tensor)]
 
 
 def _tracked(items: Stack, wants: tuple[bool, ...]) -> Stack:

@@ -12,26 +12,33 @@ from torch.utils.checkpoint import checkpoint
 @contextlib.contextmanager
 def recomputed(parts: list[nn.Module]) -> Iterator[None]:
     """Has the parts keep what they take in, and no activations, when they run within the block."""
+    own = [(part, vars(part).get("forward")) for part in parts]  # some have one of their own
     for part in parts:
         part.forward = functools.partial(_run, part.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for part in parts:
+        for part, forward in own:
             del part.forward
+            if forward is not None:
+                part.forward = forward  # type: ignore[method-assign]
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:
     """Returns the members of the outermost lists of modules in a module that are worth it.
 
-    They are made of modules themselves. One with statistics of its own, which would count twice,
-    is left out.
+    They are made of modules themselves; one that is there several times is returned once. One with
+    statistics of its own, which would count twice, is left out.
     """
+    return list(dict.fromkeys(_parts_in(module)))
+
+
+def _parts_in(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, (nn.ModuleList, nn.Sequential)):
         members = [member for member in module if any(True for _ in member.children())]
         if len(members) > 1:
             return [member for member in members if not any(True for _ in member.buffers())]
-    return [part for child in module.children() for part in parts_of(child)]
+    return [part for child in module.children() for part in _parts_in(child)]
 
 
 def _run(forward: Any, *args: Any, **kwargs: Any) -> Any:

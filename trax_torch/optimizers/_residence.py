@@ -107,8 +107,9 @@ class HostMemory(Residence):
         try:
             yield
         except BaseException:
-            for p, slots in homes.items():
-                optimizer.state[p].update(slots)
+            with self._copying(after_computing=True):  # which may still use what goes
+                for p, slots in homes.items():
+                    optimizer.state[p].update(slots)
             raise
         with self._copying(after_computing=True):
             for p in params:
@@ -116,7 +117,7 @@ class HostMemory(Residence):
                     home = homes.get(p, {}).get(name)
                     if not _moves(slot, is_wanted=True) or slot is home:
                         continue
-                    if home is None or home.shape != slot.shape:
+                    if home is None or home.shape != slot.shape or not self._is_fit(home):
                         home = self._pinned(torch.empty_like(slot, device="cpu"))
                     self._send(slot, home)
                     optimizer.state[p][name] = home
@@ -139,12 +140,16 @@ class HostMemory(Residence):
         tensor = tensor.to("cpu")
         return tensor.pin_memory() if self._on_gpu else tensor
 
+    def _is_fit(self, home: torch.Tensor) -> bool:
+        """Tells whether it is pinned, where it must be; a slot that was loaded is not."""
+        return not self._on_gpu or home.is_pinned()
+
     def _copy(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device, non_blocking=True, copy=True)
 
     def _send(self, tensor: torch.Tensor, home: torch.Tensor) -> None:
         home.copy_(tensor, non_blocking=True)
-        if self._stream is not None:
+        if self._stream is not None and tensor.is_cuda:  # a count of steps may be on the host
             tensor.record_stream(self._stream)
 
     def _used_now(self, tensor: torch.Tensor) -> torch.Tensor:

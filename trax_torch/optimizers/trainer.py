@@ -159,8 +159,7 @@ class Trainer:
             self._rate_is_given = True
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-        for p in self.params:  # all of them: the optimizer may hold but a few
-            p.grad = None
+        self._free_gradients()
         if self._buffers:
             self._keep_buffers()
         if self._blocks is not None:
@@ -217,6 +216,7 @@ class Trainer:
                 f"{len(new)} weights are trained now that were frozen when Loop was built. Build "
                 f"Loop again with the model as it is; output_dir keeps what was learned."
             )
+        self._free_gradients()  # of frozen ones, too, which the optimizer would follow on
         self.params = params
 
     def weight_of(self, batch: Any) -> float:
@@ -279,17 +279,19 @@ class Trainer:
         squares = {"gradients_l2": 0.0}
         if measure_weights:  # of those that no gradient is waited for, too
             squares["weights_l2"] = 0.0
+        is_late = False  # whether weights are updated already
 
         def complete(params: list[torch.nn.Parameter]) -> None:
+            nonlocal is_late
             if self._ranks is not None:
                 self._ranks.merge(params)
             norm = float(self._norm([p.grad for p in params if p.grad is not None]))
             if not math.isfinite(norm):
-                raise NonFiniteError(self._complaint(step, loss, norm), loss)
+                raise NonFiniteError(self._complaint(step, loss, norm, is_late), loss)
             squares["gradients_l2"] += norm**2
             if measure_weights:
                 squares["weights_l2"] += float(self._norm([p.detach() for p in params])) ** 2
-            self.is_whole = False
+            self.is_whole, is_late = False, True
             with blocks.residence.slots_at_hand(self.optimizer, params):
                 self._update_alone(params)
             for p in params:
@@ -303,9 +305,14 @@ class Trainer:
             blocks.backward(share, complete, one_by_one=self._ranks is None)
         except BaseException:
             blocks.abandon()
+            self._free_gradients()
             self._put_buffers_back()
             raise
         return loss, {"loss": loss, **{name: math.sqrt(x) for name, x in squares.items()}}
+
+    def _free_gradients(self) -> None:
+        for p in self.params:  # all of them: the optimizer may hold but a few
+            p.grad = None
 
     def _update_alone(self, params: list[torch.nn.Parameter]) -> None:
         """Has the optimizer update these weights, and look at no others."""
@@ -396,21 +403,23 @@ class Trainer:
                     continue
                 now.copy_(kept if condition is None else torch.where(condition, kept, now))
 
-    def _complaint(self, step: int, loss: float, norm: float | None = None) -> str:
+    def _complaint(
+        self, step: int, loss: float, norm: float | None = None, is_late: bool = False
+    ) -> str:
         whose = "" if self._ranks is None else f"'s part of rank {self._ranks.rank}"
         found = f"Step {step}: the loss{whose} is {loss}"
         if norm is not None:
             found += f" and the gradients' norm {norm}"
-        if not self.is_whole:
+        if is_late:
             return (
                 f"{found}, which is a block's whose turn came after others were updated. The "
                 f"weights in memory belong to no step and are not usable: go back to a checkpoint."
             )
         skipped = f" {self.n_skipped} steps were not." if self._n_skips else ""
-        return (
-            f"{found}, so the step was not taken.{skipped} Look at this batch, lower the learning "
-            f"rate, or clip: clip_grad_norm=1.0."
-        )
+        advice = "lower the learning rate, or clip: clip_grad_norm=1.0"
+        if self._blocks is not None:  # which cannot clip
+            advice = "or lower the learning rate"
+        return f"{found}, so the step was not taken.{skipped} Look at this batch, {advice}."
 
     def _clip(self, grads: list[torch.Tensor], gradients_l2: Any) -> None:
         limit = self._clip_grad_norm
