@@ -11,9 +11,9 @@ what is measured is the last layer and the loss; SGD, which has no slots. `loss_
 against 0. It is shown that weights after a step are equal to rounding; memory is measured in one
 process each, and time in one process, in turn.
 
-`depth`: 8, 16 and 32 half residuals of vectors of 256 and 1,024, on 16 x 512 positions, with SGD: how
-much the growth grows with a block, weights and their gradients included. `plain` spells them with
-ordinary layers, `reversible` with reversible ones, `blocks` has these under
+`depth`: 8, 16 and 32 half residuals of vectors of 256 and 1,024, on 16 x 512 positions, with SGD:
+how much the growth grows with a block, weights and their gradients included. `plain` spells them
+with ordinary layers, `reversible` with reversible ones, `blocks` has these under
 `use_memory_efficient_trainer=True`. Aim: at most a tenth of the plain spelling's.
 
 `gradients`: a TransformerLM of 102 million weights on 32 positions, so that a step adds little but
@@ -21,8 +21,8 @@ gradients; `use_memory_efficient_trainer=True` against False. Aim: at most the g
 largest blocks. Counted exactly, and seen in the process's size.
 
 `host` (on CUDA alone): the same model on 4 x 512 positions with Adam;
-`use_memory_efficient_trainer=2`. Aim: at its peak the device holds at most three blocks' weights and
-slots and a block's activations.
+`use_memory_efficient_trainer=2`. Aim: at its peak the device holds at most three blocks' weights
+and slots and a block's activations.
 """
 
 import argparse

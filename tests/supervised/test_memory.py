@@ -240,6 +240,17 @@ def test_models_of_all_kinds_are_cut_into_blocks(model, mode):
     assert_equal_to_rounding(run(mode), run(False))
 
 
+@pytest.mark.parametrize("model", [reversible, OTHERS["nn.Sequential"]])
+def test_a_hook_on_the_model_is_called_at_each_step(model):
+    model, calls = model(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    run = loop(model=model)
+    run.run(1)
+    n_in_evals = len(calls) - 1
+    run.run(3)
+    assert len(calls) == 4 + n_in_evals
+
+
 @pytest.mark.parametrize("mode", [True, 2])
 def test_an_encoder_and_a_decoder_keep_a_stack_between_blocks(mode):
     """Masks and targets travel under what a block takes; the embedding is shared."""

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from trax_torch.layers import _replay, _stack, base
+from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers.base import Layer
 
 Params = Sequence[torch.Tensor]
@@ -276,13 +277,7 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
 
 def _is_watched(layer: Any) -> bool:
     """Tells whether hooks wait at a layer: they may do what `reverse` knows nothing of."""
-    return bool(
-        "forward" in vars(layer)
-        or layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-    )
+    return "forward" in vars(layer) or has_hooks(layer)
 
 
 def _device_of(items: Sequence[Any]) -> torch.device:

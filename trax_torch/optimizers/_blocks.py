@@ -17,6 +17,7 @@ from torch import nn
 
 from trax_torch import layers as tl
 from trax_torch.layers import base
+from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers._replay import Replay
 from trax_torch.layers._reversing import ReversibleLayer, add, items_of, packed
 from trax_torch.optimizers._recompute import parts_of, recomputed
@@ -294,11 +295,17 @@ def cut(layers: Iterable[tl.Layer]) -> list[tl.Layer]:
 
 
 def series_of(layer: tl.Layer) -> list[tl.Layer]:
-    """Returns what a layer runs one after another: the parts of a Serial or nn.Sequential, say."""
+    """Returns what a layer runs one after another: the parts of a Serial or nn.Sequential, say.
+
+    One with hooks is not taken apart: they wait for it to be called as a whole.
+    """
+    module = layer.module if isinstance(layer, tl.Wrapped) else layer
+    if has_hooks(layer) or has_hooks(module):
+        return [layer]
     if type(layer) is tl.Serial:
         return list(layer.sublayers)
-    if isinstance(layer, tl.Wrapped) and type(layer.module) is nn.Sequential:
-        return [tl.as_layer(module) for module in layer.module]
+    if type(module) is nn.Sequential:
+        return [tl.as_layer(part) for part in module]
     return [layer]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from trax_torch import _nest
 from trax_torch import layers as tl
+from trax_torch.layers._hooks import has_hooks
 from trax_torch.optimizers._shares import WEIGHING, Shares
 
 # Losses of Trax that are means, or sums, over positions; and measures that are not.
@@ -316,9 +317,9 @@ def _classes_last(items: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _ends_of(layer: tl.Layer) -> list[tl.Layer]:
     """Returns layers that are a model in series, cut as finely as its end asks for."""
-    if type(layer) is tl.Serial and layer.sublayers and not _has_hooks(layer):
+    if type(layer) is tl.Serial and layer.sublayers and not has_hooks(layer):
         return [*layer.sublayers[:-1], *_ends_of(layer.sublayers[-1])]
-    if not isinstance(layer, tl.Wrapped) or layer.n_in != 1 or _has_hooks(layer):
+    if not isinstance(layer, tl.Wrapped) or layer.n_in != 1 or has_hooks(layer):
         return [layer]
     modules = _modules_of(layer.module)
     if modules == [layer.module]:
@@ -331,23 +332,13 @@ def _ends_of(layer: tl.Layer) -> list[tl.Layer]:
 
 def _modules_of(module: nn.Module) -> list[nn.Module]:
     """Returns the modules that an `nn.Sequential` runs, its last one's in its place."""
-    if type(module) is not nn.Sequential or not len(module) or _has_hooks(module):
+    if type(module) is not nn.Sequential or not len(module) or has_hooks(module):
         return [module]
     *before, last = module
     modules = [*before, *_modules_of(last)]
     if isinstance(modules[-1], nn.LogSoftmax):
         modules[-2:-1] = [m for each in modules[-2:-1] for m in _modules_of(each)]
     return modules
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Tells whether someone wants to be told when the module is called as a whole."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _is_dense(layer: tl.Layer) -> bool:

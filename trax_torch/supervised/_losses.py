@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -64,13 +64,10 @@ def refuse_if_chunks_differ(both: tl.Layer, head: tl.Layer | None, task: _tasks.
     in_chunks = LossOf(
         tl.Serial(*layers), optimizers.ChunkedLoss(head, loss, 1), contextlib.nullcontext
     )
-    rows = _nest.map_leaves(
-        lambda x: x[:2] if getattr(x, "ndim", 0) else x,
-        _nest.to_tensors(task.sample_batch, _device_of(both)),
-    )
     cause: Exception | None = None
-    with modes_kept(both), torch.no_grad():
-        both.eval()
+    with _measuring(both) as device:
+        batch = _nest.to_tensors(task.sample_batch, device)
+        rows = _nest.map_leaves(lambda x: x[:2] if getattr(x, "ndim", 0) else x, batch)
         try:
             whole = float(both(rows))
             chunks = float(in_chunks(rows))
@@ -94,13 +91,12 @@ def warn_of_uneven(both: tl.Layer, shares: optimizers.Shares, task: _tasks.Train
     """Warns if a loss, of whose items nothing is known, is another one for a batch in parts."""
     if not shares.counts_rows or not any(isinstance(m, tl.Wrapped) for m in both.modules()):
         return
-    batch = _nest.to_tensors(task.sample_batch, _device_of(both))
-    try:
-        halves = shares.cut(batch, 2)
-    except ValueError:  # a batch that is never cut
-        return
-    with modes_kept(both), torch.no_grad():
-        both.eval()
+    with _measuring(both) as device:
+        batch = _nest.to_tensors(task.sample_batch, device)
+        try:
+            halves = shares.cut(batch, 2)
+        except ValueError:  # a batch that is never cut
+            return
         whole = float(both(batch))
         parts = sum(float(both(part)) * share for part, share in halves)
     if not abs(parts - whole) <= 1e-3 * max(abs(whole), 1e-6):  # which NaN is not either
@@ -113,6 +109,21 @@ def warn_of_uneven(both: tl.Layer, shares: optimizers.Shares, task: _tasks.Train
         )
 
 
-def _device_of(layer: tl.Layer) -> torch.device:
-    """Returns where a layer's weights are, which may be host memory."""
-    return next((p.device for p in layer.parameters()), torch.device("cpu"))
+@contextlib.contextmanager
+def _measuring(both: tl.Layer) -> Iterator[torch.device]:
+    """Has a model and its loss in eval mode for a while, all on the device that it gives.
+
+    That is where the weights are, which may be host memory.
+    """
+    device = next((p.device for p in both.parameters()), torch.device("cpu"))
+    places = [(m._buffers, name) for m in both.modules() for name in m._buffers]
+    kept = [buffers[name] for buffers, name in places]
+    try:
+        for (buffers, name), buffer in zip(places, kept, strict=True):
+            buffers[name] = None if buffer is None else buffer.to(device)
+        with modes_kept(both), torch.no_grad():
+            both.eval()
+            yield device
+    finally:
+        for (buffers, name), buffer in zip(places, kept, strict=True):
+            buffers[name] = buffer
