@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import doctest
+import os
 
 import numpy as np
 import pytest
@@ -15,3 +16,7 @@ def _names_for_doctests(doctest_namespace):
 
 
 doctest.ELLIPSIS_MARKER = "..."
+
+# Tests run side by side, and their models are small: threads would wait for each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start

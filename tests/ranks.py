@@ -1,5 +1,6 @@
 """Runs a function on several ranks, each in a process of its own, over loopback."""
 
+import gc
 import os
 import pickle
 import signal
@@ -76,7 +77,13 @@ def start(folder, size, function, *args):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return [Rank(str(folder), rank, size, port, function, args) for rank in range(size)]
+    # What is there now, no collector of a child shall touch: it would copy each page of memory.
+    gc.collect()
+    gc.freeze()
+    try:
+        return [Rank(str(folder), rank, size, port, function, args) for rank in range(size)]
+    finally:
+        gc.unfreeze()
 
 
 def outcomes(folder, size, function, *args, limit=120):

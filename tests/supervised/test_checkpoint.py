@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from toys import line_loop
+from toys import let_others_in, line_loop
 
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import _checkpoint
@@ -319,11 +319,8 @@ def test_a_state_of_unknown_things_is_refused(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_a_folder_of_somebody_else_is_refused(tmp_path):
     """In a child that is not root."""
-    tmp_path.chmod(0o755)
+    let_others_in(tmp_path)
     (tmp_path / "theirs").mkdir(mode=0o755)
-    for parent in tmp_path.parents:
-        if parent.name.startswith("pytest"):
-            parent.chmod(0o755)
     child = os.fork()
     if not child:
         os.setuid(12345)

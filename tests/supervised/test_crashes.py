@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from programs import children, crashing
-from toys import assert_same_run, line_loop, state_of
+from toys import assert_same_run, let_others_in, line_loop, state_of
 
 from trax_torch import _world
 from trax_torch._errors import CheckpointError
@@ -271,10 +271,7 @@ def test_files_that_may_not_grow_are_spoken_of_and_lived_through(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_a_folder_that_turns_read_only_is_spoken_of_and_lived_through(tmp_path):
     """In a child that is not root; also one that belongs to somebody else from the start."""
-    tmp_path.chmod(0o755)
-    for folder in tmp_path.parents:
-        if folder.name.startswith("pytest"):
-            folder.chmod(0o755)
+    let_others_in(tmp_path)
     (tmp_path / "ours").mkdir()
     (tmp_path / "theirs").mkdir()
     os.chown(tmp_path / "ours", 12345, 12345)
