@@ -180,6 +180,7 @@ class Caching(Foreign):
 def test_a_foreign_module_takes_part_by_its_own_cache_or_in_eval_mode():
     settings = {"batch_size": 2, "max_length": 5}
     module = Caching()
+    module.rooms.clear()
 
     assert sample(module, **settings).tolist() == [[0, 1, 2, 3, 4]] * 2
     assert module.rooms == [(2, 5)]
