@@ -75,8 +75,11 @@ class Dense(Layer):
         w, b = self.weight, self.bias
         if x.dtype != w.dtype:
             x, w, b = promote(x, w, b)
-        if self._memory is not None and _is_quicker_turned_round(x, w):
-            return _turned_round(x, w, b)
+        if self._memory is not None and _is_of_few_rows(x):
+            if torch.compiler.is_compiling():
+                return _row_by_row(x, w, b)
+            if _is_quicker_turned_round(x, w):
+                return _turned_round(x, w, b)
         return F.linear(x, w, b)
 
     def _own_tree(self, kind: str) -> Any:
@@ -375,17 +378,34 @@ def Sum(axis: Any = None, keepdims: bool = False) -> PureLayer:
     return PureLayer(functools.partial(torch.sum, dim=axis, keepdim=keepdims), name="Sum")
 
 
+def _is_of_few_rows(x: torch.Tensor) -> bool:
+    """Tells whether x is what a step of decoding on a CPU brings: at most 8 rows of float32."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return False
+    return x.numel() <= 8 * x.shape[-1]
+
+
+def _row_by_row(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+    """Returns x w' + b in a form of which the compiler makes one loop over w, for all rows at once.
+
+    Measured with torch 2.13 on AVX2 on the matrices of a small TransformerLM: 1.2 to 3 times as
+    quick as MKL, which copies a matrix before it multiplies a few rows. Uncompiled it is slow.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = torch.stack([(w * rows[i]).sum(-1) for i in range(rows.shape[0])])
+    y = y if b is None else y + b
+    return y.reshape(*x.shape[:-1], w.shape[0])
+
+
 def _is_quicker_turned_round(x: torch.Tensor, w: torch.Tensor) -> bool:
-    """Tells whether w x' is quicker than x w', as for the few rows of a step on a CPU.
+    """Tells whether w x' is quicker than x w', for the few rows of a step on a CPU.
 
     For a few rows MKL copies a matrix on the right before it multiplies, which is most of the time;
     one on the left it reads once. Measured with torch 2.13 on AVX2: 1.2 to 1.9 times as quick.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
-        return False
     n_out, n_in = w.shape
     n_rows = x.numel() // n_in
-    return 2 <= n_rows <= 8 and (n_out >= n_in or n_rows in (4, 5))
+    return n_rows > 1 and (n_out >= n_in or n_rows in (4, 5))
 
 
 def _turned_round(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
