@@ -17,15 +17,6 @@ D, VOCAB = 5, 7
 SIZES = [1, 7, 12, 100]  # of chunks, for 12 positions
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Two would wait for each other longer than these models take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Tempered(nn.Module):
     """A loss that is trained itself, and is given weights."""
 

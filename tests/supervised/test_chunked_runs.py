@@ -28,15 +28,6 @@ MODELS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Two would wait for each other longer than these models take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def sentences(seed=0, n=6):
     """Batches of 6 positions a row, of which some count for nothing; half of the rows wholly."""
     i = 0

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trax_torch import _seeds
-from trax_torch.layers import base
+from trax_torch.layers import _trees, base
 
 
 class Replay:
@@ -39,7 +39,10 @@ class Replay:
         self._dtypes = [i.dtype if _is_float(i) else None for i in items]
         self.draws = _seeds.Again(device)  # called, gives the context of the random numbers alone
         self._numbers = [(m, _numbers_of(m)) for m in layer.modules()]
-        self._buffers = {name: b.detach().clone() for name, b in _lasting_buffers(layer)}
+        self._buffers = {
+            path: owner.get_buffer(name).detach().clone()
+            for path, owner, name in _trees.lasting_buffers(layer)
+        }
         kinds = {"cpu", device.type}
         self._casts = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
@@ -132,14 +135,6 @@ def parameters_of(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in module._parameters.items():
             if tensor is not None:
                 yield f"{path}.{name}" if path else name, tensor
-
-
-def _lasting_buffers(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the buffers that a state_dict holds, by name."""
-    for path, module in layer.named_modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                yield f"{path}.{name}" if path else name, buffer
 
 
 def _is_float(x: Any) -> bool:

@@ -202,9 +202,12 @@ def detached(x: Any) -> Any:
 def leaf(x: Any) -> Any:
     """Returns a tensor without its past that gradients are recorded of, if it can have any."""
     x = detached(x)
-    if isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex()):
-        x.requires_grad_()
-    return x
+    return x.requires_grad_() if can_have_grad(x) else x
+
+
+def can_have_grad(x: Any) -> bool:
+    """Tells whether something is a tensor of a type that gradients exist of."""
+    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def add(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:

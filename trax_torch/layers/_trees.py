@@ -160,3 +160,15 @@ def map_tree(fn: Callable[[Any], Any], tree: Any) -> Any:
     if isinstance(tree, (tuple, list)):
         return tuple(map_tree(fn, item) for item in tree)
     return fn(tree)
+
+
+def lasting_buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yields `(path, owner, name)` of the buffers that a state_dict holds: statistics, say.
+
+    Args:
+      module: is searched with all in it; a module that occurs again counts once.
+    """
+    for path, owner in module.named_modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and name not in owner._non_persistent_buffers_set:
+                yield f"{path}.{name}" if path else name, owner, name

@@ -19,7 +19,7 @@ from trax_torch import layers as tl
 from trax_torch.layers import base
 from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers._replay import Replay
-from trax_torch.layers._reversing import ReversibleLayer, add, items_of, packed
+from trax_torch.layers._reversing import ReversibleLayer, add, can_have_grad, items_of, packed
 from trax_torch.optimizers._recompute import parts_of, recomputed
 from trax_torch.optimizers._residence import Residence
 
@@ -64,11 +64,6 @@ class Blocks:
         self._loss: torch.Tensor | None = None
         self._inputs: Stack = ()  # of what comes last
 
-    @property
-    def n_blocks(self) -> int:
-        """How many blocks there are, what comes last not counted."""
-        return len(self._blocks)
-
     def params_due(self) -> list[list[nn.Parameter]]:
         """Returns the trained weights by the block after whose backward pass they are complete.
 
@@ -89,8 +84,9 @@ class Blocks:
         with self._autocast():
             with torch.no_grad():
                 for i, block in enumerate(self._blocks):
-                    with self._at_hand(i, i + 1):
-                        stack, wants = self._run(block, stack, wants)
+                    self._bring(i, i + 1)
+                    stack, wants = self._run(block, stack, wants)
+                    self._leave(i, [])
             n = self._last.n_in
             self._bring(len(self._blocks), len(self._blocks) - 1)
             self._inputs = _tracked(stack[:n], wants[:n])
@@ -154,7 +150,7 @@ class Blocks:
         outputs = items_of(base.call(block, packed(inputs)))
         is_trained = any(wants[:n_in]) or any(p.requires_grad for p in block.parameters())
         after = (*outputs, *stack[n_in:])
-        wants_after = (*(is_trained and _can_have_grad(x) for x in outputs), *wants[n_in:])
+        wants_after = (*(is_trained and can_have_grad(x) for x in outputs), *wants[n_in:])
         if isinstance(block, ReversibleLayer):
             if self._kept and isinstance(self._kept[-1], _KeptRun):
                 self._kept[-1].outputs = ()  # the next block's way back gives them
@@ -179,12 +175,6 @@ class Blocks:
         if rest:
             complete(rest)
         self._leave(i, due)
-
-    @contextlib.contextmanager
-    def _at_hand(self, i: int, following: int) -> Iterator[None]:
-        self._bring(i, following)
-        yield
-        self._leave(i, [])
 
     def _bring(self, i: int, following: int) -> None:
         """Has a block's weights on the device, and starts to bring those of the following one."""
@@ -245,7 +235,7 @@ class _KeptInputs:
             pairs = [
                 (x, g)
                 for x, g in zip(outputs, above, strict=True)
-                if g is not None and _can_have_grad(x) and x.requires_grad
+                if g is not None and can_have_grad(x) and x.requires_grad
             ]
             if pairs:
                 torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
@@ -349,10 +339,6 @@ def _has_weights(layer: nn.Module) -> bool:
 def _is_composite(layer: tl.Layer) -> bool:
     module = layer.module if isinstance(layer, tl.Wrapped) else layer
     return any(map(_has_weights, module.children()))
-
-
-def _can_have_grad(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def _versions(items: Stack) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 
 from trax_torch import _seeds, _world
 from trax_torch import layers as tl
+from trax_torch.layers import _trees
 from trax_torch.layers._modes import modes_kept
 from trax_torch.optimizers import base
 from trax_torch.optimizers._blocks import Blocks
@@ -464,9 +465,4 @@ def try_out(
 
 def _places_of_buffers(layer: tl.Layer) -> list[tuple[dict[str, Any], str]]:
     """Returns where the buffers are that a step in train mode may change: statistics, say."""
-    return [
-        (module._buffers, name)
-        for module in layer.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
-    ]
+    return [(owner._buffers, name) for _, owner, name in _trees.lasting_buffers(layer)]

@@ -151,7 +151,7 @@ def make_trainer(
     if world.size > 1:
         module, ranks = _sharing.over_ranks(module, both, task, world, settings, apart)
     if settings.memory_efficient:
-        layers = [model] if head is None else optimizers.split_head(model)[0]
+        layers = [model] if head is None else body.sublayers
         blocks = optimizers.Blocks(layers, last, world.device, autocast, residence)
     return optimizers.Trainer(
         both,
