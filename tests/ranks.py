@@ -109,6 +109,13 @@ def values(folder, size, function, *args, limit=120):
     return [value for _, value in found]
 
 
+def environment():
+    """Returns the variables for a program that imports the package and the tests' modules."""
+    tests = os.path.dirname(os.path.abspath(__file__))
+    path = os.pathsep.join([os.path.dirname(tests), tests, os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 class Torchrun:
     """A `torchrun` of a program, whose output goes to a file.
 
@@ -121,15 +128,13 @@ class Torchrun:
 
     def __init__(self, output, *args, within=(), env=None):
         self.output = output
-        tests = os.path.dirname(os.path.abspath(__file__))
-        path = os.pathsep.join([os.path.dirname(tests), tests, os.environ.get("PYTHONPATH", "")])
         command = [*within, sys.executable, "-m", "torch.distributed.run", *map(str, args)]
         with open(output, "w") as f:
             self._process = subprocess.Popen(
                 command,
                 stdout=f,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})},
+                env={**environment(), **(env or {})},
             )
 
     def send(self, signum):

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -114,6 +115,17 @@ def test_ranks_save_one_step_when_torchrun_is_asked_to_end_and_resume_from_it(la
     assert f"Step {step:6d}: Stopped by signal 15." in run.text()
     assert not list(tmp_path.glob("*.error"))
     assert training.differences(whole, cut) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads cannot be held back here")
+def test_processes_end_in_order_however_late_the_threads_between_ranks_are():
+    """One that is last to let go of a tensor aborts an interpreter that is ending."""
+    command = [sys.executable, PROGRAMS / "ending.py", "4"]
+    ended = subprocess.run(command, env=ranks.environment(), capture_output=True, text=True)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["0"] * 8, ended.stderr
 
 
 # Two machines.

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ class World:
         if self.size == 1:
             return list(values)
         totals = torch.tensor(values, dtype=torch.float64)
-        with _told():
+        with _told(totals):
             dist.all_reduce(totals)
         return totals.tolist()
 
@@ -75,11 +76,12 @@ class World:
         if self.size == 1:
             return data
         length = torch.tensor([len(data)])
-        with _told():
+        with _told(length):
             dist.broadcast(length, 0)
-            content = torch.zeros(int(length), dtype=torch.uint8)
-            if self.is_chief and data:
-                content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if self.is_chief and data:
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        with _told(content):
             dist.broadcast(content, 0)
         return content.numpy().tobytes()
 
@@ -92,7 +94,7 @@ class World:
         if data:
             mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         everyones = [torch.empty_like(mine) for _ in lengths]
-        with _told():
+        with _told(mine, *everyones):
             dist.all_gather(everyones, mine)
         return [x[:n].numpy().tobytes() for x, n in zip(everyones, lengths, strict=True)]
 
@@ -100,7 +102,7 @@ class World:
         """Sets the tensors to the chief's."""
         if self.size == 1:
             return
-        with _told(), torch.no_grad():
+        with _told(*tensors), torch.no_grad():
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
@@ -194,7 +196,7 @@ class World:
     def exchange(self, tensor: torch.Tensor, partner: int) -> torch.Tensor:
         """Returns the partner's tensor of the same shape, which gets this one."""
         theirs = torch.empty_like(tensor)
-        with _told():
+        with _told(tensor, theirs):
             operations = [
                 dist.P2POp(dist.isend, tensor, partner),
                 dist.P2POp(dist.irecv, theirs, partner),
@@ -205,7 +207,7 @@ class World:
 
     def mean_(self, tensor: torch.Tensor) -> None:
         """Sets a tensor to its mean over ranks."""
-        with _told():
+        with _told(tensor):
             dist.all_reduce(tensor)
         tensor.div_(self.size)
 
@@ -375,8 +377,15 @@ def _close() -> None:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Says in plain words that another rank is gone, or does not answer."""
+def _told(*tensors: torch.Tensor) -> Iterator[None]:
+    """Says in plain words that another rank is gone, or does not answer.
+
+    Args:
+      tensors: what its block sends and receives. They are the caller's alone when it ends: gloo's
+        threads hold on to them a little longer, and one that is the last to let go needs the
+        interpreter, which aborts the process if it is just ending (pytorch issue 190489).
+    """
+    held = [(t, _n_owners(t)) for t in tensors if t.device.type == "cpu"]
     try:
         yield
     except RuntimeError as error:
@@ -386,6 +395,15 @@ def _told() -> Iterator[None]:
                 "with init_process_group('cpu:gloo,cuda:nccl'), or let Loop start it."
             ) from error
         raise RankError(_GONE.format(error)) from error
+    finally:
+        until = time.monotonic() + 1.0
+        while any(_n_owners(t) > n for t, n in held) and time.monotonic() < until:
+            time.sleep(0)
+
+
+def _n_owners(tensor: Any) -> int:
+    n: int = tensor._use_count()
+    return n
 
 
 def _is_of_ranks(error: RuntimeError) -> bool:
