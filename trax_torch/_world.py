@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,8 +103,8 @@ class World:
         """Sets the tensors to the chief's."""
         if self.size == 1:
             return
-        with _told(*tensors), torch.no_grad():
-            for tensor in tensors:
+        for tensor in tensors:
+            with _told(tensor), torch.no_grad():
                 dist.broadcast(tensor, 0)
 
     def fail_together(self, error: Exception | None, kind: type[Exception] = RankError) -> None:
@@ -196,7 +197,7 @@ class World:
     def exchange(self, tensor: torch.Tensor, partner: int) -> torch.Tensor:
         """Returns the partner's tensor of the same shape, which gets this one."""
         theirs = torch.empty_like(tensor)
-        with _told(tensor, theirs):
+        with _told():
             operations = [
                 dist.P2POp(dist.isend, tensor, partner),
                 dist.P2POp(dist.irecv, theirs, partner),
@@ -381,11 +382,12 @@ def _told(*tensors: torch.Tensor) -> Iterator[None]:
     """Says in plain words that another rank is gone, or does not answer.
 
     Args:
-      tensors: what its block sends and receives. They are the caller's alone when it ends: gloo's
-        threads hold on to them a little longer, and one that is the last to let go needs the
-        interpreter, which aborts the process if it is just ending (pytorch issue 190489).
+      tensors: what its block sends and receives by gloo. They are the caller's alone when it ends:
+        a thread of gloo's that lets go of a tensor later needs the interpreter for it, and aborts
+        the process if that is just ending (pytorch issue 190489).
     """
-    held = [(t, _n_owners(t)) for t in tensors if t.device.type == "cpu"]
+    sent = [t for t in tensors if t.device.type == "cpu"]
+    counts = [sys.getrefcount(t) for t in sent]
     try:
         yield
     except RuntimeError as error:
@@ -395,15 +397,9 @@ def _told(*tensors: torch.Tensor) -> Iterator[None]:
                 "with init_process_group('cpu:gloo,cuda:nccl'), or let Loop start it."
             ) from error
         raise RankError(_GONE.format(error)) from error
-    finally:
-        until = time.monotonic() + 1.0
-        while any(_n_owners(t) > n for t, n in held) and time.monotonic() < until:
-            time.sleep(0)
-
-
-def _n_owners(tensor: Any) -> int:
-    n: int = tensor._use_count()
-    return n
+    until = time.monotonic() + 1.0
+    while [sys.getrefcount(t) for t in sent] > counts and time.monotonic() < until:
+        time.sleep(0)
 
 
 def _is_of_ranks(error: RuntimeError) -> bool:
