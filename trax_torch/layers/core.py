@@ -75,7 +75,7 @@ class Dense(Layer):
         w, b = self.weight, self.bias
         if x.dtype != w.dtype:
             x, w, b = promote(x, w, b)
-        if self._memory is not None and _is_of_few_rows(x):
+        if self._memory is not None and is_of_few_rows(x, x.numel() // x.shape[-1]):
             if torch.compiler.is_compiling():
                 return _row_by_row(x, w, b)
             if _is_quicker_turned_round(x, w):
@@ -378,11 +378,11 @@ def Sum(axis: Any = None, keepdims: bool = False) -> PureLayer:
     return PureLayer(functools.partial(torch.sum, dim=axis, keepdim=keepdims), name="Sum")
 
 
-def _is_of_few_rows(x: torch.Tensor) -> bool:
+def is_of_few_rows(x: torch.Tensor, n_rows: int) -> bool:
     """Tells whether x is what a step of decoding on a CPU brings: at most 8 rows of float32."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or n_rows > 8:
         return False
-    return x.numel() <= 8 * x.shape[-1]
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
 
 
 def _row_by_row(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:

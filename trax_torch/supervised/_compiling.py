@@ -5,10 +5,12 @@ All that changes from step to step is in tensors, so one program serves all step
 """
 
 import collections
+import functools
 import logging
 import math
 import types
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,40 +57,43 @@ class CompiledSteps:
 
 
 class CompiledStep:
-    """`step` as one compiled program of one model, for one kind."""
+    """`step` as one compiled program of one model, for one kind.
 
-    def __init__(self, steps: CompiledSteps, backend: str, device: torch.device):
+    The first steps of a run go in by torch's front door, which looks whether anything has changed
+    since the program was made. That takes longer than a small model's step itself, so what the
+    program was given is noted, and the steps after them give it the same but for what moves on.
+    """
+
+    def __init__(self, steps: CompiledSteps, backend: Any, device: torch.device):
         self._steps = steps
         # torch keeps programs by code object, a few for each: so each program has its own.
         own = types.FunctionType(step.__code__.replace(), step.__globals__, "step")
-        options: dict[str, Any] | None = None
-        if backend == "inductor":
-            # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
-            options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
-        self._program = torch.compile(own, backend=backend, fullgraph=True, options=options)
+        compiler = self._noting(_compiler_of(backend, device))
+        self._program = torch.compile(own, backend=compiler, fullgraph=True)
+        self._is_on_gpu = device.type == "cuda"
         self.is_made = False
+        # Which axes of the source and of what is kept of it are as long as the source.
+        self.axes: list[list[int]] | None = None
         self._is_full = False  # after torch would make no more programs of it
+        self._noted: Any = None  # the program that was called last, and its arguments
 
     def __call__(
-        self, layer: Any, source: Any, tokens: torch.Tensor, is_checked: bool
+        self, layer: Any, source: Any, tokens: torch.Tensor, calls: "Calls"
     ) -> torch.Tensor:
         """Returns `step(layer, source, tokens)`.
 
         Args:
           layer, source, tokens: as for `step`.
-          is_checked: whether an earlier step of the same run went through; then nothing is there
-            that could have changed, and torch is spared looking for it.
+          calls: the steps of the same run, between which nothing else could change anything.
         """
         if self._steps.cannot or self._is_full:
             return step(layer, source, tokens)
-        if is_checked:
-            try:
-                with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-                    return self._program(layer, source, tokens)
-            except RuntimeError as error:  # the step before was told to run uncompiled
-                if "skip_guard_eval_unsafe" not in str(error):
-                    raise
+        if calls.are_known:
+            if self._is_on_gpu:
+                torch.compiler.cudagraph_mark_step_begin()
+            return calls.repeat()
         try:
+            self._noted = None
             logits = self._program(layer, source, tokens)
         except Exception as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -102,7 +107,90 @@ class CompiledStep:
                 self._steps.cannot = True
             return step(layer, source, tokens)
         self.is_made = True
+        calls.note(self._noted)
+        self._noted = None  # it holds caches
         return logits
+
+    def _noting(self, compiler: Any) -> Any:
+        """Returns a compiler whose programs note what they are called with."""
+
+        def compile_graph(graph: Any, inputs: Any) -> Any:
+            program = compiler(graph, inputs)
+
+            def run(*args: Any) -> Any:
+                self._noted = program, list(args)
+                return program(*args)
+
+            return run
+
+        return compile_graph
+
+
+class Calls:
+    """The calls of a compiled program in one run: how to make the next one like the last.
+
+    Args:
+      moving: returns the tensors that are others at each step, always in the same order; the size
+        of the first one may be another, too.
+    """
+
+    def __init__(self, moving: Callable[[], tuple[torch.Tensor, ...]]):
+        self._moving = moving
+        self.are_known = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew: something may have changed that does not move by itself."""
+        self._last: tuple[Any, list[Any], tuple[torch.Tensor, ...]] | None = None
+        self.are_known = False
+
+    def note(self, noted: Any) -> None:
+        """Compares a call by the front door with the one before.
+
+        Each argument must be what it was, or one of what moves, or its size; then calls are known.
+
+        Args:
+          noted: the program and its arguments, or None.
+        """
+        last, moving = self._last, self._moving()
+        self._last = None if noted is None else (*noted, moving)
+        if noted is None or last is None or last[0] is not noted[0]:
+            return
+        self._program, self._args, _ = self._last
+        self._tensors: list[tuple[int, int]] = []
+        self._sizes: list[int] = []
+        for i, (before, now) in enumerate(zip(last[1], self._args, strict=True)):
+            if isinstance(now, torch.Tensor):
+                places = [j for j, t in enumerate(moving) if now is t and before is last[2][j]]
+                if places:
+                    self._tensors.append((i, places[0]))
+                elif now is not before:
+                    return
+            elif now != before:
+                if (before, now) != (len(last[2][0]), len(moving[0])):
+                    return
+                self._sizes.append(i)
+        self.are_known = True
+
+    def repeat(self) -> torch.Tensor:
+        """Returns what the next call gives."""
+        moving = self._moving()
+        for i, j in self._tensors:
+            self._args[i] = moving[j]
+        for i in self._sizes:
+            self._args[i] = len(moving[0])
+        (logits,) = self._program(*self._args)
+        return logits
+
+
+def _compiler_of(backend: Any, device: torch.device) -> Any:
+    """Returns what compiles a graph, for what `torch.compile` takes as a backend."""
+    if backend != "inductor":
+        return backend if callable(backend) else torch._dynamo.lookup_backend(backend)
+    # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
+    on_gpu = device.type == "cuda"
+    options = {"size_asserts": False, "triton.cudagraphs": on_gpu, "cpp_wrapper": not on_gpu}
+    return functools.partial(torch._inductor.compile, options=options)
 
 
 def steps_of(layer: tl.Layer) -> CompiledSteps:

@@ -93,16 +93,19 @@ class PredictRun:
             self._reserve()
         self._n = 0  # steps since the prompt
         self._moment: _kv_cache.Moment | None = None
+        self._calls = _compiling.Calls(self._moving)
 
     def __enter__(self) -> "PredictRun":
-        self._no_grad = torch.no_grad()
-        self._no_grad.__enter__()
-        self._context.__enter__()
+        self._calls.forget()  # the caller may have changed the model
+        self._modes = contextlib.ExitStack()
+        # What is written into must be an ordinary tensor: a stream may go on outside of that mode.
+        self._modes.enter_context(torch.inference_mode(False))
+        self._modes.enter_context(torch.no_grad())
+        self._modes.enter_context(self._context)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._context.__exit__(*error)
-        self._no_grad.__exit__(*error)
+        self._modes.__exit__(*error)
 
     def begin(self) -> torch.Tensor:
         """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
@@ -168,7 +171,8 @@ class PredictRun:
         else:
             self._mark_what_changes()
             tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
-            logits = self._compiled(self._layer, self._source, tokens, is_checked=self._n > 0)
+            self._tokens = tokens
+            logits = self._compiled(self._layer, self._source, tokens, self._calls)
         self._n += 1
         return logits
 
@@ -258,6 +262,13 @@ class PredictRun:
             self._visible[..., start:end] = self._apart if k > 1 else True
             moment.visible = self._visible[..., :window]
 
+    def _moving(self) -> tuple[torch.Tensor, ...]:
+        """Returns what a step is given that another step is not; see `_compiling.Calls`."""
+        moment = self._moment
+        assert moment is not None
+        tensors = (moment.window, moment.slots, moment.positions, moment.visible, self._tokens)
+        return tuple(t for t in tensors if t is not None)
+
     def _mark_what_changes(self) -> None:
         """Tells the compiler which sizes are others in other steps and runs.
 
@@ -269,12 +280,19 @@ class PredictRun:
             if self._moment.visible is not None:
                 torch._dynamo.mark_dynamic(self._moment.visible, 3)
         if self._n == 0 and self._source is not None and self._source.shape[1] > 1:
+            assert self._compiled is not None
             length = self._source.shape[1]
             kept = [t for m in self._memories if isinstance(m, _kv_cache.Kept) for t in m.held]
-            for tensor in (self._source, *kept):
-                for axis, size in enumerate(tensor.shape):
-                    if axis and size == length:
-                        torch._dynamo.maybe_mark_dynamic(tensor, axis)
+            tensors = (self._source, *kept)
+            if self._compiled.axes is None:
+                # Once for all: a later source may be as long as another axis.
+                self._compiled.axes = [
+                    [axis for axis, size in enumerate(t.shape) if axis and size == length]
+                    for t in tensors
+                ]
+            for tensor, axes in zip(tensors, self._compiled.axes, strict=True):
+                for axis in axes:
+                    torch._dynamo.maybe_mark_dynamic(tensor, axis)
 
 
 def _what_fits(limit: int, n: int) -> str:
