@@ -7,6 +7,7 @@ import figures
 import numpy as np
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -428,6 +429,39 @@ class Broken(tl.Layer):
     def forward(self, x):
         self.n_good -= 1
         return torch.full((*x.shape, VOCAB), self.value if self.n_good < 0 else 0.0)
+
+
+def test_beams_that_are_dead_and_rows_that_are_done_may_have_nothing_left():
+    """Of a model that masks: rows are what each is alone, and the missing beams score -inf."""
+    settings = {"start_id": 4, "max_length": 6, "length_penalty": 0.0, "return_scores": True}
+
+    found, scores = decoding.beam_search(toys.Grammar(), n_beams=3, **settings)
+
+    ends, goes_on, three = (
+        float(torch.log_softmax(torch.tensor(pair), 0)[i])
+        for pair, i in (([0.3, 0.1], 0), ([0.3, 0.1], 1), ([0.1, 0.7], 1))
+    )
+    two = float(torch.log_softmax(torch.tensor([0.1, 0.7]), 0)[0])
+    assert found[0].tolist() == [[3, 1, 0], [2, 1, 0], [2, 2, 1]]
+    assert scores[0].tolist() == pytest.approx([three, two + ends, two + goes_on + ends])
+    for n_beams in (1, 2):
+        together, its_scores = decoding.beam_search(
+            toys.Grammar(), [[3], [2]], 2, n_beams, **settings
+        )
+        for row, prefix in enumerate((3, 2)):
+            alone, score = decoding.beam_search(toys.Grammar(), [[prefix]], 1, n_beams, **settings)
+            assert together[row, :, : alone.shape[2]].tolist() == alone[0].tolist()
+            assert torch.equal(its_scores[row], score[0])
+
+
+def test_nothing_grows_from_a_dead_beam():
+    scores = torch.tensor([[-1.0, -torch.inf]])
+    log_probs = torch.tensor([[[-0.5, -1.5], [torch.nan, torch.nan]]])
+
+    values, parents, tokens = best_continuations(scores, log_probs, 3)
+
+    assert values.tolist() == [[-1.5, -2.5, -torch.inf]]
+    assert (parents[0, :2].tolist(), tokens[0, :2].tolist()) == ([0, 0], [0, 1])
 
 
 def test_logits_that_are_not_numbers_are_not_searched():

@@ -6,6 +6,7 @@ import typing
 import numpy as np
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -474,6 +475,26 @@ def test_masked_logits_are_numbers():
     found, scores = decoding.beam_search(model, n_beams=2, max_length=3, return_scores=True)
     assert found.tolist() == [[[0, 0, 0], [0, 0, 0]]]
     assert scores.tolist() == [[0.0, -torch.inf]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_row_that_has_ended_may_have_nothing_left(seed):
+    """What a model makes of it is nobody's concern: its mates go on as they would alone."""
+    settings = {"start_id": 4, "eos_id": 1, "temperature": 1.0}
+    together = sample(toys.Grammar(), inputs=[[3], [2]], batch_size=2, seed=[0, seed], **settings)
+    alone = sample(toys.Grammar(), inputs=[[2]], batch_size=1, seed=[seed], **settings)
+
+    assert together[0].tolist() == [1] + [0] * (alone.shape[1] - 1)
+    assert together[1].tolist() == alone[0].tolist()
+
+
+def test_a_row_that_has_not_ended_must_have_something_left():
+    """Without an end symbol no row ends, of a stream neither."""
+    settings = {"start_id": 4, "temperature": 0.0}
+    with pytest.raises(ValueError, match="logits for token 2 are not numbers"):
+        sample(toys.Grammar(), inputs=[[3]], batch_size=1, eos_id=-1, **settings)
+    with pytest.raises(ValueError, match="logits for token 2 are not numbers"):
+        list(decoding.autoregressive_sample_stream(toys.Grammar(), [[3]], **settings))
 
 
 def test_only_the_last_position_of_a_prompt_goes_through_the_last_layers(model):

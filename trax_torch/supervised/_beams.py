@@ -15,7 +15,8 @@ def best_continuations(
     lower (beam, token) pair.
 
     Args:
-      scores: float tensor of shape (batch, beams), nats; `-inf` marks a dead beam.
+      scores: float tensor of shape (batch, beams), nats; `-inf` marks a dead beam, from which
+        nothing grows, whatever its `log_probs` are.
       log_probs: float tensor of shape (batch, beams, vocab), nats.
       n: how many. Where there are fewer, the rest score `-inf`.
 
@@ -32,7 +33,8 @@ def best_continuations(
     Source: Sutskever et al. 2014, arXiv:1409.3215.
     """
     batch, _, vocab = log_probs.shape
-    candidates = (scores[:, :, None] + log_probs).flatten(1)
+    is_dead = scores[:, :, None] == -torch.inf
+    candidates = (scores[:, :, None] + log_probs).masked_fill_(is_dead, -torch.inf).flatten(1)
     missing = n - candidates.shape[1]
     if missing > 0:
         candidates = torch.nn.functional.pad(candidates, (0, missing), value=-torch.inf)
@@ -138,6 +140,13 @@ class Search:
                 self._living.masked_fill(self._done[:, None], -torch.inf) / divisor, parents, new
             )
         return new, parents
+
+    def counts(self) -> torch.Tensor:
+        """Tells which beams can still become hypotheses: booleans (batch, beams).
+
+        Others are fed on all the same, with symbols that the model may forbid.
+        """
+        return (self._living != -torch.inf) & ~self._done[:, None]
 
     def is_done(self) -> bool:
         """Tells whether no row can find anything better."""

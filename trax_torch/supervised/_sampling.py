@@ -219,11 +219,11 @@ def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def doubtful(logits: torch.Tensor) -> torch.Tensor:
-    """Tells whether a row of logits (..., vocab) holds NaN or +inf, or masks every symbol.
+    """Tells which rows of logits (..., vocab) hold NaN or +inf, or mask every symbol.
 
-    In a boolean tensor of no axes: to look at it is to wait for the device.
+    In a boolean tensor (...): to look at it is to wait for the device.
     """
-    return ~logits.amax(dim=-1).isfinite().all()  # NaN is the largest where there is one
+    return ~logits.amax(dim=-1).isfinite()  # NaN is the largest where there is one
 
 
 def check_logits(logits: torch.Tensor) -> None:
@@ -232,11 +232,11 @@ def check_logits(logits: torch.Tensor) -> None:
     Raises:
       ValueError: with the first such row.
     """
-    if bool(doubtful(logits)):
-        best = logits.amax(dim=-1)
-        bad = ~best.isfinite()
+    bad = doubtful(logits)
+    if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        came = {-math.inf: "-inf everywhere", math.inf: "+inf"}.get(float(best[row]), "NaN")
+        best = float(logits[row].amax())
+        came = {-math.inf: "-inf everywhere", math.inf: "+inf"}.get(best, "NaN")
         raise ValueError(
             f"A token is chosen by logits that are numbers, or -inf for masked symbols, but not "
             f"all; those of row {row} hold {came}. Look for the first layer whose output is not "

@@ -199,17 +199,9 @@ def autoregressive_sample(
         max_length,
         (eval_min_length,) if eval_mode else None,
     )
-    taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     with run:
-        ended: torch.Tensor | None = None
-        for item in _steps(run, sampler, max_length, return_log_probs):
-            tokens, log_probs = item if return_log_probs else (item, None)
-            taken.append((tokens, log_probs))
-            met = tokens == eos_id
-            ended = met if ended is None else ended | met
-            if _looks(len(taken), tokens.device) and bool(ended.all()):
-                break
-    tokens = torch.cat([t for t, _ in taken], dim=1)
+        taken = list(_steps(run, sampler, max_length, return_log_probs, eos_id))
+    tokens = torch.cat([t[0] if return_log_probs else t for t in taken], dim=1)
     n_ends = (tokens == eos_id).cumsum(1)
     all_ended = (n_ends > 0).all(dim=0)
     length = tokens.shape[1] - int(all_ended.sum()) + int(all_ended.any())
@@ -217,7 +209,7 @@ def autoregressive_sample(
     tokens = tokens[:, :length].masked_fill(after, pad_id)
     if not return_log_probs:
         return tokens
-    log_probs = torch.cat([p for _, p in taken if p is not None], dim=1)
+    log_probs = torch.cat([log_probs for _, log_probs in taken], dim=1)
     return tokens, log_probs[:, :length].masked_fill(after, 0.0)
 
 
@@ -285,8 +277,9 @@ def beam_search(
         doubts = _Doubts(max_length)
         while True:
             log_probs = torch.log_softmax(logits, dim=-1)
+            # All of a beam's are NaN, or none.
+            doubts.add((log_probs[:, :, 0].isnan() & search.counts()).any(), search.n + 1)
             tokens, parents = search.grow(log_probs)
-            doubts.add(log_probs[:, :, 0].isnan().any(), search.n)  # all of a row are, or none
             looks = _looks(search.n, logits.device)
             if search.n == max_length or (looks and search.is_done()):
                 break
@@ -438,15 +431,20 @@ def _sampler(temperature: float, batch_size: int, seed: Any, **filters: Any) -> 
     return Sampler(temperature, batch_size, seed, **chosen)
 
 
-def _steps(run: Any, sampler: Sampler, max_length: int | None, log_probs: bool) -> Iterator[Any]:
-    """Yields what a stream yields, inside the run."""
+def _steps(
+    run: Any, sampler: Sampler, max_length: int | None, log_probs: bool, eos_id: int = -1
+) -> Iterator[Any]:
+    """Yields what a stream yields, inside the run, until all rows have met the end symbol."""
     logits = run.begin()
     doubts = _Doubts(max_length)
+    ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     for n in itertools.count(1):
-        doubts.add(doubtful(logits), n)
+        doubts.add((doubtful(logits) & ~ended).any(), n)
         tokens = sampler.choose(logits, sampler.noise(logits.shape[1], logits.device))[:, None]
         yield (tokens, log_probs_of(logits[:, None], tokens)) if log_probs else tokens
-        if n == max_length:
+        if eos_id >= 0:
+            ended |= tokens[:, 0] == eos_id
+        if n == max_length or (eos_id >= 0 and _looks(n, ended.device) and bool(ended.all())):
             return
         logits = run.go_on(tokens)[:, 0]
 
