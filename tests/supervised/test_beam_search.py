@@ -416,6 +416,8 @@ def test_what_cannot_be_searched_is_refused(model):
         decoding.beam_search(model, n_beams=2.0)
     with pytest.raises(TypeError, match="eos_id is an integer; got None; give -1 for none"):
         decoding.beam_search(model, eos_id=None)
+    with pytest.raises(TypeError, match="pad_id is an integer; got None"):
+        decoding.beam_search(model, pad_id=None)
     with pytest.raises(ValueError, match="batch of 1, but batch_size is 2"):
         decoding.beam_search(model, [[1]], batch_size=2)
 

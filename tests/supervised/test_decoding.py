@@ -291,6 +291,16 @@ def test_eval_mode_stays_within_a_models_length():
         ({"temperature": -0.5}, ValueError, "temperature is 0 or more; got -0.5"),
         ({"max_length": 0}, ValueError, "max_length counts tokens, so it is at least 1; got 0"),
         ({"max_length": 5.0}, TypeError, "max_length is an integer; got 5.0"),
+        (
+            {"max_length": None},
+            TypeError,
+            "max_length is an integer; got None; give a number: a stream",
+        ),
+        ({"eval_min_length": 0}, ValueError, "eval_min_length counts positions, so .*; got 0"),
+        ({"eval_min_length": -3}, ValueError, "counts positions, so it is at least 1; got -3"),
+        ({"eval_min_length": 2.5}, TypeError, "eval_min_length is an integer; got 2.5"),
+        ({"eval_min_length": "3"}, TypeError, "eval_min_length is an integer; got '3'"),
+        ({"pad_id": 1.5}, TypeError, "pad_id is an integer; got 1.5"),
         ({"batch_size": 0}, ValueError, "batch_size counts sequences, so it is at least 1; got 0"),
         ({"eos_id": None}, TypeError, "eos_id is an integer; got None; give -1 for none"),
         ({"seed": [1, 2], "temperature": 1.0}, ValueError, "got 2 for 3 rows"),
@@ -299,6 +309,18 @@ def test_eval_mode_stays_within_a_models_length():
 def test_what_cannot_be_decoded_is_refused(model, kwargs, error, match):
     with pytest.raises(error, match=match):
         sample(model, **kwargs)
+
+
+def test_a_stream_alone_may_be_without_end(model):
+    """What is returned whole must end, and so must what is compiled for."""
+    for search in (decoding.autoregressive_sample, decoding.beam_search, decoding.warmup):
+        with pytest.raises(
+            TypeError, match="max_length is an integer; got None; give a number: a stream"
+        ):
+            search(model, max_length=None)
+    assert next(decoding.autoregressive_sample_stream(model, max_length=None)).shape == (1, 1)
+    with pytest.raises(ValueError, match="max_length counts tokens, so it is at least 1; got 0"):
+        decoding.autoregressive_sample_stream(model, max_length=0)
 
 
 RAGGED = torch.tensor([[1, 2, 3, 4, 5], [6, 5, -1, 99, 0], [3, 0, 0, 0, 0]])
@@ -386,9 +408,9 @@ def test_filters_are_handed_to_the_sampler(model, monkeypatch):
 
     monkeypatch.setattr(decoding, "Sampler", sampler)
     sample(model, top_k=3, min_p=0.1)
+    assert seen == {"top_k": 3, "top_p": None, "min_p": 0.1}
     next(decoding.autoregressive_sample_stream(model, top_p=0.9))
-
-    assert seen == {"top_k": 3, "min_p": 0.1, "top_p": 0.9}
+    assert seen == {"top_k": None, "top_p": 0.9, "min_p": None}
 
 
 def test_an_end_at_the_first_position_ends_a_row_there(model):

@@ -122,17 +122,13 @@ def autoregressive_sample_stream(
     Source: Trax `supervised/decoding.py::autoregressive_sample_stream`, which goes on from what the
       last call left behind.
     """
-    _check_counts(batch_size=batch_size, max_length=max_length)
-    sampler = _sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    _check_counts(batch_size=batch_size, eval_min_length=eval_min_length)
+    if max_length is not None:
+        _check_counts(max_length=max_length)
+    sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    eval_length = eval_min_length if eval_mode else None
     run = _run(
-        model,
-        inputs,
-        batch_size,
-        start_id,
-        accelerate,
-        prompt_lengths,
-        max_length,
-        (eval_min_length,) if eval_mode else None,
+        model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
     )
     return _outside(run, _steps(run, sampler, max_length, return_log_probs))
 
@@ -174,8 +170,8 @@ def autoregressive_sample(
       after `max_length` tokens. With `return_log_probs` a pair, the second float32 of that shape.
 
     Raises:
-      ValueError, TypeError, LayerError: as for `autoregressive_sample_stream`, and if `max_length`
-        is below 1.
+      ValueError, TypeError, LayerError: as for `autoregressive_sample_stream`; if `max_length` is
+        None or below 1.
 
     Example:
       >>> from trax_torch import models
@@ -187,17 +183,12 @@ def autoregressive_sample(
     Source: Trax `supervised/decoding.py::autoregressive_sample`, where what follows the end symbol
       has no meaning.
     """
-    _check_counts(batch_size=batch_size, max_length=max_length, eos_id=eos_id)
-    sampler = _sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    _check_counts(batch_size=batch_size, max_length=max_length, eval_min_length=eval_min_length)
+    _check_counts(eos_id=eos_id, pad_id=pad_id)
+    sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    eval_length = eval_min_length if eval_mode else None
     run = _run(
-        model,
-        inputs,
-        batch_size,
-        start_id,
-        accelerate,
-        prompt_lengths,
-        max_length,
-        (eval_min_length,) if eval_mode else None,
+        model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
     )
     with run:
         taken = list(_steps(run, sampler, max_length, return_log_probs, eos_id))
@@ -265,7 +256,8 @@ def beam_search(
     Source: Trax `supervised/decoding.py::beam_search`, which takes a batch of 1 and follows neither
       `eos_id` nor `length_penalty`; Wu et al. 2016, arXiv:1609.08144.
     """
-    _check_counts(batch_size=batch_size, max_length=max_length, eos_id=eos_id, n_beams=n_beams)
+    _check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
+    _check_counts(eos_id=eos_id, pad_id=pad_id)
     run = _run(
         model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
     )
@@ -357,14 +349,14 @@ def _run(
     accelerate: bool,
     prompt_lengths: Any,
     max_length: int | None,
-    eval_lengths: tuple[int] | None,
+    eval_length: int | None,
     n_beams: int = 1,
 ) -> Any:
     """Returns the run of a model that a call asks for.
 
     Args:
       max_length: how many tokens at most, or None.
-      eval_lengths: `(eval_min_length,)` for a run in eval mode.
+      eval_length: `eval_min_length` for a run in eval mode; None for one in predict mode.
     """
     layer = _layer_of(model)
     wish, backend = None if accelerate else False, _BACKEND
@@ -393,42 +385,46 @@ def _run(
         prompt = torch.cat([prompt, given], dim=1)
     elif prompt_lengths is not None:
         raise ValueError("prompt_lengths are of the rows of inputs; give inputs too.")
-    if eval_lengths is not None:
+    if eval_length is not None:
         if bool(prompt[:, 0].any()):
             raise ValueError(
                 f"In eval mode the model puts its own start symbol, 0, before a sequence; got "
                 f"start_id={start_id!r}. Decode in predict mode, or leave start_id at 0."
             )
         room = None if max_length is None else prompt.shape[1] + max_length - 1
-        return _runs.EvalRun(layer, source, prompt[:, 1:], lengths, room, *eval_lengths)
+        return _runs.EvalRun(layer, source, prompt[:, 1:], lengths, room, eval_length)
     lengths = None if lengths is None else lengths + 1
     n_steps = None if max_length is None else max_length - 1
     return _runs.PredictRun(layer, source, prompt, lengths, n_steps, n_beams, wish, backend)
 
 
+_COUNTED = {
+    "batch_size": "sequences",
+    "max_length": "tokens",
+    "n_beams": "beams",
+    "eval_min_length": "positions",
+}
+_ADVICE = {
+    "eos_id": "; give -1 for none",
+    "max_length": "; give a number: a stream alone may have no end",
+}
+
+
 def _check_counts(**counts: Any) -> None:
-    """Refuses what counts nothing; None stands for no limit on a stream's `max_length`.
+    """Refuses what is no integer, and what counts something but nothing.
 
     Raises:
       TypeError: if one is no integer.
-      ValueError: if one other than `eos_id` is below 1.
+      ValueError: if one that counts is below 1.
     """
     for name, value in counts.items():
-        if name == "max_length" and value is None:
-            continue
         try:
             value = operator.index(value)
         except TypeError:
-            none = "; give -1 for none" if name == "eos_id" else ""
-            raise TypeError(f"{name} is an integer; got {value!r}{none}.") from None
-        if value < 1 and name != "eos_id":
-            what = {"max_length": "tokens", "n_beams": "beams", "batch_size": "sequences"}[name]
-            raise ValueError(f"{name} counts {what}, so it is at least 1; got {value}.")
-
-
-def _sampler(temperature: float, batch_size: int, seed: Any, **filters: Any) -> Sampler:
-    chosen = {name: value for name, value in filters.items() if value is not None}
-    return Sampler(temperature, batch_size, seed, **chosen)
+            advice = _ADVICE.get(name, "")
+            raise TypeError(f"{name} is an integer; got {value!r}{advice}.") from None
+        if name in _COUNTED and value < 1:
+            raise ValueError(f"{name} counts {_COUNTED[name]}, so it is at least 1; got {value}.")
 
 
 def _steps(
