@@ -477,6 +477,25 @@ def test_ids_outside_the_vocabulary_are_named(model, kwargs, match, eval_mode):
         sample(model, start_id=8)
 
 
+class ByKeyword(nn.Module):
+    """A plain module that calls its embedding as it likes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, VOCAB)
+
+    def forward(self, tokens):
+        return self.embedding(input=nn.functional.pad(tokens, (1, 0))[:, :-1])
+
+
+def test_an_embedding_may_be_called_by_keyword():
+    module = ByKeyword()
+
+    assert sample(module, eval_mode=True).shape == (3, 10)
+    with pytest.raises(tl.LayerError, match="Token id 7 is outside the vocabulary of 7"):
+        sample(module, inputs=[[7, 1]], batch_size=1, eval_mode=True)
+
+
 @pytest.mark.parametrize("eval_mode", [False, True])
 def test_logits_that_are_not_numbers_are_refused(eval_mode):
     model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)

@@ -389,7 +389,7 @@ def ids_checked(layer: tl.Layer) -> Iterator[None]:
     `Embedding` clips them, as Trax does: a mistake in a prompt would become another prompt.
     """
     embeddings = [m for m in layer.modules() if isinstance(m, (tl.Embedding, nn.Embedding))]
-    hooks = [m.register_forward_pre_hook(_check_ids) for m in embeddings]
+    hooks = [m.register_forward_pre_hook(_check_ids, with_kwargs=True) for m in embeddings]
     try:
         yield
     finally:
@@ -397,8 +397,8 @@ def ids_checked(layer: tl.Layer) -> Iterator[None]:
             hook.remove()
 
 
-def _check_ids(module: Any, args: tuple[Any, ...]) -> None:
-    ids, n = args[0], module.weight.shape[0]
+def _check_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    ids, n = (*args, *kwargs.values())[0], module.weight.shape[0]
     if not ids.numel():
         return
     low, high = (int(t) for t in torch.aminmax(ids))
