@@ -1,5 +1,6 @@
 """Decoding: what comes out, and what is refused."""
 
+import copy
 import itertools
 import typing
 
@@ -15,7 +16,7 @@ from trax_torch import layers as tl
 from trax_torch import models
 from trax_torch.layers import _kv_cache
 from trax_torch.supervised import decoding
-from trax_torch.supervised._sampling import Sampler
+from trax_torch.supervised._sampling import Sampler, log_probs_of
 
 VOCAB = 7
 
@@ -387,16 +388,30 @@ def test_log_probabilities_are_those_of_the_model_whatever_the_temperature(model
     assert torch.allclose(its_log_probs, want[:, :1], atol=1e-4)
 
 
-def test_bfloat16_weights_decode_with_float32_log_probabilities():
-    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)
-    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
-    model.bfloat16()
+@pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.2), (torch.float64, 1e-4)])
+def test_weights_of_any_type_give_float32_log_probabilities(model, dtype, close):
+    """Those that float32 weights give to the same tokens, as closely as the type allows."""
+    other = copy.deepcopy(model).to(dtype)
+    settings = {"inputs": PROMPTS, "batch_size": 3, "eos_id": -1}
 
-    tokens, log_probs = sample(model, return_log_probs=True)
-    _, scores = decoding.beam_search(model, n_beams=2, max_length=5, return_scores=True)
+    tokens, log_probs = sample(other, return_log_probs=True, **settings)
+    beams, scores = decoding.beam_search(
+        other, n_beams=2, max_length=5, length_penalty=0, return_scores=True, **settings
+    )
 
-    assert tokens.shape == (3, 10)
     assert log_probs.dtype == scores.dtype == torch.float32
+    assert torch.allclose(log_probs, told(model, tokens), atol=close)
+    assert torch.allclose(scores[:, 0], told(model, beams[:, 0]).sum(1), atol=2 * close)
+    if dtype == torch.float64:
+        assert torch.equal(tokens, sample(model, **settings))
+
+
+def told(model, tokens):
+    """The log-probabilities of what follows the prompts, from the model in eval mode."""
+    whole = torch.cat([PROMPTS, tokens], dim=1)
+    model.eval()
+    with torch.no_grad():
+        return log_probs_of(model(whole), whole)[:, PROMPTS.shape[1] :]
 
 
 def test_filters_are_handed_to_the_sampler(model, monkeypatch):

@@ -157,7 +157,7 @@ class Search:
 
         Returns:
           `(sequences, scores)`: (batch, n_beams, length of the longest), `pad_id` after the end of
-          each, and (batch, n_beams), nats.
+          each, and (batch, n_beams), nats, float32.
         """
         length = max(1, int(self._lengths.max()))
         batch, k = self.scores.shape
@@ -168,7 +168,7 @@ class Search:
             token = torch.where(is_last, self._last, self._tokens[i].gather(1, beams))
             sequences[:, :, i] = token.masked_fill(~(is_last | goes_on), pad_id)
             beams = torch.where(goes_on, self._parents[i].gather(1, beams), beams)
-        return sequences, self.scores
+        return sequences, self.scores.float()
 
     def _finish(self, scores: torch.Tensor, parents: torch.Tensor, tokens: torch.Tensor) -> None:
         """Keeps the best of what has finished and what finishes now; earlier ones win ties.

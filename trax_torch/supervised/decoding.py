@@ -109,7 +109,7 @@ def autoregressive_sample_stream(
 
     Yields:
       int64 tensors of shape (batch, 1), on the model's device; with `return_log_probs` pairs of
-      them and floats of the same shape.
+      them and float32 tensors of that shape, whatever the model's type.
 
     Raises:
       ValueError: if batch sizes differ, the temperature is negative, lengths are out of range, or
@@ -246,8 +246,8 @@ def beam_search(
 
     Returns:
       int64 tensor of shape (batch, n_beams, output_length); with `return_scores`, and a float32
-      tensor of shape (batch, n_beams), nats. Where there are fewer sequences than beams, the
-      missing ones score -inf and hold padding.
+      tensor of shape (batch, n_beams), nats, whatever the model's type. Where there are fewer
+      sequences than beams, the missing ones score -inf and hold padding.
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`; if `n_beams` is below 1; if
