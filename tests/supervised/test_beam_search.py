@@ -422,6 +422,29 @@ def test_what_cannot_be_searched_is_refused(model):
         decoding.beam_search(model, [[1]], batch_size=2)
 
 
+@pytest.mark.parametrize(
+    ("length_penalty", "error"),
+    [
+        *((value, ValueError) for value in (torch.nan, torch.inf, 1000.0, -1000.0)),
+        *((value, TypeError) for value in (None, "1")),
+    ],
+)
+def test_a_length_penalty_that_float32_cannot_hold_is_refused(model, length_penalty, error):
+    with pytest.raises(error, match=f"stays between .*; got {length_penalty!r} for 20. Give one"):
+        decoding.beam_search(model, max_length=20, length_penalty=length_penalty)
+
+
+@pytest.mark.parametrize("length_penalty", [50.0, -50.0, torch.tensor(1.0), np.float32(0.5)])
+def test_scores_are_finite_for_any_length_penalty_that_is_taken(model, length_penalty):
+    """By 50 a hypothesis of 16 tokens has its score divided by 10 ** 27.2."""
+    _, scores = decoding.beam_search(
+        model, max_length=16, length_penalty=length_penalty, return_scores=True
+    )
+
+    assert bool(scores.isfinite().all())
+    assert bool((scores < 0).all())
+
+
 class Broken(tl.Layer):
     def __init__(self, value, n_good=0):
         super().__init__()

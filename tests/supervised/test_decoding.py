@@ -289,7 +289,7 @@ def test_eval_mode_stays_within_a_models_length():
         ({"inputs": PROMPTS[0]}, ValueError, r"have shape \(batch, length\); got \(3,\)"),
         ({"start_id": np.zeros((3, 2), int)}, ValueError, r"int or \(batch, 1\); got"),
         ({"start_id": np.zeros((2, 1), int)}, ValueError, "start_id have a batch of 2"),
-        ({"temperature": -0.5}, ValueError, "temperature is 0 or more; got -0.5"),
+        ({"temperature": -0.5}, ValueError, "temperature is a number, 0 or more; got -0.5"),
         ({"max_length": 0}, ValueError, "max_length counts tokens, so it is at least 1; got 0"),
         ({"max_length": 5.0}, TypeError, "max_length is an integer; got 5.0"),
         (

@@ -1,6 +1,7 @@
 """Decoding: a model that predicts the next token, asked again and again."""
 
 import itertools
+import math
 import numbers
 import operator
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ import torch
 from trax_torch import _nest
 from trax_torch import layers as tl
 from trax_torch.supervised import _beams, _compiling, _runs
-from trax_torch.supervised._sampling import Sampler, doubtful, log_probs_of
+from trax_torch.supervised._sampling import Sampler, doubtful, expect, log_probs_of
 
 _BACKEND: Any = "inductor"
 
@@ -98,7 +99,8 @@ def autoregressive_sample_stream(
         slower.
       eval_min_length: the shortest length to pad to in eval mode; lengths are powers of two, but no
         more than `max_length` makes necessary.
-      seed: of the random numbers; one for all rows, or one for each.
+      seed: of the random numbers; an int for all rows, each of which draws by it and its place, or
+        one for each, whatever its place. So 5 and [5] are other seeds.
       max_length: after how many tokens the stream ends; by default it does not, but the model may
         be out of room.
       top_k, top_p, min_p: draw among the likeliest tokens alone; see `_sampling.Sampler`.
@@ -237,7 +239,8 @@ def beam_search(
       n_beams: how many hypotheses to follow, and to return; at least 1.
       eos_id: the end symbol; -1 for none.
       max_length: how many tokens at most; at least 1.
-      length_penalty: 0 takes plain sums, more favours longer sequences.
+      length_penalty: 0 takes plain sums, more favours longer sequences. What scores are divided by
+        must be between 1e-30 and 1e30, which float32 can hold.
       accelerate: as for `autoregressive_sample_stream`.
       pad_id: fills what stands after the end of a sequence.
       return_scores: returns `(sequences, scores)`.
@@ -251,13 +254,19 @@ def beam_search(
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`; if `n_beams` is below 1; if
-        the logits are not numbers.
+        `length_penalty` is out of its range.
 
     Source: Trax `supervised/decoding.py::beam_search`, which takes a batch of 1 and follows neither
       `eos_id` nor `length_penalty`; Wu et al. 2016, arXiv:1609.08144.
     """
     _check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
     _check_counts(eos_id=eos_id, pad_id=pad_id)
+    expect(
+        lambda: abs(length_penalty) * math.log((5 + max_length) / 6) < math.log(1e30),
+        f"length_penalty is a number by which ((5 + n) / 6) ** length_penalty stays between 1e-30 "
+        f"and 1e30 for n up to max_length; got {length_penalty!r} for {max_length}. Give one from "
+        f"0, for plain sums, to 2.",
+    )
     run = _run(
         model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
     )
