@@ -511,6 +511,41 @@ def test_an_embedding_may_be_called_by_keyword():
         sample(module, inputs=[[7, 1]], batch_size=1, eval_mode=True)
 
 
+class Answering(Caching):
+    """Returns what it is told to make of its logits."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def forward(self, tokens):
+        return self.made(super().forward(tokens))
+
+
+@pytest.mark.parametrize("eval_mode", [False, True])
+@pytest.mark.parametrize(
+    ("made", "match"),
+    [
+        (lambda x: {"logits": x}, "Answering gave dict. Let it return them, or a tuple"),
+        (lambda x: (), "Answering gave tuple"),
+        (lambda x: x[:, -1], r"Answering gave torch.float32 of shape \(3, 7\)"),
+        (lambda x: x.argmax(-1, keepdim=True), r"gave torch.int64 of shape \(3, \d, 1\)"),
+        (lambda x: x[:, :2], r"\(3, 4, vocab\); Answering gave torch.float32 of shape \(3, 2, 7\)"),
+        (lambda x: x[:1], r"gave torch.float32 of shape \(1, 4, 7\)"),
+    ],
+)
+def test_what_is_no_logits_is_refused(made, match, eval_mode):
+    with pytest.raises(tl.LayerError, match="Tokens are chosen by logits, .*" + match):
+        sample(Answering(made), inputs=PROMPTS, eval_mode=eval_mode)
+
+
+def test_logits_may_begin_a_tuple_or_a_list():
+    for made in (lambda x: (x, 1), lambda x: [x]):
+        tokens = sample(Answering(made), eval_mode=True)
+
+        assert torch.equal(tokens, sample(Foreign(), eval_mode=True))
+
+
 @pytest.mark.parametrize("eval_mode", [False, True])
 def test_logits_that_are_not_numbers_are_refused(eval_mode):
     model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)

@@ -110,7 +110,12 @@ class PredictRun:
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
                 memory.lengths = lengths
-        with ids_checked(layer), _used_once(layer), _last_alone(layer, lengths):
+        with (
+            ids_checked(layer),
+            _logits_checked(layer, *self._prompt.shape, or_last=True),
+            _used_once(layer),
+            _last_alone(layer, lengths),
+        ):
             logits = step(layer, self._source, self._prompt)
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
@@ -343,7 +348,10 @@ class EvalRun:
         if self._room is not None:  # a model may have room for no more than there will be
             length = max(n + 1, min(length, max(self._room, self._min_length)))
         padded = nn.functional.pad(self._tokens, (0, length - n))
-        with ids_checked(self._layer) if self._is_first else contextlib.nullcontext():
+        with contextlib.ExitStack() as checks:
+            if self._is_first:
+                checks.enter_context(ids_checked(self._layer))
+                checks.enter_context(_logits_checked(self._layer, *padded.shape))
             logits = step(self._layer, self._source, padded)
         self._is_first = False
         return logits[torch.arange(len(logits), device=logits.device), self._counts]
@@ -407,6 +415,34 @@ def _check_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
             f"Token id {low if low < 0 else high} is outside the vocabulary of {n}, whose ids are "
             f"0 to {n - 1}. Encode inputs and start_id with the model's own vocabulary."
         )
+
+
+@contextlib.contextmanager
+def _logits_checked(
+    layer: tl.Layer, batch: int, length: int, or_last: bool = False
+) -> Iterator[None]:
+    """Refuses outputs of a model that are no logits (batch, length, vocab), or of the last alone."""
+    shapes = [(batch, length), (batch, 1 if or_last else length)]
+
+    def check(module: Any, args: Any, outputs: Any) -> None:
+        came = outputs[0] if isinstance(outputs, (tuple, list)) and outputs else outputs
+        if not isinstance(came, torch.Tensor):
+            what = type(came).__name__
+        elif came.dim() == 3 and came.is_floating_point() and tuple(came.shape[:2]) in shapes:
+            return
+        else:
+            what = f"{came.dtype} of shape {tuple(came.shape)}"
+        raise TypeError(
+            f"Tokens are chosen by logits, floats of shape (batch, length, vocab), which is here "
+            f"({batch}, {length}, vocab); {layer.name} gave {what}. Let it return them, or a tuple "
+            f"that begins with them."
+        )
+
+    hook = layer.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

@@ -119,7 +119,8 @@ def autoregressive_sample_stream(
         end.
       TypeError: if tokens or counts are not integers, the model can neither predict nor is in eval
         mode, or it uses a layer with a memory twice.
-      LayerError: if there is no more room, or an id is outside the vocabulary.
+      LayerError: if there is no more room, an id is outside the vocabulary, or what the model
+        returns is no logits.
 
     Source: Trax `supervised/decoding.py::autoregressive_sample_stream`, which goes on from what the
       last call left behind.
