@@ -285,6 +285,31 @@ def test_beams_of_ragged_prompts_equal_those_of_each_prompt_alone(kind):
         assert torch.allclose(scores[i], score[0], atol=2.5e-5)
 
 
+@pytest.mark.parametrize("looks", [lambda n, device: True, lambda n, device: n == 1])
+def test_a_long_row_that_is_done_leaves_a_short_one_its_room(looks, monkeypatch):
+    """The model has 16 places, and the long prompt takes 14 of them."""
+    monkeypatch.setattr(decoding, "_looks", looks)
+    model, n_longer = MODELS("attention"), 0
+    for seed, eos_id in itertools.product(range(12), range(5)):
+        prompts = torch.randint(1, 5, (2, 13), generator=torch.Generator().manual_seed(seed))
+        settings = {"n_beams": 2, "eos_id": eos_id, "early_stopping": True, "return_scores": True}
+        try:
+            long = decoding.beam_search(model, prompts[:1], max_length=12, **settings)
+        except tl.LayerError:  # it does not end in time
+            continue
+        short = decoding.beam_search(model, prompts[1:, :3], max_length=12, **settings)
+
+        together = decoding.beam_search(
+            model, prompts, 2, max_length=12, prompt_lengths=[13, 3], **settings
+        )
+
+        for row, (alone, scores) in enumerate((long, short)):
+            assert together[0][row, :, : alone.shape[2]].tolist() == alone[0].tolist()
+            assert torch.allclose(together[1][row], scores[0], atol=2.5e-5)
+        n_longer += short[0].shape[2] > 3
+    assert n_longer > 1
+
+
 def test_beams_share_the_memory_of_their_row():
     """Keys and values have a row for each sequence, not for each beam; so has what is kept."""
     model, rows = MODELS("encoder-decoder"), set()

@@ -354,6 +354,51 @@ def test_ragged_prompts_equal_each_prompt_alone(model, kind, eval_mode):
         assert together[i].tolist() == alone[0].tolist()
 
 
+def small_room(seed):
+    """A model for 10 positions."""
+    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=10)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=seed)
+    for p in model.parameters():
+        p.data *= 2.5
+    return model
+
+
+@pytest.mark.parametrize("looks", [lambda n, device: True, lambda n, device: n == 1])
+def test_a_long_row_that_has_ended_leaves_a_short_one_its_room(looks, monkeypatch):
+    """The long prompt has room for two tokens; as on a GPU too, which is not asked every time."""
+    monkeypatch.setattr(decoding, "_looks", looks)
+    model, n_longer = small_room(0), 0
+    prompts = torch.randint(1, VOCAB, (2, 8), generator=torch.Generator().manual_seed(0))
+    for seed in range(12):
+        settings = {"temperature": 1.5, "batch_size": 1, "seed": [seed]}
+        end = int(sample(model, inputs=prompts[:1], max_length=2, **settings)[0, -1])
+        settings.update(eos_id=end, max_length=8)
+        long = sample(model, inputs=prompts[:1], **settings)
+        short = sample(model, inputs=prompts[1:, :2], **settings)
+        settings.update(batch_size=2, seed=[seed, seed])
+
+        together = sample(model, inputs=prompts, prompt_lengths=[8, 2], **settings)
+
+        assert together[0, : long.shape[1]].tolist() == long[0].tolist()
+        assert together[1, : short.shape[1]].tolist() == short[0].tolist()
+        n_longer += short.shape[1] > 2
+    assert n_longer > 3
+
+
+def test_rows_that_have_not_ended_need_room_for_all_their_tokens():
+    """The long one first; and the short one, where its own room ends."""
+    model, prompts = small_room(0), torch.ones(2, 8, dtype=torch.int64)
+    model.sublayers[-1].bias.data[3] += 50
+    settings = {"inputs": prompts, "batch_size": 2, "prompt_lengths": [8, 2]}
+
+    with pytest.raises(tl.LayerError, match="room for 10 positions; 10 are filled and 1 more came"):
+        sample(model, max_length=3, **settings)
+    assert sample(model, max_length=2, **settings).shape == (2, 2)
+    starts = {"prompt_lengths": None, "start_id": 3, "inputs": None}
+    with pytest.raises(tl.LayerError, match="ask for at most 10 tokens"):
+        sample(model, max_length=11, **{**settings, **starts})
+
+
 class GentleGRU(tl.GRUCell):
     """A cell that cannot take all steps at once."""
 

@@ -101,7 +101,8 @@ class Search:
         self._lengths = torch.zeros((batch, n_beams), dtype=torch.int64, device=device)
         self._grown_from = torch.zeros_like(self._lengths)
         self._last = torch.zeros_like(self._lengths)
-        self._done = torch.zeros(batch, dtype=torch.bool, device=device)
+        # Rows that can find nothing better; what becomes of their beams is of no consequence.
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)
 
     def grow(self, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Lets the beams grow by a token.
@@ -119,7 +120,7 @@ class Search:
         divisor = penalty(self.n, self._length_penalty)
         if self._eos_id >= 0:
             ends = new == self._eos_id
-            ended = best[:, :k].masked_fill(~ends[:, :k] | self._done[:, None], -torch.inf)
+            ended = best[:, :k].masked_fill(~ends[:, :k] | self.done[:, None], -torch.inf)
             self._finish(ended / divisor, parents[:, :k], new[:, :k])
             order = ends.to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]
             self._living = best.gather(1, order).masked_fill(ends.gather(1, order), -torch.inf)
@@ -129,15 +130,15 @@ class Search:
         self._parents.append(parents)
         self._tokens.append(new)
         if self._early_stopping:
-            self._done |= self.scores[:, -1] > -torch.inf
+            self.done |= self.scores[:, -1] > -torch.inf
         n_longest = self._max_length
         if self._length_penalty <= 0:  # shorter is better
             n_longest = min(self.n + 1, n_longest)
         reach = self._living[:, 0] / penalty(n_longest, self._length_penalty)
-        self._done |= self.scores[:, -1] >= reach
+        self.done |= self.scores[:, -1] >= reach
         if self.n == self._max_length:
             self._finish(
-                self._living.masked_fill(self._done[:, None], -torch.inf) / divisor, parents, new
+                self._living.masked_fill(self.done[:, None], -torch.inf) / divisor, parents, new
             )
         return new, parents
 
@@ -146,11 +147,11 @@ class Search:
 
         Others are fed on all the same, with symbols that the model may forbid.
         """
-        return (self._living != -torch.inf) & ~self._done[:, None]
+        return (self._living != -torch.inf) & ~self.done[:, None]
 
     def is_done(self) -> bool:
         """Tells whether no row can find anything better."""
-        return bool(self._done.all())
+        return bool(self.done.all())
 
     def results(self, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the hypotheses, best first, and their scores.

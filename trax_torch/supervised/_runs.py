@@ -75,16 +75,18 @@ class PredictRun:
             )
         self._memories = memories
         self._caches = [m for m in memories if isinstance(m, _kv_cache.KVCache)]
-        self._limit = min(
+        self._n_places = min(
             (m.max_length for m in self._positions() if m.max_length is not None),
             default=math.inf,
         )
+        # Where a long row's room ends, others go on: their tokens lie in slots after the padding.
+        shortest = n if lengths is None else int(lengths.min())
+        self._limit = self._n_places + n - shortest
         self._n_steps = math.inf if n_steps is None else n_steps
-        if self._limit < n + self._n_steps:
-            for (
-                memory
-            ) in self._positions():  # a cache alone would be longer for a larger max_length
-                if memory.max_length == self._limit and memory not in self._caches:
+        if self._n_places < n + self._n_steps:
+            for memory in self._positions():
+                # A cache's own limit is that of this call: its advice is right.
+                if memory.max_length == self._n_places and memory not in self._caches:
                     memory.advice = _what_fits(memory.max_length, n)
         self._wish, self._backend = wish, backend
         self._compiled: _compiling.CompiledStep | None = None
@@ -106,13 +108,13 @@ class PredictRun:
 
     def begin(self) -> torch.Tensor:
         """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
-        layer, lengths = self._layer, self._lengths
+        layer, lengths, (batch, n) = self._layer, self._lengths, self._prompt.shape
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
                 memory.lengths = lengths
         with (
             ids_checked(layer),
-            _logits_checked(layer, *self._prompt.shape, or_last=True),
+            _logits_checked(layer, batch, n, or_last=True),
             _used_once(layer),
             _last_alone(layer, lengths),
         ):
@@ -120,7 +122,6 @@ class PredictRun:
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
                 memory.lengths = None
-        n = self._prompt.shape[1]
         positions = [m.filled for m in self._positions()]
         if self._shares and any(filled != n for filled in positions):
             self._shares, self._compiled = False, None
@@ -141,13 +142,20 @@ class PredictRun:
             return logits[:, -1]
         return logits[torch.arange(len(lengths), device=logits.device), lengths - 1]
 
-    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor | None = None) -> torch.Tensor:
+    def go_on(
+        self,
+        tokens: torch.Tensor,
+        parents: torch.Tensor | None = None,
+        ended: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Takes the next tokens; returns the logits for those after them.
 
         Args:
           tokens: integers (batch, n_beams).
           parents: which beam each of them goes on from, integers (batch, n_beams); None at the
             first step, where all go on from the prompt, and where there is one beam.
+          ended: rows whose logits nobody will look at, booleans (batch,); None for none. They need
+            no room.
 
         Returns:
           Floats (batch, n_beams, vocab).
@@ -160,12 +168,15 @@ class PredictRun:
                 self._layer.reorder_cache((self._rows + parents).flatten())
             logits = step(self._layer, self._source, tokens.reshape(-1, 1))
             return logits.view(*tokens.shape, -1)
-        position = self._prompt.shape[1] + self._n
-        if position >= self._limit:  # a layer that counts for itself says so
+        if self.is_full and self._is_short_of_room(ended):  # a layer that counts for itself says so
             for memory in self._positions():
-                memory.moment, memory.filled = None, position
+                memory.moment, memory.filled = None, int(self._n_places)
             return step(self._layer, self._source, tokens[:, :1])
         self._advance(parents)
+        if self.is_full:
+            assert self._moment is not None
+            last = int(self._n_places) - 1
+            self._moment.positions = self._moment.positions.clamp(max=last)
         if self._compiled is None:
             logits = step(self._layer, self._source, tokens)
             if self._sizes is not None:
@@ -176,6 +187,17 @@ class PredictRun:
             logits = self._compiled(self._layer, self._source, tokens, is_checked=self._n > 0)
         self._n += 1
         return logits
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the row that is longest has no room left; it is asked for no more if it ended."""
+        return self._shares and self._prompt.shape[1] + self._n >= self._n_places
+
+    def _is_short_of_room(self, ended: torch.Tensor | None) -> bool:
+        """Tells whether a row that goes on has no room left; to look is to wait for a GPU."""
+        if self._lengths is None or ended is None:
+            return True
+        return bool(((self._lengths + self._n >= self._n_places) & ~ended).any())
 
     @property
     def can_compile(self) -> bool:
@@ -302,6 +324,8 @@ def _cuts_out(device: torch.device) -> bool:
 class EvalRun:
     """A model in eval mode, asked for all tokens so far again and again.
 
+    It knows of no room but what the call needs: the model refuses what it is not built for.
+
     Args:
       layer: its output at a position tells of the token there, from those before.
       source: as for `PredictRun`.
@@ -310,6 +334,8 @@ class EvalRun:
       room: the longest sequence there will be, or None.
       min_length: the shortest length to pad to; lengths are powers of two.
     """
+
+    is_full = False
 
     def __init__(
         self,
@@ -356,7 +382,7 @@ class EvalRun:
         self._is_first = False
         return logits[torch.arange(len(logits), device=logits.device), self._counts]
 
-    def go_on(self, tokens: torch.Tensor, parents: None = None) -> torch.Tensor:
+    def go_on(self, tokens: torch.Tensor, parents: None = None, ended: Any = None) -> torch.Tensor:
         """Takes the next tokens (batch, 1); returns the logits after them, (batch, 1, vocab)."""
         self._tokens = nn.functional.pad(self._tokens, (0, 1)).scatter(
             1, self._counts[:, None], tokens
@@ -421,7 +447,7 @@ def _check_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 def _logits_checked(
     layer: tl.Layer, batch: int, length: int, or_last: bool = False
 ) -> Iterator[None]:
-    """Refuses outputs of a model that are no logits (batch, length, vocab), or of the last alone."""
+    """Refuses what a model gives if it is no logits (batch, length, vocab), or of the last."""
     shapes = [(batch, length), (batch, 1 if or_last else length)]
 
     def check(module: Any, args: Any, outputs: Any) -> None:

@@ -105,7 +105,8 @@ def autoregressive_sample_stream(
         be out of room.
       top_k, top_p, min_p: draw among the likeliest tokens alone; see `_sampling.Sampler`.
       prompt_lengths: integers (batch,): how many of a row's `inputs` count, where shorter prompts
-        are padded on the right. Each row becomes what its prompt alone becomes, up to rounding.
+        are padded on the right. Each row becomes what its prompt alone becomes, up to rounding; in
+        eval mode there must be room for `max_length` tokens after the longest.
       return_log_probs: yields `(tokens, log_probs)`; each token's logarithm of the probability that
         the model gave it, in nats, whatever the temperature.
 
@@ -282,10 +283,10 @@ def beam_search(
             # All of a beam's are NaN, or none.
             doubts.add((log_probs[:, :, 0].isnan() & search.counts()).any(), search.n + 1)
             tokens, parents = search.grow(log_probs)
-            looks = _looks(search.n, logits.device)
+            looks = run.is_full or _looks(search.n, logits.device)
             if search.n == max_length or (looks and search.is_done()):
                 break
-            logits = run.go_on(tokens, parents)
+            logits = run.go_on(tokens, parents, search.done)
     sequences, scores = search.results(pad_id)
     return (sequences, scores) if return_scores else sequences
 
@@ -450,9 +451,10 @@ def _steps(
         yield (tokens, log_probs_of(logits[:, None], tokens)) if log_probs else tokens
         if eos_id >= 0:
             ended |= tokens[:, 0] == eos_id
-        if n == max_length or (eos_id >= 0 and _looks(n, ended.device) and bool(ended.all())):
+        looks = eos_id >= 0 and (run.is_full or _looks(n, ended.device))
+        if n == max_length or (looks and bool(ended.all())):
             return
-        logits = run.go_on(tokens)[:, 0]
+        logits = run.go_on(tokens, ended=ended)[:, 0]
 
 
 def _outside(run: Any, steps: Iterator[Any]) -> Iterator[Any]:
