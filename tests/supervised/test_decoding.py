@@ -123,6 +123,10 @@ def test_numpy_and_lists_are_taken_as_tokens(model):
     assert torch.equal(expected, sample(model, inputs=PROMPTS.tolist()))
     one = sample(model, start_id=np.int64(3), seed=np.int64(4), temperature=1.0)
     assert torch.equal(one, sample(model, start_id=3, seed=4, temperature=1.0))
+    for start in (torch.tensor(3), np.array(3), [[3]] * 3):
+        assert torch.equal(one, sample(model, start_id=start, seed=4, temperature=1.0))
+    empty = sample(model, inputs=[[], [], []])
+    assert torch.equal(empty, sample(model))
 
 
 def test_a_model_of_several_inputs_gets_the_source():
@@ -285,9 +289,40 @@ def test_eval_mode_stays_within_a_models_length():
     [
         ({"eval_mode": True, "start_id": 5}, ValueError, "its own start symbol, 0"),
         ({"inputs": PROMPTS, "batch_size": 2}, ValueError, "batch of 3, but batch_size is 2"),
-        ({"inputs": PROMPTS.float()}, TypeError, "token ids, which are integers; got torch.float"),
-        ({"inputs": PROMPTS[0]}, ValueError, r"have shape \(batch, length\); got \(3,\)"),
-        ({"start_id": np.zeros((3, 2), int)}, ValueError, r"int or \(batch, 1\); got"),
+        ({"inputs": PROMPTS.float()}, TypeError, r"integers .*; got torch.float32. Make rows"),
+        ({"inputs": PROMPTS > 0}, TypeError, r"integers .*; got torch.bool"),
+        ({"inputs": PROMPTS[0]}, ValueError, r"shape \(batch, length\); got shape \(3,\). One seq"),
+        ({"inputs": [[1, 2], [3]]}, TypeError, r"got \[\[1, 2\], \[3\]\]. .* give prompt_lengths"),
+        (
+            {"inputs": "abc"},
+            TypeError,
+            r"integers of shape \(batch, length\); got 'abc'. Make rows",
+        ),
+        ({"inputs": np.array(["a"])}, TypeError, r"integers of shape \(batch, length\); got array"),
+        (
+            {"inputs": list(PROMPTS)},
+            TypeError,
+            r"length\); got \[tensor.*. Make rows of one length",
+        ),
+        (
+            {"start_id": np.zeros((3, 2), int)},
+            ValueError,
+            r"\(batch, 1\); got shape \(3, 2\). Give",
+        ),
+        ({"start_id": [3, 2, 1]}, ValueError, r"\(batch, 1\); got shape \(3,\). Give one for each"),
+        (
+            {"inputs": PROMPTS, "prompt_lengths": [1.0, 2.0, 3.0]},
+            TypeError,
+            "row; got torch.float32",
+        ),
+        (
+            {"inputs": PROMPTS, "prompt_lengths": "abc"},
+            TypeError,
+            "row; got 'abc'. Count the tokens",
+        ),
+        ({"start_id": None}, TypeError, r"start_id is an integer, or .*; got None. Give 0"),
+        ({"start_id": 1.5}, TypeError, r"start_id is an integer, or .*; got torch.float32"),
+        ({"start_id": True}, TypeError, r"start_id is an integer, or .*; got torch.bool"),
         ({"start_id": np.zeros((2, 1), int)}, ValueError, "start_id have a batch of 2"),
         ({"temperature": -0.5}, ValueError, "temperature is a number, 0 or more; got -0.5"),
         ({"max_length": 0}, ValueError, "max_length counts tokens, so it is at least 1; got 0"),
@@ -649,8 +684,8 @@ def test_only_the_last_position_of_a_prompt_goes_through_the_last_layers(model):
     ("kwargs", "match"),
     [
         ({"prompt_lengths": [1, 2, 3]}, "give inputs too"),
-        ({"inputs": PROMPTS, "prompt_lengths": [1, 2]}, r"3 integers, one a row; got .* \(2,\)"),
-        ({"inputs": PROMPTS, "prompt_lengths": [1.0, 2.0, 3.0]}, "3 integers, one a row; got"),
+        ({"inputs": PROMPTS, "prompt_lengths": [1, 2]}, r"one a row; got shape \(2,\). Give one"),
+        ({"inputs": PROMPTS, "prompt_lengths": 5}, r"3 integers, one a row; got shape \(\)"),
         ({"inputs": PROMPTS, "prompt_lengths": [1, 2, 4]}, "between 0 and 3, .* inputs; got 4"),
         ({"inputs": PROMPTS, "prompt_lengths": [-1, 2, 3]}, "between 0 and 3, .* inputs; got -1"),
     ],

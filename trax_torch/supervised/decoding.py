@@ -2,8 +2,8 @@
 
 import itertools
 import math
-import numbers
 import operator
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -376,7 +376,7 @@ def _run(
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
     source = None
     prompt = _start_symbols(start_id, batch_size, device)
-    given = None if inputs is None else _tokens(inputs, "inputs", batch_size, device)
+    given = None if inputs is None else _tokens(inputs, batch_size, device)
     lengths = None
     if layer.n_in > 1:
         if given is None:
@@ -503,12 +503,10 @@ def _looks(n: int, device: torch.device) -> bool:
 def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns prompts without needless padding, and their lengths."""
     batch, n = inputs.shape
-    lengths = torch.as_tensor(lengths, device=inputs.device)
-    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != (batch,):
-        raise ValueError(
-            f"prompt_lengths are {batch} integers, one a row; got {lengths.dtype} of shape "
-            f"{tuple(lengths.shape)}."
-        )
+    needed = f"prompt_lengths are {batch} integers, one a row"
+    lengths = _integers(lengths, needed, "Count the tokens of each prompt.", inputs.device)
+    if lengths.shape != (batch,):
+        raise ValueError(f"{needed}; got shape {tuple(lengths.shape)}. Give one for each row.")
     low, high = (int(x) for x in torch.aminmax(lengths))
     if low < 0 or high > n:
         raise ValueError(
@@ -516,33 +514,53 @@ def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor
             f"{low if low < 0 else high}."
         )
     inputs = inputs[:, :high]
-    lengths = lengths.long()
     is_padding = torch.arange(high, device=inputs.device) >= lengths[:, None]
     return inputs.masked_fill(is_padding, 0), lengths
 
 
 def _start_symbols(start_id: Any, batch_size: int, device: torch.device) -> torch.Tensor:
-    if isinstance(start_id, numbers.Integral):
-        start_id = int(start_id)
-        return torch.full((batch_size, 1), start_id, dtype=torch.int64, device=device)
-    symbols = _tokens(start_id, "start_id", batch_size, device)
-    if symbols.shape[1] != 1:
-        raise ValueError(f"start_id is an int or (batch, 1); got shape {tuple(symbols.shape)}.")
-    return symbols
+    needed = "start_id is an integer, or integers of shape (batch, 1)"
+    symbols = _integers(start_id, needed, "Give 0 for the usual start.", device)
+    if symbols.dim() == 0:
+        return symbols.repeat(batch_size, 1)
+    if symbols.dim() != 2 or symbols.shape[1] != 1:
+        raise ValueError(f"{needed}; got shape {tuple(symbols.shape)}. Give one for each row.")
+    return _of_batch(symbols, "start_id", batch_size)
 
 
-def _tokens(x: Any, name: str, batch_size: int, device: torch.device) -> torch.Tensor:
-    """Returns tokens as int64 (batch, length) on the device."""
-    tokens = _nest.to_tensor(x, device)
-    if not isinstance(tokens, torch.Tensor):
-        tokens = torch.as_tensor(x, device=device)
-    if tokens.is_floating_point() or tokens.dtype == torch.bool:
-        raise TypeError(f"{name} are token ids, which are integers; got {tokens.dtype}.")
+def _tokens(inputs: Any, batch_size: int, device: torch.device) -> torch.Tensor:
+    """Returns inputs as int64 (batch, length) on the device."""
+    needed = "inputs are integers of shape (batch, length)"
+    advice = "Make rows of one length: pad shorter prompts on the right, and give prompt_lengths."
+    tokens = _integers(inputs, needed, advice, device)
     if tokens.dim() != 2:
-        raise ValueError(f"{name} have shape (batch, length); got {tuple(tokens.shape)}.")
-    if tokens.shape[0] != batch_size:
+        raise ValueError(f"{needed}; got shape {tuple(tokens.shape)}. One sequence is one row.")
+    return _of_batch(tokens, "inputs", batch_size)
+
+
+def _of_batch(tokens: torch.Tensor, name: str, batch_size: int) -> torch.Tensor:
+    if len(tokens) != batch_size:
         raise ValueError(
-            f"{name} have a batch of {tokens.shape[0]}, but batch_size is {batch_size}. Give "
-            f"batch_size={tokens.shape[0]}."
+            f"{name} have a batch of {len(tokens)}, but batch_size is {batch_size}. Give "
+            f"batch_size={len(tokens)}."
         )
-    return tokens.long()
+    return tokens
+
+
+def _integers(x: Any, needed: str, advice: str, device: torch.device) -> torch.Tensor:
+    """Returns a number, list, array or tensor of integers as int64 on the device.
+
+    Raises:
+      TypeError: with what is needed, what came, and what to do.
+    """
+    try:
+        tensor = _nest.to_tensor(x, device)
+        if not isinstance(tensor, torch.Tensor):
+            tensor = torch.as_tensor(x, device=device)
+            if not tensor.numel():  # a list of empty rows has no type
+                tensor = tensor.long()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{needed}; got {reprlib.repr(x)}. {advice}") from None
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{needed}; got {tensor.dtype}. {advice}")
+    return tensor.long()
