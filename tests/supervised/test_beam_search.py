@@ -270,7 +270,7 @@ def test_one_beam_is_greedy_for_every_layer_with_a_memory(kind):
     assert torch.equal(decoding.beam_search(MODELS(kind), n_beams=1, **chosen)[:, 0], greedy)
 
 
-@pytest.mark.parametrize("kind", ["attention", "LSTM"])
+@pytest.mark.parametrize("kind", ["attention", "GRU", "LSTM", "SRU"])
 def test_beams_of_ragged_prompts_equal_those_of_each_prompt_alone(kind):
     model = MODELS(kind)
     prompts = torch.tensor([[1, 2, 3, 4], [4, 3, 9, 9], [2, 9, 9, 9]])
@@ -340,6 +340,24 @@ def test_stopping_early_is_content_with_what_has_finished():
         assert bool((early_scores <= exact_scores + 1e-6).all())
         differ += not torch.equal(early_scores, exact_scores)
     assert differ
+
+
+def test_a_row_that_stopped_early_stays_as_it_is_while_others_go_on():
+    """What it would find if it went on with them is not among its hypotheses."""
+    model = MODELS("attention")
+    rows = torch.tensor(list(itertools.product(range(1, 5), repeat=2)))
+    settings = {"n_beams": 2, "max_length": 12, "length_penalty": 4.0, "return_scores": True}
+    n_shorter = 0
+    for eos_id in (1, 2, 3):
+        settings.update(eos_id=eos_id, early_stopping=True)
+        together, scores = decoding.beam_search(model, rows, len(rows), **settings)
+
+        for i in range(len(rows)):
+            alone, score = decoding.beam_search(model, rows[i : i + 1], **settings)
+            assert torch.allclose(scores[i], score[0], atol=2.5e-5)
+            assert together[i, :, : alone.shape[2]].tolist() == alone[0].tolist()
+            n_shorter += alone.shape[2] < together.shape[2]
+    assert n_shorter
 
 
 def test_an_end_at_the_first_position_is_a_hypothesis():

@@ -61,6 +61,71 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model):
     assert torch.equal(batch, torch.cat(alone))
 
 
+def livelier(model, example):
+    """Its weights are larger than at the start, so that rows differ."""
+    model.init(example, rng=5)
+    for p in model.parameters():
+        p.data *= 3
+    return model
+
+
+def translator(kind):
+    """A model that takes a source beside the tokens."""
+    if kind == "Transformer":
+        model = models.Transformer(VOCAB, None, 8, 8, 1, 1, 2, max_len=32)
+    else:
+        model = models.LSTMSeq2SeqAttn(VOCAB, VOCAB, 8, 1, 1)
+    one = torch.ones(1, 2, dtype=torch.int64)
+    return livelier(model, (one, one))
+
+
+# Padded to one length: the encoder does not look at 0.
+SOURCES = torch.tensor([[1, 2, 3, 4, 5], [4, 6, 0, 0, 0], [5, 5, 2, 0, 0], [4, 6, 2, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "SRU"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_of_a_recurrent_model_does_not_depend_on_the_rows_beside_it(kind, temperature):
+    model = recurrent(getattr(tl, kind)(8))
+    settings = {"temperature": temperature, "max_length": 15}
+
+    together = sample(model, inputs=PROMPTS, seed=[7, 8, 9], **settings)
+
+    for i in range(3):
+        alone = sample(model, inputs=PROMPTS[[i]], seed=[7 + i], batch_size=1, **settings)
+        assert together[i].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["Transformer", "LSTMSeq2SeqAttn"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_source_that_is_padded_says_what_it_says_alone(kind, temperature):
+    """A row depends on the symbols of its own source, and on nothing beside or after them."""
+    model = translator(kind)
+    settings = {"temperature": temperature, "max_length": 12, "return_log_probs": True}
+    seeds = [6, 7, 8, 7]
+
+    together, log_probs = sample(model, inputs=SOURCES, seed=seeds, batch_size=4, **settings)
+
+    for i, source in enumerate(SOURCES):
+        source = source[source > 0][None]
+        alone, its = sample(model, inputs=source, seed=[seeds[i]], batch_size=1, **settings)
+        assert together[i].tolist() == alone[0].tolist()
+        assert torch.allclose(log_probs[i], its[0], atol=1e-5)
+    assert float((log_probs[1] - log_probs[3]).abs().max()) > 1e-3  # and on all of them
+
+
+@pytest.mark.parametrize("kind", ["Transformer", "LSTMSeq2SeqAttn"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_translator_in_eval_mode_makes_the_same_tokens_as_in_predict_mode(kind, temperature):
+    model = translator(kind)
+    settings = {"inputs": SOURCES, "batch_size": 4, "temperature": temperature, "seed": 3}
+
+    fast, slow = sample(model, **settings), sample(model, eval_mode=True, **settings)
+
+    assert torch.equal(fast, slow)
+    assert len(fast.unique(dim=0)) > 1
+
+
 def test_each_call_starts_afresh_and_leaves_the_model_as_it_was(model):
     model.train()
     first, second = sample(model, inputs=PROMPTS), sample(model, inputs=PROMPTS)
@@ -364,10 +429,7 @@ RAGGED = torch.tensor([[1, 2, 3, 4, 5], [6, 5, -1, 99, 0], [3, 0, 0, 0, 0]])
 
 def recurrent(cell):
     model = tl.Serial(tl.ShiftRight(), tl.Embedding(VOCAB, 8), cell, tl.Dense(VOCAB))
-    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=4)
-    for p in model.parameters():
-        p.data *= 3
-    return model
+    return livelier(model, torch.zeros(1, 1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("kind", ["attention", "GRU", "LSTM", "SRU", "step by step"])

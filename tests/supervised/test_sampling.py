@@ -8,7 +8,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trax_torch.supervised import _sampling
+from trax_torch import models
+from trax_torch.supervised import _sampling, decoding
 from trax_torch.supervised._sampling import Sampler
 
 LOGITS = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5, -torch.inf, 3.0, -1.5, 1.5])
@@ -163,6 +164,23 @@ def test_a_seed_of_its_own_is_another_than_the_same_for_all():
 
     assert not torch.equal(for_all, own)
     assert torch.equal(moved[1:], own)
+
+
+def test_a_model_draws_sequences_as_often_as_it_says_they_come():
+    """Pairs of tokens after a prompt, against the products of its probabilities in eval mode."""
+    model = models.TransformerLM(4, d_model=8, d_ff=8, n_layers=1, n_heads=2, max_len=8)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=1)
+    pairs = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    whole = torch.cat([torch.full((16, 1), 2), pairs], dim=1)
+    model.eval()
+    with torch.no_grad():
+        log_probs = _sampling.log_probs_of(model(whole), whole)[:, 1:].sum(1)
+
+    found = decoding.autoregressive_sample(
+        model, [[2]] * 20_000, 20_000, eos_id=-1, max_length=2, seed=0
+    )
+
+    assert_follows(torch.bincount(4 * found[:, 0] + found[:, 1], minlength=16), log_probs.exp())
 
 
 def test_masked_symbols_are_never_drawn_at_any_temperature():
