@@ -123,10 +123,12 @@ def test_runs_are_left_in_the_order_of_a_stack(model, layer):
     outer, inner = layer.predict(1, 8), layer.predict(1, 8)
     with outer:
         with inner:
-            with pytest.raises(RuntimeError, match="another one of .* was entered after this"):
+            with pytest.raises(RuntimeError, match="this one of .* is not the innermost. Leave"):
                 outer.__exit__(None, None, None)
             assert layer.mode == "predict"
         assert layer.mode == "predict"
+        with pytest.raises(RuntimeError, match="is not the innermost. .* and each block once"):
+            inner.__exit__(None, None, None)
 
     assert (layer.mode, layer.training) == ("train", True)
 

@@ -54,15 +54,15 @@ class Predicting:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._before is not None
-        theirs = [layer._modules["_memory"] for layer in self._layers]
+        in_place = [layer._modules["_memory"] for layer in self._layers]
         # A layer may have made its memory anew in the block, but hardly all of them.
-        if not any(
-            m is mine for m, mine in zip(theirs, self._memories, strict=True) if mine is not None
+        if self._before is None or not any(
+            m is mine for m, mine in zip(in_place, self._memories, strict=True) if mine is not None
         ):
             raise RuntimeError(
-                f"Blocks of predict mode are left in the order of a stack, but another one of "
-                f"{self._layer.name} was entered after this and not left. Leave that one first."
+                f"Blocks of predict mode are left in the order of a stack, but this one of "
+                f"{self._layer.name} is not the innermost. Leave what was entered after it first, "
+                f"and each block once."
             )
         self._memories, self._before = self._swap_in(self._before), None
         for module in self._training:

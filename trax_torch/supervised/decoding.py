@@ -554,13 +554,13 @@ def _integers(x: Any, needed: str, advice: str, device: torch.device) -> torch.T
       TypeError: with what is needed, what came, and what to do.
     """
     try:
-        tensor = _nest.to_tensor(x, device)
+        tensor = _nest.to_tensor(x)
         if not isinstance(tensor, torch.Tensor):
-            tensor = torch.as_tensor(x, device=device)
+            tensor = torch.as_tensor(x)
             if not tensor.numel():  # a list of empty rows has no type
                 tensor = tensor.long()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{needed}; got {reprlib.repr(x)}. {advice}") from None
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{needed}; got {tensor.dtype}. {advice}")
-    return tensor.long()
+    return tensor.to(device, torch.int64)
