@@ -148,6 +148,16 @@ def test_a_run_in_the_block_of_another_does_not_disturb_it(model):
     assert torch.equal(second, alone[1])
 
 
+def test_a_layer_that_remembers_nothing_has_blocks_too():
+    layer = tl.PositionalEncoding(4, stepwise=False)
+    run = layer.predict(1, 4)
+    for _ in range(2):
+        with run:
+            assert not layer.training
+
+    assert layer.training
+
+
 def test_a_memory_may_be_made_anew_in_a_block(model):
     model.train()
     with model.predict(1, 8):

@@ -54,11 +54,12 @@ class Predicting:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        in_place = [layer._modules["_memory"] for layer in self._layers]
+        mine = [
+            (la, m) for la, m in zip(self._layers, self._memories, strict=True) if m is not None
+        ]
         # A layer may have made its memory anew in the block, but hardly all of them.
-        if self._before is None or not any(
-            m is mine for m, mine in zip(in_place, self._memories, strict=True) if mine is not None
-        ):
+        is_inner = not mine or any(la._modules["_memory"] is m for la, m in mine)
+        if self._before is None or not is_inner:
             raise RuntimeError(
                 f"Blocks of predict mode are left in the order of a stack, but this one of "
                 f"{self._layer.name} is not the innermost. Leave what was entered after it first, "
