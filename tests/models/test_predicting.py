@@ -102,6 +102,70 @@ def test_predict_mode_comes_and_goes_with_its_block(model):
     assert not torch.equal(torch.cat(disturbed), torch.cat(alone))
 
 
+def test_a_run_is_not_entered_in_its_own_block(model):
+    """The model would predict for good; as it is, it comes out as it was."""
+    model.train()
+    run = model.predict(1, 8)
+    with run, pytest.raises(RuntimeError, match="one block at a time, but this one of Serial was"):
+        run.__enter__()
+
+    assert (model.mode, model.training) == ("train", True)
+    with run:
+        assert model.mode == "predict"
+    assert model.mode == "train"
+
+
+@pytest.mark.parametrize("layer", [None, tl.GRU(4), tl.as_layer(torch.nn.Linear(2, 2))])
+def test_runs_are_left_in_the_order_of_a_stack(model, layer):
+    """What is left too early stays entered; after that, all is as it was."""
+    layer = model if layer is None else layer
+    layer.train()
+    outer, inner = layer.predict(1, 8), layer.predict(1, 8)
+    with outer:
+        with inner:
+            with pytest.raises(RuntimeError, match="this one of .* is not the innermost. Leave"):
+                outer.__exit__(None, None, None)
+            assert layer.mode == "predict"
+        assert layer.mode == "predict"
+        with pytest.raises(RuntimeError, match="is not the innermost. .* and each block once"):
+            inner.__exit__(None, None, None)
+
+    assert (layer.mode, layer.training) == ("train", True)
+
+
+def test_a_run_in_the_block_of_another_does_not_disturb_it(model):
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        with model.predict(1, 8):
+            alone = [model(tokens[:, :2]), model(tokens[:, 2:])]
+        with model.predict(1, 8):
+            first = model(tokens[:, :2])
+            with model.predict(1, 8):
+                model(tokens)
+            second = model(tokens[:, 2:])
+
+    assert torch.equal(first, alone[0])
+    assert torch.equal(second, alone[1])
+
+
+def test_a_layer_that_remembers_nothing_has_blocks_too():
+    layer = tl.PositionalEncoding(4, stepwise=False)
+    run = layer.predict(1, 4)
+    for _ in range(2):
+        with run:
+            assert not layer.training
+
+    assert layer.training
+
+
+def test_a_memory_may_be_made_anew_in_a_block(model):
+    model.train()
+    with model.predict(1, 8):
+        model.init_cache(1, 8)
+
+    assert model.mode == "train"
+
+
 def test_another_batch_size_in_the_midst_is_refused(model):
     with torch.no_grad(), model.predict(None, 8):
         model(torch.ones(2, 1, dtype=torch.int64))

@@ -7,6 +7,7 @@ import figures
 import numpy as np
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -269,7 +270,7 @@ def test_one_beam_is_greedy_for_every_layer_with_a_memory(kind):
     assert torch.equal(decoding.beam_search(MODELS(kind), n_beams=1, **chosen)[:, 0], greedy)
 
 
-@pytest.mark.parametrize("kind", ["attention", "LSTM"])
+@pytest.mark.parametrize("kind", ["attention", "GRU", "LSTM", "SRU"])
 def test_beams_of_ragged_prompts_equal_those_of_each_prompt_alone(kind):
     model = MODELS(kind)
     prompts = torch.tensor([[1, 2, 3, 4], [4, 3, 9, 9], [2, 9, 9, 9]])
@@ -282,6 +283,31 @@ def test_beams_of_ragged_prompts_equal_those_of_each_prompt_alone(kind):
         length = alone.shape[-1]
         assert together[i, :, :length].tolist() == alone[0].tolist()
         assert torch.allclose(scores[i], score[0], atol=2.5e-5)
+
+
+@pytest.mark.parametrize("looks", [lambda n, device: True, lambda n, device: n == 1])
+def test_a_long_row_that_is_done_leaves_a_short_one_its_room(looks, monkeypatch):
+    """The model has 16 places, and the long prompt takes 14 of them."""
+    monkeypatch.setattr(decoding, "_looks", looks)
+    model, n_longer = MODELS("attention"), 0
+    for seed, eos_id in itertools.product(range(12), range(5)):
+        prompts = torch.randint(1, 5, (2, 13), generator=torch.Generator().manual_seed(seed))
+        settings = {"n_beams": 2, "eos_id": eos_id, "early_stopping": True, "return_scores": True}
+        try:
+            long = decoding.beam_search(model, prompts[:1], max_length=12, **settings)
+        except tl.LayerError:  # it does not end in time
+            continue
+        short = decoding.beam_search(model, prompts[1:, :3], max_length=12, **settings)
+
+        together = decoding.beam_search(
+            model, prompts, 2, max_length=12, prompt_lengths=[13, 3], **settings
+        )
+
+        for row, (alone, scores) in enumerate((long, short)):
+            assert together[0][row, :, : alone.shape[2]].tolist() == alone[0].tolist()
+            assert torch.allclose(together[1][row], scores[0], atol=2.5e-5)
+        n_longer += short[0].shape[2] > 3
+    assert n_longer > 1
 
 
 def test_beams_share_the_memory_of_their_row():
@@ -314,6 +340,24 @@ def test_stopping_early_is_content_with_what_has_finished():
         assert bool((early_scores <= exact_scores + 1e-6).all())
         differ += not torch.equal(early_scores, exact_scores)
     assert differ
+
+
+def test_a_row_that_stopped_early_stays_as_it_is_while_others_go_on():
+    """What it would find if it went on with them is not among its hypotheses."""
+    model = MODELS("attention")
+    rows = torch.tensor(list(itertools.product(range(1, 5), repeat=2)))
+    settings = {"n_beams": 2, "max_length": 12, "length_penalty": 4.0, "return_scores": True}
+    n_shorter = 0
+    for eos_id in (1, 2, 3):
+        settings.update(eos_id=eos_id, early_stopping=True)
+        together, scores = decoding.beam_search(model, rows, len(rows), **settings)
+
+        for i in range(len(rows)):
+            alone, score = decoding.beam_search(model, rows[i : i + 1], **settings)
+            assert torch.allclose(scores[i], score[0], atol=2.5e-5)
+            assert together[i, :, : alone.shape[2]].tolist() == alone[0].tolist()
+            n_shorter += alone.shape[2] < together.shape[2]
+    assert n_shorter
 
 
 def test_an_end_at_the_first_position_is_a_hypothesis():
@@ -415,8 +459,33 @@ def test_what_cannot_be_searched_is_refused(model):
         decoding.beam_search(model, n_beams=2.0)
     with pytest.raises(TypeError, match="eos_id is an integer; got None; give -1 for none"):
         decoding.beam_search(model, eos_id=None)
+    with pytest.raises(TypeError, match="pad_id is an integer; got None"):
+        decoding.beam_search(model, pad_id=None)
     with pytest.raises(ValueError, match="batch of 1, but batch_size is 2"):
         decoding.beam_search(model, [[1]], batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("length_penalty", "error"),
+    [
+        *((value, ValueError) for value in (torch.nan, torch.inf, 1000.0, -1000.0)),
+        *((value, TypeError) for value in (None, "1")),
+    ],
+)
+def test_a_length_penalty_that_float32_cannot_hold_is_refused(model, length_penalty, error):
+    with pytest.raises(error, match=f"stays between .*; got {length_penalty!r} for 20. Give one"):
+        decoding.beam_search(model, max_length=20, length_penalty=length_penalty)
+
+
+@pytest.mark.parametrize("length_penalty", [50.0, -50.0, torch.tensor(1.0), np.float32(0.5)])
+def test_scores_are_finite_for_any_length_penalty_that_is_taken(model, length_penalty):
+    """By 50 a hypothesis of 16 tokens has its score divided by 10 ** 27.2."""
+    _, scores = decoding.beam_search(
+        model, max_length=16, length_penalty=length_penalty, return_scores=True
+    )
+
+    assert bool(scores.isfinite().all())
+    assert bool((scores < 0).all())
 
 
 class Broken(tl.Layer):
@@ -428,6 +497,39 @@ class Broken(tl.Layer):
     def forward(self, x):
         self.n_good -= 1
         return torch.full((*x.shape, VOCAB), self.value if self.n_good < 0 else 0.0)
+
+
+def test_beams_that_are_dead_and_rows_that_are_done_may_have_nothing_left():
+    """Of a model that masks: rows are what each is alone, and the missing beams score -inf."""
+    settings = {"start_id": 4, "max_length": 6, "length_penalty": 0.0, "return_scores": True}
+
+    found, scores = decoding.beam_search(toys.Grammar(), n_beams=3, **settings)
+
+    ends, goes_on, three = (
+        float(torch.log_softmax(torch.tensor(pair), 0)[i])
+        for pair, i in (([0.3, 0.1], 0), ([0.3, 0.1], 1), ([0.1, 0.7], 1))
+    )
+    two = float(torch.log_softmax(torch.tensor([0.1, 0.7]), 0)[0])
+    assert found[0].tolist() == [[3, 1, 0], [2, 1, 0], [2, 2, 1]]
+    assert scores[0].tolist() == pytest.approx([three, two + ends, two + goes_on + ends])
+    for n_beams in (1, 2):
+        together, its_scores = decoding.beam_search(
+            toys.Grammar(), [[3], [2]], 2, n_beams, **settings
+        )
+        for row, prefix in enumerate((3, 2)):
+            alone, score = decoding.beam_search(toys.Grammar(), [[prefix]], 1, n_beams, **settings)
+            assert together[row, :, : alone.shape[2]].tolist() == alone[0].tolist()
+            assert torch.equal(its_scores[row], score[0])
+
+
+def test_nothing_grows_from_a_dead_beam():
+    scores = torch.tensor([[-1.0, -torch.inf]])
+    log_probs = torch.tensor([[[-0.5, -1.5], [torch.nan, torch.nan]]])
+
+    values, parents, tokens = best_continuations(scores, log_probs, 3)
+
+    assert values.tolist() == [[-1.5, -2.5, -torch.inf]]
+    assert (parents[0, :2].tolist(), tokens[0, :2].tolist()) == ([0, 0], [0, 1])
 
 
 def test_logits_that_are_not_numbers_are_not_searched():

@@ -1,11 +1,13 @@
 """Decoding: what comes out, and what is refused."""
 
+import copy
 import itertools
 import typing
 
 import numpy as np
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,7 +16,7 @@ from trax_torch import layers as tl
 from trax_torch import models
 from trax_torch.layers import _kv_cache
 from trax_torch.supervised import decoding
-from trax_torch.supervised._sampling import Sampler
+from trax_torch.supervised._sampling import Sampler, log_probs_of
 
 VOCAB = 7
 
@@ -57,6 +59,71 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model):
     ]
 
     assert torch.equal(batch, torch.cat(alone))
+
+
+def livelier(model, example):
+    """Its weights are larger than at the start, so that rows differ."""
+    model.init(example, rng=5)
+    for p in model.parameters():
+        p.data *= 3
+    return model
+
+
+def translator(kind):
+    """A model that takes a source beside the tokens."""
+    if kind == "Transformer":
+        model = models.Transformer(VOCAB, None, 8, 8, 1, 1, 2, max_len=32)
+    else:
+        model = models.LSTMSeq2SeqAttn(VOCAB, VOCAB, 8, 1, 1)
+    one = torch.ones(1, 2, dtype=torch.int64)
+    return livelier(model, (one, one))
+
+
+# Padded to one length: the encoder does not look at 0.
+SOURCES = torch.tensor([[1, 2, 3, 4, 5], [4, 6, 0, 0, 0], [5, 5, 2, 0, 0], [4, 6, 2, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "SRU"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_of_a_recurrent_model_does_not_depend_on_the_rows_beside_it(kind, temperature):
+    model = recurrent(getattr(tl, kind)(8))
+    settings = {"temperature": temperature, "max_length": 15}
+
+    together = sample(model, inputs=PROMPTS, seed=[7, 8, 9], **settings)
+
+    for i in range(3):
+        alone = sample(model, inputs=PROMPTS[[i]], seed=[7 + i], batch_size=1, **settings)
+        assert together[i].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["Transformer", "LSTMSeq2SeqAttn"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_source_that_is_padded_says_what_it_says_alone(kind, temperature):
+    """A row depends on the symbols of its own source, and on nothing beside or after them."""
+    model = translator(kind)
+    settings = {"temperature": temperature, "max_length": 12, "return_log_probs": True}
+    seeds = [6, 7, 8, 7]
+
+    together, log_probs = sample(model, inputs=SOURCES, seed=seeds, batch_size=4, **settings)
+
+    for i, source in enumerate(SOURCES):
+        source = source[source > 0][None]
+        alone, its = sample(model, inputs=source, seed=[seeds[i]], batch_size=1, **settings)
+        assert together[i].tolist() == alone[0].tolist()
+        assert torch.allclose(log_probs[i], its[0], atol=1e-5)
+    assert float((log_probs[1] - log_probs[3]).abs().max()) > 1e-3  # and on all of them
+
+
+@pytest.mark.parametrize("kind", ["Transformer", "LSTMSeq2SeqAttn"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_translator_in_eval_mode_makes_the_same_tokens_as_in_predict_mode(kind, temperature):
+    model = translator(kind)
+    settings = {"inputs": SOURCES, "batch_size": 4, "temperature": temperature, "seed": 3}
+
+    fast, slow = sample(model, **settings), sample(model, eval_mode=True, **settings)
+
+    assert torch.equal(fast, slow)
+    assert len(fast.unique(dim=0)) > 1
 
 
 def test_each_call_starts_afresh_and_leaves_the_model_as_it_was(model):
@@ -121,6 +188,10 @@ def test_numpy_and_lists_are_taken_as_tokens(model):
     assert torch.equal(expected, sample(model, inputs=PROMPTS.tolist()))
     one = sample(model, start_id=np.int64(3), seed=np.int64(4), temperature=1.0)
     assert torch.equal(one, sample(model, start_id=3, seed=4, temperature=1.0))
+    for start in (torch.tensor(3), np.array(3), [[3]] * 3):
+        assert torch.equal(one, sample(model, start_id=start, seed=4, temperature=1.0))
+    empty = sample(model, inputs=[[], [], []])
+    assert torch.equal(empty, sample(model))
 
 
 def test_a_model_of_several_inputs_gets_the_source():
@@ -283,13 +354,54 @@ def test_eval_mode_stays_within_a_models_length():
     [
         ({"eval_mode": True, "start_id": 5}, ValueError, "its own start symbol, 0"),
         ({"inputs": PROMPTS, "batch_size": 2}, ValueError, "batch of 3, but batch_size is 2"),
-        ({"inputs": PROMPTS.float()}, TypeError, "token ids, which are integers; got torch.float"),
-        ({"inputs": PROMPTS[0]}, ValueError, r"have shape \(batch, length\); got \(3,\)"),
-        ({"start_id": np.zeros((3, 2), int)}, ValueError, r"int or \(batch, 1\); got"),
+        ({"inputs": PROMPTS.float()}, TypeError, r"integers .*; got torch.float32. Make rows"),
+        ({"inputs": PROMPTS > 0}, TypeError, r"integers .*; got torch.bool"),
+        ({"inputs": PROMPTS[0]}, ValueError, r"shape \(batch, length\); got shape \(3,\). One seq"),
+        ({"inputs": [[1, 2], [3]]}, TypeError, r"got \[\[1, 2\], \[3\]\]. .* give prompt_lengths"),
+        (
+            {"inputs": "abc"},
+            TypeError,
+            r"integers of shape \(batch, length\); got 'abc'. Make rows",
+        ),
+        ({"inputs": np.array(["a"])}, TypeError, r"integers of shape \(batch, length\); got array"),
+        (
+            {"inputs": list(PROMPTS)},
+            TypeError,
+            r"length\); got \[tensor.*. Make rows of one length",
+        ),
+        (
+            {"start_id": np.zeros((3, 2), int)},
+            ValueError,
+            r"\(batch, 1\); got shape \(3, 2\). Give",
+        ),
+        ({"start_id": [3, 2, 1]}, ValueError, r"\(batch, 1\); got shape \(3,\). Give one for each"),
+        (
+            {"inputs": PROMPTS, "prompt_lengths": [1.0, 2.0, 3.0]},
+            TypeError,
+            "row; got torch.float32",
+        ),
+        (
+            {"inputs": PROMPTS, "prompt_lengths": "abc"},
+            TypeError,
+            "row; got 'abc'. Count the tokens",
+        ),
+        ({"start_id": None}, TypeError, r"start_id is an integer, or .*; got None. Give 0"),
+        ({"start_id": 1.5}, TypeError, r"start_id is an integer, or .*; got torch.float32"),
+        ({"start_id": True}, TypeError, r"start_id is an integer, or .*; got torch.bool"),
         ({"start_id": np.zeros((2, 1), int)}, ValueError, "start_id have a batch of 2"),
-        ({"temperature": -0.5}, ValueError, "temperature is 0 or more; got -0.5"),
+        ({"temperature": -0.5}, ValueError, "temperature is a number, 0 or more; got -0.5"),
         ({"max_length": 0}, ValueError, "max_length counts tokens, so it is at least 1; got 0"),
         ({"max_length": 5.0}, TypeError, "max_length is an integer; got 5.0"),
+        (
+            {"max_length": None},
+            TypeError,
+            "max_length is an integer; got None; give a number: a stream",
+        ),
+        ({"eval_min_length": 0}, ValueError, "eval_min_length counts positions, so .*; got 0"),
+        ({"eval_min_length": -3}, ValueError, "counts positions, so it is at least 1; got -3"),
+        ({"eval_min_length": 2.5}, TypeError, "eval_min_length is an integer; got 2.5"),
+        ({"eval_min_length": "3"}, TypeError, "eval_min_length is an integer; got '3'"),
+        ({"pad_id": 1.5}, TypeError, "pad_id is an integer; got 1.5"),
         ({"batch_size": 0}, ValueError, "batch_size counts sequences, so it is at least 1; got 0"),
         ({"eos_id": None}, TypeError, "eos_id is an integer; got None; give -1 for none"),
         ({"seed": [1, 2], "temperature": 1.0}, ValueError, "got 2 for 3 rows"),
@@ -300,15 +412,24 @@ def test_what_cannot_be_decoded_is_refused(model, kwargs, error, match):
         sample(model, **kwargs)
 
 
+def test_a_stream_alone_may_be_without_end(model):
+    """What is returned whole must end, and so must what is compiled for."""
+    for search in (decoding.autoregressive_sample, decoding.beam_search, decoding.warmup):
+        with pytest.raises(
+            TypeError, match="max_length is an integer; got None; give a number: a stream"
+        ):
+            search(model, max_length=None)
+    assert next(decoding.autoregressive_sample_stream(model, max_length=None)).shape == (1, 1)
+    with pytest.raises(ValueError, match="max_length counts tokens, so it is at least 1; got 0"):
+        decoding.autoregressive_sample_stream(model, max_length=0)
+
+
 RAGGED = torch.tensor([[1, 2, 3, 4, 5], [6, 5, -1, 99, 0], [3, 0, 0, 0, 0]])
 
 
 def recurrent(cell):
     model = tl.Serial(tl.ShiftRight(), tl.Embedding(VOCAB, 8), cell, tl.Dense(VOCAB))
-    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=4)
-    for p in model.parameters():
-        p.data *= 3
-    return model
+    return livelier(model, torch.zeros(1, 1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("kind", ["attention", "GRU", "LSTM", "SRU", "step by step"])
@@ -328,6 +449,51 @@ def test_ragged_prompts_equal_each_prompt_alone(model, kind, eval_mode):
     for i, n in enumerate(lengths):
         alone = sample(model, inputs=RAGGED[i : i + 1, :n], seed=[7 + i], batch_size=1, **settings)
         assert together[i].tolist() == alone[0].tolist()
+
+
+def small_room(seed):
+    """A model for 10 positions."""
+    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=10)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=seed)
+    for p in model.parameters():
+        p.data *= 2.5
+    return model
+
+
+@pytest.mark.parametrize("looks", [lambda n, device: True, lambda n, device: n == 1])
+def test_a_long_row_that_has_ended_leaves_a_short_one_its_room(looks, monkeypatch):
+    """The long prompt has room for two tokens; as on a GPU too, which is not asked every time."""
+    monkeypatch.setattr(decoding, "_looks", looks)
+    model, n_longer = small_room(0), 0
+    prompts = torch.randint(1, VOCAB, (2, 8), generator=torch.Generator().manual_seed(0))
+    for seed in range(12):
+        settings = {"temperature": 1.5, "batch_size": 1, "seed": [seed]}
+        end = int(sample(model, inputs=prompts[:1], max_length=2, **settings)[0, -1])
+        settings.update(eos_id=end, max_length=8)
+        long = sample(model, inputs=prompts[:1], **settings)
+        short = sample(model, inputs=prompts[1:, :2], **settings)
+        settings.update(batch_size=2, seed=[seed, seed])
+
+        together = sample(model, inputs=prompts, prompt_lengths=[8, 2], **settings)
+
+        assert together[0, : long.shape[1]].tolist() == long[0].tolist()
+        assert together[1, : short.shape[1]].tolist() == short[0].tolist()
+        n_longer += short.shape[1] > 2
+    assert n_longer > 3
+
+
+def test_rows_that_have_not_ended_need_room_for_all_their_tokens():
+    """The long one first; and the short one, where its own room ends."""
+    model, prompts = small_room(0), torch.ones(2, 8, dtype=torch.int64)
+    model.sublayers[-1].bias.data[3] += 50
+    settings = {"inputs": prompts, "batch_size": 2, "prompt_lengths": [8, 2]}
+
+    with pytest.raises(tl.LayerError, match="room for 10 positions; 10 are filled and 1 more came"):
+        sample(model, max_length=3, **settings)
+    assert sample(model, max_length=2, **settings).shape == (2, 2)
+    starts = {"prompt_lengths": None, "start_id": 3, "inputs": None}
+    with pytest.raises(tl.LayerError, match="ask for at most 10 tokens"):
+        sample(model, max_length=11, **{**settings, **starts})
 
 
 class GentleGRU(tl.GRUCell):
@@ -364,16 +530,30 @@ def test_log_probabilities_are_those_of_the_model_whatever_the_temperature(model
     assert torch.allclose(its_log_probs, want[:, :1], atol=1e-4)
 
 
-def test_bfloat16_weights_decode_with_float32_log_probabilities():
-    model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)
-    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
-    model.bfloat16()
+@pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.2), (torch.float64, 1e-4)])
+def test_weights_of_any_type_give_float32_log_probabilities(model, dtype, close):
+    """Those that float32 weights give to the same tokens, as closely as the type allows."""
+    other = copy.deepcopy(model).to(dtype)
+    settings = {"inputs": PROMPTS, "batch_size": 3, "eos_id": -1}
 
-    tokens, log_probs = sample(model, return_log_probs=True)
-    _, scores = decoding.beam_search(model, n_beams=2, max_length=5, return_scores=True)
+    tokens, log_probs = sample(other, return_log_probs=True, **settings)
+    beams, scores = decoding.beam_search(
+        other, n_beams=2, max_length=5, length_penalty=0, return_scores=True, **settings
+    )
 
-    assert tokens.shape == (3, 10)
     assert log_probs.dtype == scores.dtype == torch.float32
+    assert torch.allclose(log_probs, told(model, tokens), atol=close)
+    assert torch.allclose(scores[:, 0], told(model, beams[:, 0]).sum(1), atol=2 * close)
+    if dtype == torch.float64:
+        assert torch.equal(tokens, sample(model, **settings))
+
+
+def told(model, tokens):
+    """The log-probabilities of what follows the prompts, from the model in eval mode."""
+    whole = torch.cat([PROMPTS, tokens], dim=1)
+    model.eval()
+    with torch.no_grad():
+        return log_probs_of(model(whole), whole)[:, PROMPTS.shape[1] :]
 
 
 def test_filters_are_handed_to_the_sampler(model, monkeypatch):
@@ -385,9 +565,9 @@ def test_filters_are_handed_to_the_sampler(model, monkeypatch):
 
     monkeypatch.setattr(decoding, "Sampler", sampler)
     sample(model, top_k=3, min_p=0.1)
+    assert seen == {"top_k": 3, "top_p": None, "min_p": 0.1}
     next(decoding.autoregressive_sample_stream(model, top_p=0.9))
-
-    assert seen == {"top_k": 3, "min_p": 0.1, "top_p": 0.9}
+    assert seen == {"top_k": None, "top_p": 0.9, "min_p": None}
 
 
 def test_an_end_at_the_first_position_ends_a_row_there(model):
@@ -454,6 +634,60 @@ def test_ids_outside_the_vocabulary_are_named(model, kwargs, match, eval_mode):
         sample(model, start_id=8)
 
 
+class ByKeyword(nn.Module):
+    """A plain module that calls its embedding as it likes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, VOCAB)
+
+    def forward(self, tokens):
+        return self.embedding(input=nn.functional.pad(tokens, (1, 0))[:, :-1])
+
+
+def test_an_embedding_may_be_called_by_keyword():
+    module = ByKeyword()
+
+    assert sample(module, eval_mode=True).shape == (3, 10)
+    with pytest.raises(tl.LayerError, match="Token id 7 is outside the vocabulary of 7"):
+        sample(module, inputs=[[7, 1]], batch_size=1, eval_mode=True)
+
+
+class Answering(Caching):
+    """Returns what it is told to make of its logits."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def forward(self, tokens):
+        return self.made(super().forward(tokens))
+
+
+@pytest.mark.parametrize("eval_mode", [False, True])
+@pytest.mark.parametrize(
+    ("made", "match"),
+    [
+        (lambda x: {"logits": x}, "Answering gave dict. Let it return them, or a tuple"),
+        (lambda x: (), "Answering gave tuple"),
+        (lambda x: x[:, -1], r"Answering gave torch.float32 of shape \(3, 7\)"),
+        (lambda x: x.argmax(-1, keepdim=True), r"gave torch.int64 of shape \(3, \d, 1\)"),
+        (lambda x: x[:, :2], r"\(3, 4, vocab\); Answering gave torch.float32 of shape \(3, 2, 7\)"),
+        (lambda x: x[:1], r"gave torch.float32 of shape \(1, 4, 7\)"),
+    ],
+)
+def test_what_is_no_logits_is_refused(made, match, eval_mode):
+    with pytest.raises(tl.LayerError, match="Tokens are chosen by logits, .*" + match):
+        sample(Answering(made), inputs=PROMPTS, eval_mode=eval_mode)
+
+
+def test_logits_may_begin_a_tuple_or_a_list():
+    for made in (lambda x: (x, 1), lambda x: [x]):
+        tokens = sample(Answering(made), eval_mode=True)
+
+        assert torch.equal(tokens, sample(Foreign(), eval_mode=True))
+
+
 @pytest.mark.parametrize("eval_mode", [False, True])
 def test_logits_that_are_not_numbers_are_refused(eval_mode):
     model = models.TransformerLM(VOCAB, 8, 8, 1, 2, max_len=12)
@@ -476,6 +710,26 @@ def test_masked_logits_are_numbers():
     assert scores.tolist() == [[0.0, -torch.inf]]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_row_that_has_ended_may_have_nothing_left(seed):
+    """What a model makes of it is nobody's concern: its mates go on as they would alone."""
+    settings = {"start_id": 4, "eos_id": 1, "temperature": 1.0}
+    together = sample(toys.Grammar(), inputs=[[3], [2]], batch_size=2, seed=[0, seed], **settings)
+    alone = sample(toys.Grammar(), inputs=[[2]], batch_size=1, seed=[seed], **settings)
+
+    assert together[0].tolist() == [1] + [0] * (alone.shape[1] - 1)
+    assert together[1].tolist() == alone[0].tolist()
+
+
+def test_a_row_that_has_not_ended_must_have_something_left():
+    """Without an end symbol no row ends, of a stream neither."""
+    settings = {"start_id": 4, "temperature": 0.0}
+    with pytest.raises(ValueError, match="logits for token 2 are not numbers"):
+        sample(toys.Grammar(), inputs=[[3]], batch_size=1, eos_id=-1, **settings)
+    with pytest.raises(ValueError, match="logits for token 2 are not numbers"):
+        list(decoding.autoregressive_sample_stream(toys.Grammar(), [[3]], **settings))
+
+
 def test_only_the_last_position_of_a_prompt_goes_through_the_last_layers(model):
     """The logits of the others would be most of a prompt's work, and nobody wants them."""
     sizes = []
@@ -492,8 +746,8 @@ def test_only_the_last_position_of_a_prompt_goes_through_the_last_layers(model):
     ("kwargs", "match"),
     [
         ({"prompt_lengths": [1, 2, 3]}, "give inputs too"),
-        ({"inputs": PROMPTS, "prompt_lengths": [1, 2]}, r"3 integers, one a row; got .* \(2,\)"),
-        ({"inputs": PROMPTS, "prompt_lengths": [1.0, 2.0, 3.0]}, "3 integers, one a row; got"),
+        ({"inputs": PROMPTS, "prompt_lengths": [1, 2]}, r"one a row; got shape \(2,\). Give one"),
+        ({"inputs": PROMPTS, "prompt_lengths": 5}, r"3 integers, one a row; got shape \(\)"),
         ({"inputs": PROMPTS, "prompt_lengths": [1, 2, 4]}, "between 0 and 3, .* inputs; got 4"),
         ({"inputs": PROMPTS, "prompt_lengths": [-1, 2, 3]}, "between 0 and 3, .* inputs; got -1"),
     ],

@@ -8,7 +8,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trax_torch.supervised import _sampling
+from trax_torch import models
+from trax_torch.supervised import _sampling, decoding
 from trax_torch.supervised._sampling import Sampler
 
 LOGITS = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5, -torch.inf, 3.0, -1.5, 1.5])
@@ -154,6 +155,34 @@ def test_one_seed_gives_rows_noise_of_their_own():
     assert torch.equal(noise, more[:3])
 
 
+def test_a_seed_of_its_own_is_another_than_the_same_for_all():
+    """By 5 a row draws what its place says; by [5] the same wherever it stands."""
+    for_all, own = (Sampler(1.0, 1, seed=seed).noise(100) for seed in (5, [5]))
+    moved = Sampler(1.0, 2, seed=[6, 5]).noise(100)
+    assert for_all is not None
+    assert moved is not None
+
+    assert not torch.equal(for_all, own)
+    assert torch.equal(moved[1:], own)
+
+
+def test_a_model_draws_sequences_as_often_as_it_says_they_come():
+    """Pairs of tokens after a prompt, against the products of its probabilities in eval mode."""
+    model = models.TransformerLM(4, d_model=8, d_ff=8, n_layers=1, n_heads=2, max_len=8)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=1)
+    pairs = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    whole = torch.cat([torch.full((16, 1), 2), pairs], dim=1)
+    model.eval()
+    with torch.no_grad():
+        log_probs = _sampling.log_probs_of(model(whole), whole)[:, 1:].sum(1)
+
+    found = decoding.autoregressive_sample(
+        model, [[2]] * 20_000, 20_000, eos_id=-1, max_length=2, seed=0
+    )
+
+    assert_follows(torch.bincount(4 * found[:, 0] + found[:, 1], minlength=16), log_probs.exp())
+
+
 def test_masked_symbols_are_never_drawn_at_any_temperature():
     logits = torch.full((1000, 6), -torch.inf)
     logits[:, 2], logits[:, 4] = -50.0, -51.0
@@ -284,12 +313,19 @@ def test_log_probabilities_are_the_models_own():
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
-        ({"temperature": -0.5}, ValueError, "temperature is 0 or more; got -0.5"),
-        ({"temperature": math.nan}, ValueError, "temperature is 0 or more; got nan"),
-        ({"temperature": math.inf}, ValueError, "temperature is 0 or more; got inf"),
-        ({"top_k": 0}, ValueError, "top_k keeps at least 1 symbol; got 0. Give None"),
-        ({"top_k": -3}, ValueError, "at least 1 symbol; got -3"),
-        ({"top_k": 2.5}, TypeError, "integer"),
+        ({"temperature": -0.5}, ValueError, "temperature is a number, 0 or more; got -0.5"),
+        ({"temperature": math.nan}, ValueError, "temperature is a number, 0 or more; got nan"),
+        ({"temperature": math.inf}, ValueError, "temperature is a number, 0 or more; got inf"),
+        ({"temperature": None}, TypeError, "temperature is a number, 0 or more; got None"),
+        ({"temperature": "1"}, TypeError, "temperature is a number, 0 or more; got '1'. 0 takes"),
+        ({"temperature": torch.ones(2)}, TypeError, r"got tensor\(\[1., 1.\]\)"),
+        ({"top_k": 0}, ValueError, "top_k keeps at least 1 symbol, an integer; got 0. Give None"),
+        ({"top_k": -3}, ValueError, "at least 1 symbol, an integer; got -3"),
+        ({"top_k": 2.5}, TypeError, "at least 1 symbol, an integer; got 2.5"),
+        ({"top_k": 2.0}, TypeError, "at least 1 symbol, an integer; got 2.0"),
+        ({"top_k": True}, ValueError, "at least 1 symbol, an integer; got True"),
+        ({"top_p": "a"}, TypeError, "top_p is a probability above 0 and up to 1; got 'a'"),
+        ({"min_p": [0.1]}, TypeError, r"min_p is a share of the likeliest .*; got \[0.1\]"),
         ({"top_p": 0.0}, ValueError, "top_p is a probability above 0 and up to 1; got 0.0"),
         ({"top_p": 1.1}, ValueError, "up to 1; got 1.1. Give None to keep all"),
         ({"top_p": math.nan}, ValueError, "up to 1; got nan"),
@@ -298,6 +334,11 @@ def test_log_probabilities_are_the_models_own():
         ({"min_p": math.nan}, ValueError, "0 to 1; got nan"),
         ({"seed": [1]}, ValueError, "one seed, or one a row; got 1 for 2 rows"),
         ({"seed": np.array([1, 2, 3])}, ValueError, "got 3 for 2 rows"),
+        ({"seed": 1.5}, TypeError, "A seed is an integer; got 1.5. Give one for all rows, or a"),
+        ({"seed": [1, 1.5]}, TypeError, r"A seed is an integer; got \[1, 1.5\]"),
+        ({"seed": "ab"}, TypeError, "A seed is an integer; got 'ab'"),
+        ({"seed": [[1], [2]]}, TypeError, r"A seed is an integer; got \[\[1\], \[2\]\]"),
+        ({"seed": torch.ones(2)}, TypeError, r"A seed is an integer; got tensor"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(kwargs, error, match):

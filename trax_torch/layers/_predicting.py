@@ -8,7 +8,8 @@ class Predicting:
     """A run of predict mode; a context that may be entered again and goes on where it was.
 
     Between its `with` blocks the model is as it was, so it can be trained, or predict in another
-    run, in the meantime.
+    run, in the meantime. Blocks of one model may lie in each other, if they are left in the order
+    of a stack; one run has one block at a time.
 
     Args:
       layer: the model.
@@ -31,10 +32,16 @@ class Predicting:
                 module.init_cache(batch_size, max_length)
         finally:
             self._memories = self._swap_in(before)
-        self._before: list[Any] = []
+        self._before: list[Any] | None = None  # the memories of the model, while this is entered
         self._training: list[Any] = []
 
     def __enter__(self) -> Any:
+        if self._before is not None:
+            raise RuntimeError(
+                f"A run of predict mode has one block at a time, but this one of "
+                f"{self._layer.name} was entered in its own block. Call predict() again for "
+                f"another run, or leave the block first."
+            )
         self._training = [m for m in self._modules if m.training]
         for module in self._training:
             module.training = False
@@ -47,7 +54,18 @@ class Predicting:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._memories = self._swap_in(self._before)
+        mine = [
+            (la, m) for la, m in zip(self._layers, self._memories, strict=True) if m is not None
+        ]
+        # A layer may have made its memory anew in the block, but hardly all of them.
+        is_inner = not mine or any(la._modules["_memory"] is m for la, m in mine)
+        if self._before is None or not is_inner:
+            raise RuntimeError(
+                f"Blocks of predict mode are left in the order of a stack, but this one of "
+                f"{self._layer.name} is not the innermost. Leave what was entered after it first, "
+                f"and each block once."
+            )
+        self._memories, self._before = self._swap_in(self._before), None
         for module in self._training:
             module.training = True
 

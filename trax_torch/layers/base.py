@@ -251,6 +251,10 @@ class Layer(nn.Module):
 
         Returns:
           A context manager, which gives the layer itself. Entered again, it goes on where it was.
+
+        Raises:
+          RuntimeError: from the context, if it is entered in its own block, or left before another
+            one that was entered after it.
         """
         return Predicting(self, batch_size, max_length)
 

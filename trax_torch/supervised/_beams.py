@@ -15,7 +15,8 @@ def best_continuations(
     lower (beam, token) pair.
 
     Args:
-      scores: float tensor of shape (batch, beams), nats; `-inf` marks a dead beam.
+      scores: float tensor of shape (batch, beams), nats; `-inf` marks a dead beam, from which
+        nothing grows, whatever its `log_probs` are.
       log_probs: float tensor of shape (batch, beams, vocab), nats.
       n: how many. Where there are fewer, the rest score `-inf`.
 
@@ -32,7 +33,8 @@ def best_continuations(
     Source: Sutskever et al. 2014, arXiv:1409.3215.
     """
     batch, _, vocab = log_probs.shape
-    candidates = (scores[:, :, None] + log_probs).flatten(1)
+    is_dead = scores[:, :, None] == -torch.inf
+    candidates = (scores[:, :, None] + log_probs).masked_fill_(is_dead, -torch.inf).flatten(1)
     missing = n - candidates.shape[1]
     if missing > 0:
         candidates = torch.nn.functional.pad(candidates, (0, missing), value=-torch.inf)
@@ -99,7 +101,8 @@ class Search:
         self._lengths = torch.zeros((batch, n_beams), dtype=torch.int64, device=device)
         self._grown_from = torch.zeros_like(self._lengths)
         self._last = torch.zeros_like(self._lengths)
-        self._done = torch.zeros(batch, dtype=torch.bool, device=device)
+        # Rows that can find nothing better; what becomes of their beams is of no consequence.
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)
 
     def grow(self, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Lets the beams grow by a token.
@@ -117,7 +120,7 @@ class Search:
         divisor = penalty(self.n, self._length_penalty)
         if self._eos_id >= 0:
             ends = new == self._eos_id
-            ended = best[:, :k].masked_fill(~ends[:, :k] | self._done[:, None], -torch.inf)
+            ended = best[:, :k].masked_fill(~ends[:, :k] | self.done[:, None], -torch.inf)
             self._finish(ended / divisor, parents[:, :k], new[:, :k])
             order = ends.to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]
             self._living = best.gather(1, order).masked_fill(ends.gather(1, order), -torch.inf)
@@ -127,28 +130,35 @@ class Search:
         self._parents.append(parents)
         self._tokens.append(new)
         if self._early_stopping:
-            self._done |= self.scores[:, -1] > -torch.inf
+            self.done |= self.scores[:, -1] > -torch.inf
         n_longest = self._max_length
         if self._length_penalty <= 0:  # shorter is better
             n_longest = min(self.n + 1, n_longest)
         reach = self._living[:, 0] / penalty(n_longest, self._length_penalty)
-        self._done |= self.scores[:, -1] >= reach
+        self.done |= self.scores[:, -1] >= reach
         if self.n == self._max_length:
             self._finish(
-                self._living.masked_fill(self._done[:, None], -torch.inf) / divisor, parents, new
+                self._living.masked_fill(self.done[:, None], -torch.inf) / divisor, parents, new
             )
         return new, parents
 
+    def counts(self) -> torch.Tensor:
+        """Tells which beams can still become hypotheses: booleans (batch, beams).
+
+        Others are fed on all the same, with symbols that the model may forbid.
+        """
+        return (self._living != -torch.inf) & ~self.done[:, None]
+
     def is_done(self) -> bool:
         """Tells whether no row can find anything better."""
-        return bool(self._done.all())
+        return bool(self.done.all())
 
     def results(self, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the hypotheses, best first, and their scores.
 
         Returns:
           `(sequences, scores)`: (batch, n_beams, length of the longest), `pad_id` after the end of
-          each, and (batch, n_beams), nats.
+          each, and (batch, n_beams), nats, float32.
         """
         length = max(1, int(self._lengths.max()))
         batch, k = self.scores.shape
@@ -159,7 +169,7 @@ class Search:
             token = torch.where(is_last, self._last, self._tokens[i].gather(1, beams))
             sequences[:, :, i] = token.masked_fill(~(is_last | goes_on), pad_id)
             beams = torch.where(goes_on, self._parents[i].gather(1, beams), beams)
-        return sequences, self.scores
+        return sequences, self.scores.float()
 
     def _finish(self, scores: torch.Tensor, parents: torch.Tensor, tokens: torch.Tensor) -> None:
         """Keeps the best of what has finished and what finishes now; earlier ones win ties.

@@ -75,16 +75,18 @@ class PredictRun:
             )
         self._memories = memories
         self._caches = [m for m in memories if isinstance(m, _kv_cache.KVCache)]
-        self._limit = min(
+        self._n_places = min(
             (m.max_length for m in self._positions() if m.max_length is not None),
             default=math.inf,
         )
+        # Where a long row's room ends, others go on: their tokens lie in slots after the padding.
+        shortest = n if lengths is None else int(lengths.min())
+        self._limit = self._n_places + n - shortest
         self._n_steps = math.inf if n_steps is None else n_steps
-        if self._limit < n + self._n_steps:
-            for (
-                memory
-            ) in self._positions():  # a cache alone would be longer for a larger max_length
-                if memory.max_length == self._limit and memory not in self._caches:
+        if self._n_places < n + self._n_steps:
+            for memory in self._positions():
+                # A cache's own limit is that of this call: its advice is right.
+                if memory.max_length == self._n_places and memory not in self._caches:
                     memory.advice = _what_fits(memory.max_length, n)
         self._wish, self._backend = wish, backend
         self._compiled: _compiling.CompiledStep | None = None
@@ -109,16 +111,20 @@ class PredictRun:
 
     def begin(self) -> torch.Tensor:
         """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
-        layer, lengths = self._layer, self._lengths
+        layer, lengths, (batch, n) = self._layer, self._lengths, self._prompt.shape
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
                 memory.lengths = lengths
-        with ids_checked(layer), _used_once(layer), _last_alone(layer, lengths):
+        with (
+            ids_checked(layer),
+            _logits_checked(layer, batch, n, or_last=True),
+            _used_once(layer),
+            _last_alone(layer, lengths),
+        ):
             logits = step(layer, self._source, self._prompt)
         for memory in self._memories:
             if isinstance(memory, _kv_cache.Carry):
                 memory.lengths = None
-        n = self._prompt.shape[1]
         positions = [m.filled for m in self._positions()]
         if self._shares and any(filled != n for filled in positions):
             self._shares, self._compiled = False, None
@@ -139,13 +145,20 @@ class PredictRun:
             return logits[:, -1]
         return logits[torch.arange(len(lengths), device=logits.device), lengths - 1]
 
-    def go_on(self, tokens: torch.Tensor, parents: torch.Tensor | None = None) -> torch.Tensor:
+    def go_on(
+        self,
+        tokens: torch.Tensor,
+        parents: torch.Tensor | None = None,
+        ended: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Takes the next tokens; returns the logits for those after them.
 
         Args:
           tokens: integers (batch, n_beams).
           parents: which beam each of them goes on from, integers (batch, n_beams); None at the
             first step, where all go on from the prompt, and where there is one beam.
+          ended: rows whose logits nobody will look at, booleans (batch,); None for none. They need
+            no room.
 
         Returns:
           Floats (batch, n_beams, vocab).
@@ -158,12 +171,15 @@ class PredictRun:
                 self._layer.reorder_cache((self._rows + parents).flatten())
             logits = step(self._layer, self._source, tokens.reshape(-1, 1))
             return logits.view(*tokens.shape, -1)
-        position = self._prompt.shape[1] + self._n
-        if position >= self._limit:  # a layer that counts for itself says so
+        if self.is_full and self._is_short_of_room(ended):  # a layer that counts for itself says so
             for memory in self._positions():
-                memory.moment, memory.filled = None, position
+                memory.moment, memory.filled = None, int(self._n_places)
             return step(self._layer, self._source, tokens[:, :1])
         self._advance(parents)
+        if self.is_full:
+            assert self._moment is not None
+            last = int(self._n_places) - 1
+            self._moment.positions = self._moment.positions.clamp(max=last)
         if self._compiled is None:
             logits = step(self._layer, self._source, tokens)
             if self._sizes is not None:
@@ -175,6 +191,17 @@ class PredictRun:
             logits = self._compiled(self._layer, self._source, tokens, self._calls)
         self._n += 1
         return logits
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the row that is longest has no room left; it is asked for no more if it ended."""
+        return self._shares and self._prompt.shape[1] + self._n >= self._n_places
+
+    def _is_short_of_room(self, ended: torch.Tensor | None) -> bool:
+        """Tells whether a row that goes on has no room left; to look is to wait for a GPU."""
+        if self._lengths is None or ended is None:
+            return True
+        return bool(((self._lengths + self._n >= self._n_places) & ~ended).any())
 
     @property
     def can_compile(self) -> bool:
@@ -315,6 +342,8 @@ def _cuts_out(device: torch.device) -> bool:
 class EvalRun:
     """A model in eval mode, asked for all tokens so far again and again.
 
+    It knows of no room but what the call needs: the model refuses what it is not built for.
+
     Args:
       layer: its output at a position tells of the token there, from those before.
       source: as for `PredictRun`.
@@ -323,6 +352,8 @@ class EvalRun:
       room: the longest sequence there will be, or None.
       min_length: the shortest length to pad to; lengths are powers of two.
     """
+
+    is_full = False
 
     def __init__(
         self,
@@ -361,12 +392,15 @@ class EvalRun:
         if self._room is not None:  # a model may have room for no more than there will be
             length = max(n + 1, min(length, max(self._room, self._min_length)))
         padded = nn.functional.pad(self._tokens, (0, length - n))
-        with ids_checked(self._layer) if self._is_first else contextlib.nullcontext():
+        with contextlib.ExitStack() as checks:
+            if self._is_first:
+                checks.enter_context(ids_checked(self._layer))
+                checks.enter_context(_logits_checked(self._layer, *padded.shape))
             logits = step(self._layer, self._source, padded)
         self._is_first = False
         return logits[torch.arange(len(logits), device=logits.device), self._counts]
 
-    def go_on(self, tokens: torch.Tensor, parents: None = None) -> torch.Tensor:
+    def go_on(self, tokens: torch.Tensor, parents: None = None, ended: Any = None) -> torch.Tensor:
         """Takes the next tokens (batch, 1); returns the logits after them, (batch, 1, vocab)."""
         self._tokens = nn.functional.pad(self._tokens, (0, 1)).scatter(
             1, self._counts[:, None], tokens
@@ -407,7 +441,7 @@ def ids_checked(layer: tl.Layer) -> Iterator[None]:
     `Embedding` clips them, as Trax does: a mistake in a prompt would become another prompt.
     """
     embeddings = [m for m in layer.modules() if isinstance(m, (tl.Embedding, nn.Embedding))]
-    hooks = [m.register_forward_pre_hook(_check_ids) for m in embeddings]
+    hooks = [m.register_forward_pre_hook(_check_ids, with_kwargs=True) for m in embeddings]
     try:
         yield
     finally:
@@ -415,8 +449,8 @@ def ids_checked(layer: tl.Layer) -> Iterator[None]:
             hook.remove()
 
 
-def _check_ids(module: Any, args: tuple[Any, ...]) -> None:
-    ids, n = args[0], module.weight.shape[0]
+def _check_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    ids, n = (*args, *kwargs.values())[0], module.weight.shape[0]
     if not ids.numel():
         return
     low, high = (int(t) for t in torch.aminmax(ids))
@@ -425,6 +459,34 @@ def _check_ids(module: Any, args: tuple[Any, ...]) -> None:
             f"Token id {low if low < 0 else high} is outside the vocabulary of {n}, whose ids are "
             f"0 to {n - 1}. Encode inputs and start_id with the model's own vocabulary."
         )
+
+
+@contextlib.contextmanager
+def _logits_checked(
+    layer: tl.Layer, batch: int, length: int, or_last: bool = False
+) -> Iterator[None]:
+    """Refuses what a model gives if it is no logits (batch, length, vocab), or of the last."""
+    shapes = [(batch, length), (batch, 1 if or_last else length)]
+
+    def check(module: Any, args: Any, outputs: Any) -> None:
+        came = outputs[0] if isinstance(outputs, (tuple, list)) and outputs else outputs
+        if not isinstance(came, torch.Tensor):
+            what = type(came).__name__
+        elif came.dim() == 3 and came.is_floating_point() and tuple(came.shape[:2]) in shapes:
+            return
+        else:
+            what = f"{came.dtype} of shape {tuple(came.shape)}"
+        raise TypeError(
+            f"Tokens are chosen by logits, floats of shape (batch, length, vocab), which is here "
+            f"({batch}, {length}, vocab); {layer.name} gave {what}. Let it return them, or a tuple "
+            f"that begins with them."
+        )
+
+    hook = layer.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from the softmax exactly, and at 0 it is the argmax exactly. What remembers is t
 import math
 import numbers
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ class Sampler:
       temperature: 0 takes the likeliest token, 1 draws from the model's distribution, more makes it
         flatter.
       batch_size: number of rows.
-      seed: an int for all rows, or one for each; None draws one from torch's default generator.
+      seed: an int for all rows, each of which draws by it and its place, or one for each, whatever
+        its place; so 5 and [5] are other seeds. None draws one from torch's default generator.
       top_k: keeps the k likeliest symbols; more than there are keeps all.
       top_p: keeps the fewest likeliest symbols whose probabilities sum to this; 1 keeps all.
       min_p: keeps symbols at least this times as likely as the likeliest; 0 keeps all, 1 the
@@ -43,7 +45,7 @@ class Sampler:
     Raises:
       ValueError: if the temperature is negative or not finite, `top_k` below 1, `top_p` outside
         (0, 1], `min_p` outside [0, 1], or there are not as many seeds as rows.
-      TypeError: if `top_k` is no integer.
+      TypeError: if one is no number, or `top_k` or a seed no integer.
 
     Example:
       >>> sampler = Sampler(1.0, 2, seed=0, top_k=1)
@@ -66,25 +68,25 @@ class Sampler:
         top_p: float | None = None,
         min_p: float | None = None,
     ):
-        if not 0 <= temperature < math.inf:
-            raise ValueError(
-                f"A temperature is 0 or more; got {temperature}. 0 takes the likeliest token, 1 "
-                f"draws from the model's distribution."
-            )
-        if top_k is not None and operator.index(top_k) < 1:
-            raise ValueError(
-                f"top_k keeps at least 1 symbol; got {top_k}. Give None to keep all, or "
-                f"temperature=0 to take the likeliest."
-            )
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(
-                f"top_p is a probability above 0 and up to 1; got {top_p}. Give None to keep all."
-            )
-        if min_p is not None and not 0 <= min_p <= 1:
-            raise ValueError(
-                f"min_p is a share of the likeliest symbol's probability, 0 to 1; got {min_p}. "
-                f"Give None to keep all."
-            )
+        expect(
+            lambda: 0 <= temperature < math.inf,
+            f"A temperature is a number, 0 or more; got {temperature!r}. 0 takes the likeliest "
+            f"token, 1 draws from the model's distribution.",
+        )
+        expect(
+            lambda: top_k is None or (operator.index(top_k) >= 1 and not isinstance(top_k, bool)),
+            f"top_k keeps at least 1 symbol, an integer; got {top_k!r}. Give None to keep all, or "
+            f"temperature=0 to take the likeliest.",
+        )
+        expect(
+            lambda: top_p is None or 0 < top_p <= 1,
+            f"top_p is a probability above 0 and up to 1; got {top_p!r}. Give None to keep all.",
+        )
+        expect(
+            lambda: min_p is None or 0 <= min_p <= 1,
+            f"min_p is a share of the likeliest symbol's probability, 0 to 1; got {min_p!r}. Give "
+            f"None to keep all.",
+        )
         self.temperature = float(temperature)
         self.batch_size = batch_size
         self._filters = (top_k, None if top_p == 1 else top_p, min_p or None)
@@ -135,6 +137,21 @@ class Sampler:
             kept = logits >= lowest_kept(logits, self.temperature, *self._filters)
             noisy = torch.where(kept, noisy, -torch.inf)
         return noisy.argmax(dim=-1)
+
+
+def expect(is_fine: Callable[[], Any], message: str) -> None:
+    """Refuses a setting.
+
+    Raises:
+      ValueError: with the message, if `is_fine()` is false.
+      TypeError: with the message, if that cannot be asked of a setting of its type.
+    """
+    try:
+        fine = bool(is_fine())
+    except (TypeError, RuntimeError):  # torch's tensors raise the latter
+        raise TypeError(message) from None
+    if not fine:
+        raise ValueError(message)
 
 
 def lowest_kept(
@@ -219,11 +236,11 @@ def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def doubtful(logits: torch.Tensor) -> torch.Tensor:
-    """Tells whether a row of logits (..., vocab) holds NaN or +inf, or masks every symbol.
+    """Tells which rows of logits (..., vocab) hold NaN or +inf, or mask every symbol.
 
-    In a boolean tensor of no axes: to look at it is to wait for the device.
+    In a boolean tensor (...): to look at it is to wait for the device.
     """
-    return ~logits.amax(dim=-1).isfinite().all()  # NaN is the largest where there is one
+    return ~logits.amax(dim=-1).isfinite()  # NaN is the largest where there is one
 
 
 def check_logits(logits: torch.Tensor) -> None:
@@ -232,11 +249,11 @@ def check_logits(logits: torch.Tensor) -> None:
     Raises:
       ValueError: with the first such row.
     """
-    if bool(doubtful(logits)):
-        best = logits.amax(dim=-1)
-        bad = ~best.isfinite()
+    bad = doubtful(logits)
+    if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        came = {-math.inf: "-inf everywhere", math.inf: "+inf"}.get(float(best[row]), "NaN")
+        best = float(logits[row].amax())
+        came = {-math.inf: "-inf everywhere", math.inf: "+inf"}.get(best, "NaN")
         raise ValueError(
             f"A token is chosen by logits that are numbers, or -inf for masked symbols, but not "
             f"all; those of row {row} hold {came}. Look for the first layer whose output is not "
@@ -248,13 +265,20 @@ def _keys_of_rows(seed: Any, batch_size: int, draws: bool) -> list[tuple[Any, ..
     """Returns what keys the generator of each row: a seed of its own, or one for all and the row.
 
     Raises:
+      TypeError: if a seed is no integer.
       ValueError: if there are not as many seeds as rows.
     """
     if seed is None:
         seed = _seeds.ambient_seed() if draws else 0
-    seed = seed.tolist() if hasattr(seed, "tolist") else seed
-    if isinstance(seed, numbers.Integral):
-        return [(seed, "sample", row) for row in range(batch_size)]
-    if len(seed) != batch_size:
-        raise ValueError(f"Give one seed, or one a row; got {len(seed)} for {batch_size} rows.")
-    return [(s, "sample") for s in seed]
+    given = seed.tolist() if hasattr(seed, "tolist") else seed
+    if isinstance(given, numbers.Integral):
+        return [(given, "sample", row) for row in range(batch_size)]
+    try:
+        seeds = [operator.index(s) for s in given]
+    except TypeError:
+        raise TypeError(
+            f"A seed is an integer; got {seed!r}. Give one for all rows, or a list of one a row."
+        ) from None
+    if len(seeds) != batch_size:
+        raise ValueError(f"Give one seed, or one a row; got {len(seeds)} for {batch_size} rows.")
+    return [(s, "sample") for s in seeds]

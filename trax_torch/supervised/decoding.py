@@ -1,8 +1,9 @@
 """Decoding: a model that predicts the next token, asked again and again."""
 
 import itertools
-import numbers
+import math
 import operator
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from trax_torch import _nest
 from trax_torch import layers as tl
 from trax_torch.supervised import _beams, _compiling, _runs
-from trax_torch.supervised._sampling import Sampler, doubtful, log_probs_of
+from trax_torch.supervised._sampling import Sampler, doubtful, expect, log_probs_of
 
 _BACKEND: Any = "inductor"
 
@@ -98,18 +99,20 @@ def autoregressive_sample_stream(
         slower.
       eval_min_length: the shortest length to pad to in eval mode; lengths are powers of two, but no
         more than `max_length` makes necessary.
-      seed: of the random numbers; one for all rows, or one for each.
+      seed: of the random numbers; an int for all rows, each of which draws by it and its place, or
+        one for each, whatever its place. So 5 and [5] are other seeds.
       max_length: after how many tokens the stream ends; by default it does not, but the model may
         be out of room.
       top_k, top_p, min_p: draw among the likeliest tokens alone; see `_sampling.Sampler`.
       prompt_lengths: integers (batch,): how many of a row's `inputs` count, where shorter prompts
-        are padded on the right. Each row becomes what its prompt alone becomes, up to rounding.
+        are padded on the right. Each row becomes what its prompt alone becomes, up to rounding; in
+        eval mode there must be room for `max_length` tokens after the longest.
       return_log_probs: yields `(tokens, log_probs)`; each token's logarithm of the probability that
         the model gave it, in nats, whatever the temperature.
 
     Yields:
       int64 tensors of shape (batch, 1), on the model's device; with `return_log_probs` pairs of
-      them and floats of the same shape.
+      them and float32 tensors of that shape, whatever the model's type.
 
     Raises:
       ValueError: if batch sizes differ, the temperature is negative, lengths are out of range, or
@@ -117,22 +120,19 @@ def autoregressive_sample_stream(
         end.
       TypeError: if tokens or counts are not integers, the model can neither predict nor is in eval
         mode, or it uses a layer with a memory twice.
-      LayerError: if there is no more room, or an id is outside the vocabulary.
+      LayerError: if there is no more room, an id is outside the vocabulary, or what the model
+        returns is no logits.
 
     Source: Trax `supervised/decoding.py::autoregressive_sample_stream`, which goes on from what the
       last call left behind.
     """
-    _check_counts(batch_size=batch_size, max_length=max_length)
-    sampler = _sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    _check_counts(batch_size=batch_size, eval_min_length=eval_min_length)
+    if max_length is not None:
+        _check_counts(max_length=max_length)
+    sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    eval_length = eval_min_length if eval_mode else None
     run = _run(
-        model,
-        inputs,
-        batch_size,
-        start_id,
-        accelerate,
-        prompt_lengths,
-        max_length,
-        (eval_min_length,) if eval_mode else None,
+        model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
     )
     return _outside(run, _steps(run, sampler, max_length, return_log_probs))
 
@@ -174,8 +174,8 @@ def autoregressive_sample(
       after `max_length` tokens. With `return_log_probs` a pair, the second float32 of that shape.
 
     Raises:
-      ValueError, TypeError, LayerError: as for `autoregressive_sample_stream`, and if `max_length`
-        is below 1.
+      ValueError, TypeError, LayerError: as for `autoregressive_sample_stream`; if `max_length` is
+        None or below 1.
 
     Example:
       >>> from trax_torch import models
@@ -187,29 +187,16 @@ def autoregressive_sample(
     Source: Trax `supervised/decoding.py::autoregressive_sample`, where what follows the end symbol
       has no meaning.
     """
-    _check_counts(batch_size=batch_size, max_length=max_length, eos_id=eos_id)
-    sampler = _sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    _check_counts(batch_size=batch_size, max_length=max_length, eval_min_length=eval_min_length)
+    _check_counts(eos_id=eos_id, pad_id=pad_id)
+    sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    eval_length = eval_min_length if eval_mode else None
     run = _run(
-        model,
-        inputs,
-        batch_size,
-        start_id,
-        accelerate,
-        prompt_lengths,
-        max_length,
-        (eval_min_length,) if eval_mode else None,
+        model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
     )
-    taken: list[tuple[torch.Tensor, torch.Tensor | None]] = []
     with run:
-        ended: torch.Tensor | None = None
-        for item in _steps(run, sampler, max_length, return_log_probs):
-            tokens, log_probs = item if return_log_probs else (item, None)
-            taken.append((tokens, log_probs))
-            met = tokens == eos_id
-            ended = met if ended is None else ended | met
-            if _looks(len(taken), tokens.device) and bool(ended.all()):
-                break
-    tokens = torch.cat([t for t, _ in taken], dim=1)
+        taken = list(_steps(run, sampler, max_length, return_log_probs, eos_id))
+    tokens = torch.cat([t[0] if return_log_probs else t for t in taken], dim=1)
     n_ends = (tokens == eos_id).cumsum(1)
     all_ended = (n_ends > 0).all(dim=0)
     length = tokens.shape[1] - int(all_ended.sum()) + int(all_ended.any())
@@ -217,7 +204,7 @@ def autoregressive_sample(
     tokens = tokens[:, :length].masked_fill(after, pad_id)
     if not return_log_probs:
         return tokens
-    log_probs = torch.cat([p for _, p in taken if p is not None], dim=1)
+    log_probs = torch.cat([log_probs for _, log_probs in taken], dim=1)
     return tokens, log_probs[:, :length].masked_fill(after, 0.0)
 
 
@@ -254,7 +241,8 @@ def beam_search(
       n_beams: how many hypotheses to follow, and to return; at least 1.
       eos_id: the end symbol; -1 for none.
       max_length: how many tokens at most; at least 1.
-      length_penalty: 0 takes plain sums, more favours longer sequences.
+      length_penalty: 0 takes plain sums, more favours longer sequences. What scores are divided by
+        must be between 1e-30 and 1e30, which float32 can hold.
       accelerate: as for `autoregressive_sample_stream`.
       pad_id: fills what stands after the end of a sequence.
       return_scores: returns `(sequences, scores)`.
@@ -263,17 +251,24 @@ def beam_search(
 
     Returns:
       int64 tensor of shape (batch, n_beams, output_length); with `return_scores`, and a float32
-      tensor of shape (batch, n_beams), nats. Where there are fewer sequences than beams, the
-      missing ones score -inf and hold padding.
+      tensor of shape (batch, n_beams), nats, whatever the model's type. Where there are fewer
+      sequences than beams, the missing ones score -inf and hold padding.
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`; if `n_beams` is below 1; if
-        the logits are not numbers.
+        `length_penalty` is out of its range.
 
     Source: Trax `supervised/decoding.py::beam_search`, which takes a batch of 1 and follows neither
       `eos_id` nor `length_penalty`; Wu et al. 2016, arXiv:1609.08144.
     """
-    _check_counts(batch_size=batch_size, max_length=max_length, eos_id=eos_id, n_beams=n_beams)
+    _check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
+    _check_counts(eos_id=eos_id, pad_id=pad_id)
+    expect(
+        lambda: abs(length_penalty) * math.log((5 + max_length) / 6) < math.log(1e30),
+        f"length_penalty is a number by which ((5 + n) / 6) ** length_penalty stays between 1e-30 "
+        f"and 1e30 for n up to max_length; got {length_penalty!r} for {max_length}. Give one from "
+        f"0, for plain sums, to 2.",
+    )
     run = _run(
         model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
     )
@@ -285,12 +280,13 @@ def beam_search(
         doubts = _Doubts(max_length)
         while True:
             log_probs = torch.log_softmax(logits, dim=-1)
+            # All of a beam's are NaN, or none.
+            doubts.add((log_probs[:, :, 0].isnan() & search.counts()).any(), search.n + 1)
             tokens, parents = search.grow(log_probs)
-            doubts.add(log_probs[:, :, 0].isnan().any(), search.n)  # all of a row are, or none
-            looks = _looks(search.n, logits.device)
+            looks = run.is_full or _looks(search.n, logits.device)
             if search.n == max_length or (looks and search.is_done()):
                 break
-            logits = run.go_on(tokens, parents)
+            logits = run.go_on(tokens, parents, search.done)
     sequences, scores = search.results(pad_id)
     return (sequences, scores) if return_scores else sequences
 
@@ -364,14 +360,14 @@ def _run(
     accelerate: bool,
     prompt_lengths: Any,
     max_length: int | None,
-    eval_lengths: tuple[int] | None,
+    eval_length: int | None,
     n_beams: int = 1,
 ) -> Any:
     """Returns the run of a model that a call asks for.
 
     Args:
       max_length: how many tokens at most, or None.
-      eval_lengths: `(eval_min_length,)` for a run in eval mode.
+      eval_length: `eval_min_length` for a run in eval mode; None for one in predict mode.
     """
     layer = _layer_of(model)
     wish, backend = None if accelerate else False, _BACKEND
@@ -380,7 +376,7 @@ def _run(
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
     source = None
     prompt = _start_symbols(start_id, batch_size, device)
-    given = None if inputs is None else _tokens(inputs, "inputs", batch_size, device)
+    given = None if inputs is None else _tokens(inputs, batch_size, device)
     lengths = None
     if layer.n_in > 1:
         if given is None:
@@ -400,55 +396,65 @@ def _run(
         prompt = torch.cat([prompt, given], dim=1)
     elif prompt_lengths is not None:
         raise ValueError("prompt_lengths are of the rows of inputs; give inputs too.")
-    if eval_lengths is not None:
+    if eval_length is not None:
         if bool(prompt[:, 0].any()):
             raise ValueError(
                 f"In eval mode the model puts its own start symbol, 0, before a sequence; got "
                 f"start_id={start_id!r}. Decode in predict mode, or leave start_id at 0."
             )
         room = None if max_length is None else prompt.shape[1] + max_length - 1
-        return _runs.EvalRun(layer, source, prompt[:, 1:], lengths, room, *eval_lengths)
+        return _runs.EvalRun(layer, source, prompt[:, 1:], lengths, room, eval_length)
     lengths = None if lengths is None else lengths + 1
     n_steps = None if max_length is None else max_length - 1
     return _runs.PredictRun(layer, source, prompt, lengths, n_steps, n_beams, wish, backend)
 
 
+_COUNTED = {
+    "batch_size": "sequences",
+    "max_length": "tokens",
+    "n_beams": "beams",
+    "eval_min_length": "positions",
+}
+_ADVICE = {
+    "eos_id": "; give -1 for none",
+    "max_length": "; give a number: a stream alone may have no end",
+}
+
+
 def _check_counts(**counts: Any) -> None:
-    """Refuses what counts nothing; None stands for no limit on a stream's `max_length`.
+    """Refuses what is no integer, and what counts something but nothing.
 
     Raises:
       TypeError: if one is no integer.
-      ValueError: if one other than `eos_id` is below 1.
+      ValueError: if one that counts is below 1.
     """
     for name, value in counts.items():
-        if name == "max_length" and value is None:
-            continue
         try:
             value = operator.index(value)
         except TypeError:
-            none = "; give -1 for none" if name == "eos_id" else ""
-            raise TypeError(f"{name} is an integer; got {value!r}{none}.") from None
-        if value < 1 and name != "eos_id":
-            what = {"max_length": "tokens", "n_beams": "beams", "batch_size": "sequences"}[name]
-            raise ValueError(f"{name} counts {what}, so it is at least 1; got {value}.")
+            advice = _ADVICE.get(name, "")
+            raise TypeError(f"{name} is an integer; got {value!r}{advice}.") from None
+        if name in _COUNTED and value < 1:
+            raise ValueError(f"{name} counts {_COUNTED[name]}, so it is at least 1; got {value}.")
 
 
-def _sampler(temperature: float, batch_size: int, seed: Any, **filters: Any) -> Sampler:
-    chosen = {name: value for name, value in filters.items() if value is not None}
-    return Sampler(temperature, batch_size, seed, **chosen)
-
-
-def _steps(run: Any, sampler: Sampler, max_length: int | None, log_probs: bool) -> Iterator[Any]:
-    """Yields what a stream yields, inside the run."""
+def _steps(
+    run: Any, sampler: Sampler, max_length: int | None, log_probs: bool, eos_id: int = -1
+) -> Iterator[Any]:
+    """Yields what a stream yields, inside the run, until all rows have met the end symbol."""
     logits = run.begin()
     doubts = _Doubts(max_length)
+    ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     for n in itertools.count(1):
-        doubts.add(doubtful(logits), n)
+        doubts.add((doubtful(logits) & ~ended).any(), n)
         tokens = sampler.choose(logits, sampler.noise(logits.shape[1], logits.device))[:, None]
         yield (tokens, log_probs_of(logits[:, None], tokens)) if log_probs else tokens
-        if n == max_length:
+        if eos_id >= 0:
+            ended |= tokens[:, 0] == eos_id
+        looks = eos_id >= 0 and (run.is_full or _looks(n, ended.device))
+        if n == max_length or (looks and bool(ended.all())):
             return
-        logits = run.go_on(tokens)[:, 0]
+        logits = run.go_on(tokens, ended=ended)[:, 0]
 
 
 def _outside(run: Any, steps: Iterator[Any]) -> Iterator[Any]:
@@ -497,12 +503,10 @@ def _looks(n: int, device: torch.device) -> bool:
 def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns prompts without needless padding, and their lengths."""
     batch, n = inputs.shape
-    lengths = torch.as_tensor(lengths, device=inputs.device)
-    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != (batch,):
-        raise ValueError(
-            f"prompt_lengths are {batch} integers, one a row; got {lengths.dtype} of shape "
-            f"{tuple(lengths.shape)}."
-        )
+    needed = f"prompt_lengths are {batch} integers, one a row"
+    lengths = _integers(lengths, needed, "Count the tokens of each prompt.", inputs.device)
+    if lengths.shape != (batch,):
+        raise ValueError(f"{needed}; got shape {tuple(lengths.shape)}. Give one for each row.")
     low, high = (int(x) for x in torch.aminmax(lengths))
     if low < 0 or high > n:
         raise ValueError(
@@ -510,33 +514,53 @@ def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor
             f"{low if low < 0 else high}."
         )
     inputs = inputs[:, :high]
-    lengths = lengths.long()
     is_padding = torch.arange(high, device=inputs.device) >= lengths[:, None]
     return inputs.masked_fill(is_padding, 0), lengths
 
 
 def _start_symbols(start_id: Any, batch_size: int, device: torch.device) -> torch.Tensor:
-    if isinstance(start_id, numbers.Integral):
-        start_id = int(start_id)
-        return torch.full((batch_size, 1), start_id, dtype=torch.int64, device=device)
-    symbols = _tokens(start_id, "start_id", batch_size, device)
-    if symbols.shape[1] != 1:
-        raise ValueError(f"start_id is an int or (batch, 1); got shape {tuple(symbols.shape)}.")
-    return symbols
+    needed = "start_id is an integer, or integers of shape (batch, 1)"
+    symbols = _integers(start_id, needed, "Give 0 for the usual start.", device)
+    if symbols.dim() == 0:
+        return symbols.repeat(batch_size, 1)
+    if symbols.dim() != 2 or symbols.shape[1] != 1:
+        raise ValueError(f"{needed}; got shape {tuple(symbols.shape)}. Give one for each row.")
+    return _of_batch(symbols, "start_id", batch_size)
 
 
-def _tokens(x: Any, name: str, batch_size: int, device: torch.device) -> torch.Tensor:
-    """Returns tokens as int64 (batch, length) on the device."""
-    tokens = _nest.to_tensor(x, device)
-    if not isinstance(tokens, torch.Tensor):
-        tokens = torch.as_tensor(x, device=device)
-    if tokens.is_floating_point() or tokens.dtype == torch.bool:
-        raise TypeError(f"{name} are token ids, which are integers; got {tokens.dtype}.")
+def _tokens(inputs: Any, batch_size: int, device: torch.device) -> torch.Tensor:
+    """Returns inputs as int64 (batch, length) on the device."""
+    needed = "inputs are integers of shape (batch, length)"
+    advice = "Make rows of one length: pad shorter prompts on the right, and give prompt_lengths."
+    tokens = _integers(inputs, needed, advice, device)
     if tokens.dim() != 2:
-        raise ValueError(f"{name} have shape (batch, length); got {tuple(tokens.shape)}.")
-    if tokens.shape[0] != batch_size:
+        raise ValueError(f"{needed}; got shape {tuple(tokens.shape)}. One sequence is one row.")
+    return _of_batch(tokens, "inputs", batch_size)
+
+
+def _of_batch(tokens: torch.Tensor, name: str, batch_size: int) -> torch.Tensor:
+    if len(tokens) != batch_size:
         raise ValueError(
-            f"{name} have a batch of {tokens.shape[0]}, but batch_size is {batch_size}. Give "
-            f"batch_size={tokens.shape[0]}."
+            f"{name} have a batch of {len(tokens)}, but batch_size is {batch_size}. Give "
+            f"batch_size={len(tokens)}."
         )
-    return tokens.long()
+    return tokens
+
+
+def _integers(x: Any, needed: str, advice: str, device: torch.device) -> torch.Tensor:
+    """Returns a number, list, array or tensor of integers as int64 on the device.
+
+    Raises:
+      TypeError: with what is needed, what came, and what to do.
+    """
+    try:
+        tensor = _nest.to_tensor(x)
+        if not isinstance(tensor, torch.Tensor):
+            tensor = torch.as_tensor(x)
+            if not tensor.numel():  # a list of empty rows has no type
+                tensor = tensor.long()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{needed}; got {reprlib.repr(x)}. {advice}") from None
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{needed}; got {tensor.dtype}. {advice}")
+    return tensor.to(device, torch.int64)
