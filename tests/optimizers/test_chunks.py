@@ -181,11 +181,18 @@ def probabilities(g, lead, dtype):
     return p / p.sum(dim=1, keepdim=True)
 
 
+def padded_with_0(g, lead, dtype):
+    targets = categories(g, lead, dtype)
+    return targets.where(torch.arange(targets.numel()).view(lead) >= targets.numel() // 2, 0)
+
+
 CLASS_WEIGHTS = torch.arange(1.0, 1.0 + VOCAB, dtype=torch.float64)
 TORCH = {
     "mean": (nn.CrossEntropyLoss(), categories),
     "ignored": (nn.CrossEntropyLoss(ignore_index=3), ignored),
     "classes": (nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, ignore_index=3), ignored),
+    "0 ignored": (nn.CrossEntropyLoss(ignore_index=0), padded_with_0),
+    "0 weighs nothing": (nn.CrossEntropyLoss(weight=CLASS_WEIGHTS - 1), padded_with_0),
     "smooth": (nn.CrossEntropyLoss(label_smoothing=0.1), categories),
     "sum": (nn.CrossEntropyLoss(reduction="sum"), categories),
     "probabilities": (nn.CrossEntropyLoss(), probabilities),

@@ -15,7 +15,7 @@ from torch import nn
 from trax_torch import _nest
 from trax_torch import layers as tl
 from trax_torch.layers._hooks import has_hooks
-from trax_torch.optimizers._shares import WEIGHING, Shares
+from trax_torch.optimizers._shares import WEIGHING, Shares, weighs_by_targets
 
 # Losses of Trax that are means, or sums, over positions; and measures that are not.
 _OVER_POSITIONS = (
@@ -110,10 +110,11 @@ class ChunkedLoss(nn.Module):
         self._shares = Shares(tl.Serial() if head is None else head, loss)
         self._is_of_positions = loss.name in _OVER_POSITIONS and _is_of_trax(loss)
         module = loss.module if isinstance(loss, tl.Wrapped) else None
-        self._is_of_classes = type(module) in WEIGHING and getattr(module, "reduction", None) in (
+        is_plain = type(module) in WEIGHING and getattr(module, "reduction", None) in (
             "mean",
             "sum",
         )
+        self._is_of_classes = is_plain and weighs_by_targets(loss)
         self.is_known = self._is_of_positions or self._is_of_classes
 
     def forward(self, inputs: Any) -> torch.Tensor:
