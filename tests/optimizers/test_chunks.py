@@ -417,6 +417,63 @@ def test_a_tied_dense_gets_both_gradients():
         assert_alike(*whole_and_chunks(model, tl.CategoryCrossEntropy(), batch, 5), 2e-6)
 
 
+def reaching(model, reach):
+    """A mean over items, and what keeps something of the model small that is not the loss's."""
+
+    def mean(output, targets, weights):
+        values = nn.functional.cross_entropy(output.movedim(-1, 1), targets, reduction="none")
+        return (values * weights).sum() / weights.sum() + reach(model).pow(2).sum()
+
+    return tl.Fn("Reaching", mean)
+
+
+def hidden_of(model):
+    """What the first layer gave last."""
+    if not hasattr(model, "seen"):
+        model.seen = []
+        model.sublayers[0].register_forward_hook(lambda layer, args, y: model.seen.append(y))
+        model(torch.zeros(4, 3, D))
+    return model.seen[-1]
+
+
+REACHES = {
+    "a layer before": lambda model: model.sublayers[0].weight,
+    "the head": lambda model: model.sublayers[1].sublayers[1].weight,
+    "all": lambda model: torch.cat([p.flatten() for p in model.parameters()]),
+    "activations": hidden_of,
+}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 100])
+@pytest.mark.parametrize("name", REACHES)
+def test_weights_that_the_loss_reaches_by_itself_get_their_gradients(name, chunk_size):
+    model, _, batch = problem("Weighted", (4, 3))
+    REACHES[name](model)
+
+    whole, chunks = whole_and_chunks(model, reaching(model, REACHES[name]), batch, chunk_size)
+
+    assert_alike(chunks, whole, 2e-6)
+
+
+def test_what_only_some_chunks_reach_gets_its_gradient():
+    scale = nn.Parameter(torch.ones(()))
+    loss = tl.Fn("Some", lambda y, t: (y * (scale if t.sum() > 0 else 1.0)).mean())
+    x, targets = torch.randn(4, 3), torch.tensor([0.0, 1.0, 1.0, 0.0])
+
+    ChunkedLoss(None, loss, 1)((x.requires_grad_(), targets)).backward()
+
+    torch.testing.assert_close(scale.grad, x.detach()[1:3].sum() / x.numel())
+
+
+def test_a_weight_with_hooks_that_the_loss_reaches_by_itself_is_refused():
+    """They would see gradients of chunks, and that of the whole again."""
+    model, _, batch = problem("Weighted", (4, 3))
+    model.sublayers[0].weight.register_hook(lambda grad: 2 * grad)
+
+    with pytest.raises(ValueError, match=r"one of shape \(6, 5\) by itself.* Take them off, or"):
+        whole_and_chunks(model, reaching(model, REACHES["a layer before"]), batch, 5)
+
+
 def test_a_second_backward_pass_is_refused():
     """The first has scaled the gradients in place."""
     chunked = ChunkedLoss(None, tl.CategoryCrossEntropy(), 2)

@@ -138,6 +138,39 @@ def test_several_tasks_go_in_chunks():
     assert_equal_runs(run(3), run(0))
 
 
+def scaled_run(rank=0, size=1, **kwargs):
+    """A loss that uses a weight of the model's own, which no layer of it does."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(12, 8), torch.nn.Linear(8, 12))
+    model.heat = torch.nn.Parameter(torch.tensor(2.0))
+
+    def mean(output, targets, weights):
+        values = torch.nn.functional.cross_entropy(
+            (output * model.heat).movedim(-1, 1), targets, reduction="none"
+        )
+        penalty = model[0].weight.pow(2).sum() * 0.1
+        return (values * weights).sum() / weights.sum() + penalty
+
+    loss = tl.Fn("Scaled", mean)
+    task = TrainTask(share_of(sentences(), rank, size), loss, optimizers.Adam(0.01))
+    loop = line_loop(
+        model=model, task=task, evals=EvalTask(sentences(1), loss), device="cpu", **kwargs
+    )
+    loop.run(5)
+    return {k: v.numpy() for k, v in state_of(loop).items()}, history_of(loop)
+
+
+@needs_ranks
+def test_what_the_loss_reaches_by_itself_is_trained_in_chunks(tmp_path):
+    wanted = scaled_run()
+    work = functools.partial(scaled_run, size=2, loss_chunk_size=7)
+
+    assert wanted[0]["heat"] != 2.0
+    assert_equal_runs(scaled_run(loss_chunk_size=7), wanted)
+    for found in ranks.values(tmp_path, 2, work):
+        assert_equal_runs(found, wanted)
+
+
 @needs_ranks
 @pytest.mark.parametrize("kwargs", [{}, {"n_accumulation_steps": 2}, {"adasum": True}], ids=str)
 def test_ranks_in_chunks_equal_ranks_without(kwargs, tmp_path):

@@ -17,15 +17,25 @@ from trax_torch.supervised._settings import Settings
 
 
 class LossOf(torch.nn.Module):
-    """Computes the loss of a batch as model and loss in series do, in a context of its own."""
+    """Computes the loss of a batch as model and loss in series do, in a context of its own.
+
+    Args:
+      both: model and loss in series, whose weights are all found here: ranks add up gradients of
+        those, too, that no part of the model uses, but the loss.
+      model: what runs for the model.
+      loss: what runs for the loss.
+      autocast: makes the context.
+    """
 
     def __init__(
         self,
+        both: tl.Layer,
         model: tl.Layer,
         loss: tl.Layer | optimizers.ChunkedLoss,
         autocast: Callable[[], Any],
     ):
         super().__init__()
+        self.both = both
         self.model = model
         self.loss = loss
         self._autocast = autocast
@@ -62,7 +72,7 @@ def refuse_if_chunks_differ(both: tl.Layer, head: tl.Layer | None, task: _tasks.
     model, loss = both.sublayers
     layers = [model] if head is None else optimizers.split_head(model)[0]
     in_chunks = LossOf(
-        tl.Serial(*layers), optimizers.ChunkedLoss(head, loss, 1), contextlib.nullcontext
+        both, tl.Serial(*layers), optimizers.ChunkedLoss(head, loss, 1), contextlib.nullcontext
     )
     cause: Exception | None = None
     with _measuring(both) as device:
