@@ -251,6 +251,7 @@ class Masked(torch.nn.Module):
     """A mean over targets that are not ignored, of which nobody outside can know."""
 
     def forward(self, outputs, targets):
+        outputs, targets = outputs.flatten(0, -2), targets.flatten()
         return torch.nn.functional.cross_entropy(outputs, targets, ignore_index=-100)
 
 
@@ -260,6 +261,7 @@ def loop_of(loss, *items, model=None):
     return line_loop(model=model or tl.Dense(2), task=task, evals=evals, loss_chunk_size=2)
 
 
+PADDED = np.array([[0, 1], [1, 1], [0, -100], [0, -100]])
 SPREAD = tl.Fn("Spread", lambda y, t: (y.max(dim=0).values - y.min(dim=0).values).sum() + t.sum())
 
 
@@ -270,12 +272,17 @@ SPREAD = tl.Fn("Spread", lambda y, t: (y.max(dim=0).values - y.min(dim=0).values
         (
             Masked(),
             [np.eye(4, 3, dtype=np.float32), np.array([-100, 1, 0, 0])],
-            "and mine is .* for two rows of the sample batch and nan for them in chunks",
+            "and mine is .* for rows 0 and 1 of the sample batch and nan for them in chunks",
+        ),
+        (
+            Masked(),
+            [np.eye(8, 3, dtype=np.float32).reshape(4, 2, 3), PADDED],
+            "and mine is .* for rows 1 and 2 of the sample batch and .* for them in chunks",
         ),
         (
             tl.Fn("Broadcast", lambda y, t: ((y - t) ** 2).mean()),
             [np.eye(4, 3, dtype=np.float32), np.ones((1, 2), np.float32)],
-            "mine cannot be computed for two rows of the sample batch .* first axis",
+            "mine cannot be computed for two rows of the sample batch in chunks .* first axis",
         ),
         (
             tl.MaskedSequenceAccuracy(),
@@ -283,7 +290,7 @@ SPREAD = tl.Fn("Spread", lambda y, t: (y.max(dim=0).values - y.min(dim=0).values
             "MaskedSequenceAccuracy is none",
         ),
     ],
-    ids=["spread", "masked", "broadcast", "sequences"],
+    ids=["spread", "masked", "masked later", "broadcast", "sequences"],
 )
 def test_a_loss_that_is_no_mean_over_items_is_refused(loss, items, match):
     """By its name, before any step, with what to do."""
@@ -291,11 +298,20 @@ def test_a_loss_that_is_no_mean_over_items_is_refused(loss, items, match):
         loop_of(loss, *items)
 
 
-def test_a_loss_that_is_no_number_at_first_is_no_verdict():
-    """Nothing is known of a loss that is not a number for the two rows in either way."""
-    items = np.eye(4, 3, dtype=np.float32), np.array([-100, -100, 0, 0])
+@pytest.mark.parametrize(
+    "targets", [[-100, -100, -100, -100], [1, 0, 1, 0]], ids=["nothing counts", "all counts"]
+)
+def test_a_mask_that_hides_as_much_of_all_rows_is_not_seen(targets):
+    """The sample batch shows nothing, though another may; as the docstring says."""
+    loop_of(Masked(), np.eye(4, 3, dtype=np.float32), np.array(targets))
 
-    loop_of(Masked(), *items)
+
+def test_a_loss_of_little_precision_is_no_other_loss():
+    """Losses in bfloat16 have two or three digits."""
+    mean = tl.Fn("Mean", lambda y, t: (y - t).pow(2).mean().bfloat16())
+    items = np.random.default_rng(0).random((16, 3, 2), np.float32)
+
+    loop_of(mean, items, items[..., :1])
 
 
 @pytest.mark.parametrize(

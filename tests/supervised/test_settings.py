@@ -557,6 +557,15 @@ def test_a_loss_that_parts_would_change_is_spoken_of():
         line_loop(n_accumulation_steps=2, **kwargs)
 
 
+def test_a_loss_of_nothing_is_not_spoken_of():
+    """Where no target counts, neither the whole nor the halves are a number."""
+    batch = torch.randn(4, 3), torch.full((4,), -100)
+    task = TrainTask(iter([batch] * 3), Masked(), optimizers.SGD(0.1), n_steps_per_checkpoint=None)
+
+    evals = training.EvalTask([batch], Masked())
+    line_loop(n_accumulation_steps=2, model=tl.Dense(2), task=task, evals=evals)
+
+
 def test_weights_thawed_later_are_trained_or_refused():
     """Their gradients are not added up over steps."""
 
