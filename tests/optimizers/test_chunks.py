@@ -577,6 +577,34 @@ def test_a_model_that_someone_listens_to_is_not_cut(is_wrapped):
     assert split_head(tl.as_layer(model))[1] is None
 
 
+LISTENERS = {
+    "forward": lambda m: m.register_forward_hook(lambda module, args, output: None),
+    "before": lambda m: m.register_forward_pre_hook(lambda module, args: None),
+    "backward": lambda m: m.register_full_backward_hook(lambda module, grads, above: None),
+    "spectral norm": lambda m: nn.utils.spectral_norm(m),
+}
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+@pytest.mark.parametrize("make", [lambda: tl.Dense(VOCAB), lambda: nn.Linear(D, VOCAB)])
+def test_a_last_layer_that_someone_listens_to_is_not_called_for_each_chunk(make, name):
+    """A spectral norm of the old kind is such a hook, and goes on at each call."""
+    dense = make()
+    model = tl.Serial(tl.Relu(), dense)
+    model.init(torch.ones(1, D))
+    assert split_head(model)[1] is not None
+    LISTENERS[name](dense)
+
+    assert split_head(model)[1] is None
+
+
+def test_a_log_softmax_that_someone_listens_to_is_not_called_for_each_chunk():
+    last = nn.LogSoftmax(dim=-1)
+    last.register_forward_hook(lambda module, args, output: None)
+
+    assert split_head(tl.as_layer(nn.Sequential(DENSE(), last)))[1] is None
+
+
 # What is refused
 
 

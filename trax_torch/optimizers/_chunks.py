@@ -53,8 +53,8 @@ def split_head(model: tl.Layer) -> tuple[list[tl.Layer], tl.Layer | None]:
     Returns:
       `(body, head)`: the layers before, in order, and the last Dense as one layer, with the
       LogSoftmax if there is one. The head takes the top of the stack that the body leaves. Where
-      the model ends otherwise, or someone listens to it by a forward hook, the body is all of it
-      and the head None.
+      the model ends otherwise, or someone listens by a hook to it or to one of the two, the body is
+      all of it and the head None.
 
     Example:
       >>> body, head = split_head(tl.Serial(tl.Dense(4), tl.Serial(tl.Relu(), tl.Dense(9))))
@@ -390,17 +390,24 @@ def _modules_of(module: nn.Module) -> list[nn.Module]:
 
 
 def _is_dense(layer: tl.Layer) -> bool:
-    # No subclass: it may look at several positions, or change a buffer whenever it is called.
-    return type(_inner(layer)) in (tl.Dense, nn.Linear)
+    # No subclass, and nothing with hooks: it may look at several positions, or change a buffer
+    # whenever it is called.
+    return type(_inner(layer)) in (tl.Dense, nn.Linear) and not _is_heard(layer)
 
 
 def _is_log_softmax(layer: tl.Layer) -> bool:
+    if _is_heard(layer):
+        return False
     module = _inner(layer)
     if isinstance(module, nn.LogSoftmax):
         return module.dim == -1
     return layer.name == "LogSoftmax" and getattr(_function_of(layer), "keywords", {}) == {
         "axis": -1
     }
+
+
+def _is_heard(layer: tl.Layer) -> bool:
+    return has_hooks(layer) or has_hooks(_inner(layer))
 
 
 def _inner(layer: tl.Layer) -> nn.Module:
