@@ -174,7 +174,7 @@ class Loop:
             strategy,
             find_unused_parameters,
             loss_chunk_size,
-            int(use_memory_efficient_trainer),
+            use_memory_efficient_trainer,
         )
         if resume_data not in ("exact", "restart"):
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
