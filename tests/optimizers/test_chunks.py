@@ -554,6 +554,10 @@ def test_a_model_is_cut_before_its_last_dense_and_stays_as_it_is(name):
         assert sum(p.numel() for p in head.parameters()) == 2 * D + 2
 
 
+def test_a_model_that_waits_for_its_weights_is_not_cut():
+    assert split_head(tl.Serial(tl.Relu(), tl.Dense(2)))[1] is None
+
+
 def test_what_travels_within_a_sequential_is_no_stack():
     """An nn.LSTM gives its output and its state, as one."""
 

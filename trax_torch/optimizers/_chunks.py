@@ -48,7 +48,7 @@ def split_head(model: tl.Layer) -> tuple[list[tl.Layer], tl.Layer | None]:
     layers are the model's own.
 
     Args:
-      model: a layer with weights.
+      model: a layer that has its weights; one that still waits for them is not cut.
 
     Returns:
       `(body, head)`: the layers before, in order, and the last Dense as one layer, with the
@@ -57,7 +57,9 @@ def split_head(model: tl.Layer) -> tuple[list[tl.Layer], tl.Layer | None]:
       all of it and the head None.
 
     Example:
-      >>> body, head = split_head(tl.Serial(tl.Dense(4), tl.Serial(tl.Relu(), tl.Dense(9))))
+      >>> model = tl.Serial(tl.Dense(4), tl.Serial(tl.Relu(), tl.Dense(9)))
+      >>> _ = model.init(torch.ones(1, 3))
+      >>> body, head = split_head(model)
       >>> body, head
       ([Dense_4, Relu], Dense_9)
     """
