@@ -439,6 +439,7 @@ def hidden_of(model):
 REACHES = {
     "a layer before": lambda model: model.sublayers[0].weight,
     "the head": lambda model: model.sublayers[1].sublayers[1].weight,
+    "the head's for good": lambda model: vars(model).setdefault("held", REACHES["the head"](model)),
     "all": lambda model: torch.cat([p.flatten() for p in model.parameters()]),
     "activations": hidden_of,
 }
