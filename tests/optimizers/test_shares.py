@@ -68,12 +68,14 @@ LOSSES = [
 def test_gradients_of_parts_are_those_of_the_whole(loss, kind, n_parts, seed):
     """Weights are uneven, rows may count for nothing, and a mean of means would be another."""
     batch = problem(seed, loss, kind=kind)
+    torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 7))
 
     whole, grads = outcome(model, loss, batch, 1)
     value, summed = outcome(model, loss, batch, n_parts)
 
-    assert value == pytest.approx(whole, rel=1e-5)
+    # The mean of nn.NLLLoss's numbers, which may be of any sign here, can be nearly 0.
+    assert value == pytest.approx(whole, rel=1e-5, abs=1e-6)
     for ours, theirs in zip(summed, grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
 
@@ -107,12 +109,13 @@ def test_parts_of_padding_alone_count_for_nothing(loss, n_parts):
     x, targets = problem(1, loss, kind="ignored")
     targets = targets.clamp(min=0)
     targets[: 2 * len(targets) // 3] = 0
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 7))
 
     whole, grads = outcome(model, loss, (x, targets), 1)
     value, summed = outcome(model, loss, (x, targets), n_parts)
 
-    assert value == pytest.approx(whole, rel=1e-5)
+    assert value == pytest.approx(whole, rel=1e-5, abs=1e-6)
     for ours, theirs in zip(summed, grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
@@ -137,6 +140,7 @@ def test_a_mean_of_means_would_be_another_gradient():
     """The law above can fail: parts of equal size, each counted alike, give another number."""
     loss = tl.WeightedCategoryCrossEntropy()
     batch = problem(0, loss)
+    torch.manual_seed(0)
     model = tl.as_layer(nn.Linear(4, 7))
     both = tl.Serial(model, loss)
     whole = both(batch)
@@ -199,6 +203,7 @@ def test_parts_without_shares_are_refused():
 def test_sums_of_trax_are_sums_of_their_parts(make):
     loss = make()
     batch = problem(3, loss)
+    torch.manual_seed(0)
     model = nn.Linear(4, 7)
 
     whole, grads = outcome(model, loss, batch, 1)
@@ -211,6 +216,7 @@ def test_sums_of_trax_are_sums_of_their_parts(make):
 
 def test_targets_of_a_function_of_three_are_no_weights():
     """Two outputs of a model, and targets of any sign."""
+    torch.manual_seed(0)
     loss = tl.Fn("Two", lambda a, b, t: ((a - t) ** 2 + b**2).mean())
     model = tl.Branch(tl.Dense(1), tl.Dense(1))
     batch = (torch.randn(8, 3), torch.tensor([1.0, -1.0] * 4)[:, None])
