@@ -181,11 +181,18 @@ def probabilities(g, lead, dtype):
     return p / p.sum(dim=1, keepdim=True)
 
 
+def padded_with_0(g, lead, dtype):
+    targets = categories(g, lead, dtype)
+    return targets.where(torch.arange(targets.numel()).view(lead) >= targets.numel() // 2, 0)
+
+
 CLASS_WEIGHTS = torch.arange(1.0, 1.0 + VOCAB, dtype=torch.float64)
 TORCH = {
     "mean": (nn.CrossEntropyLoss(), categories),
     "ignored": (nn.CrossEntropyLoss(ignore_index=3), ignored),
     "classes": (nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, ignore_index=3), ignored),
+    "0 ignored": (nn.CrossEntropyLoss(ignore_index=0), padded_with_0),
+    "0 weighs nothing": (nn.CrossEntropyLoss(weight=CLASS_WEIGHTS - 1), padded_with_0),
     "smooth": (nn.CrossEntropyLoss(label_smoothing=0.1), categories),
     "sum": (nn.CrossEntropyLoss(reduction="sum"), categories),
     "probabilities": (nn.CrossEntropyLoss(), probabilities),
@@ -410,6 +417,65 @@ def test_a_tied_dense_gets_both_gradients():
         assert_alike(*whole_and_chunks(model, tl.CategoryCrossEntropy(), batch, 5), 2e-6)
 
 
+def reaching(model, reach):
+    """A mean over items, and what keeps something of the model small that is not the loss's."""
+
+    def mean(output, targets, weights):
+        values = nn.functional.cross_entropy(output.movedim(-1, 1), targets, reduction="none")
+        return (values * weights).sum() / weights.sum() + reach(model).pow(2).sum()
+
+    return tl.Fn("Reaching", mean)
+
+
+def hidden_of(model):
+    """What the first layer gave last."""
+    if not hasattr(model, "seen"):
+        model.seen = []
+        model.sublayers[0].register_forward_hook(lambda layer, args, y: model.seen.append(y))
+        model(torch.zeros(4, 3, D))
+    return model.seen[-1]
+
+
+REACHES = {
+    "a layer before": lambda model: model.sublayers[0].weight,
+    "the head": lambda model: model.sublayers[1].sublayers[1].weight,
+    "the head's for good": lambda model: vars(model).setdefault("held", REACHES["the head"](model)),
+    "all": lambda model: torch.cat([p.flatten() for p in model.parameters()]),
+    "activations": hidden_of,
+}
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 100])
+@pytest.mark.parametrize("name", REACHES)
+def test_weights_that_the_loss_reaches_by_itself_get_their_gradients(name, chunk_size):
+    model, _, batch = problem("Weighted", (4, 3))
+    REACHES[name](model)
+
+    whole, chunks = whole_and_chunks(model, reaching(model, REACHES[name]), batch, chunk_size)
+
+    assert_alike(chunks, whole, 2e-6)
+
+
+def test_what_only_some_chunks_reach_gets_its_gradient():
+    torch.manual_seed(0)
+    scale = nn.Parameter(torch.ones(()))
+    loss = tl.Fn("Some", lambda y, t: (y * (scale if t.sum() > 0 else 1.0)).mean())
+    x, targets = torch.randn(4, 3), torch.tensor([0.0, 1.0, 1.0, 0.0])
+
+    ChunkedLoss(None, loss, 1)((x.requires_grad_(), targets)).backward()
+
+    torch.testing.assert_close(scale.grad, x.detach()[1:3].sum() / x.numel())
+
+
+def test_a_weight_with_hooks_that_the_loss_reaches_by_itself_is_refused():
+    """They would see gradients of chunks, and that of the whole again."""
+    model, _, batch = problem("Weighted", (4, 3))
+    model.sublayers[0].weight.register_hook(lambda grad: 2 * grad)
+
+    with pytest.raises(ValueError, match=r"one of shape \(6, 5\) by itself.* Take them off, or"):
+        whole_and_chunks(model, reaching(model, REACHES["a layer before"]), batch, 5)
+
+
 def test_a_second_backward_pass_is_refused():
     """The first has scaled the gradients in place."""
     chunked = ChunkedLoss(None, tl.CategoryCrossEntropy(), 2)
@@ -490,6 +556,10 @@ def test_a_model_is_cut_before_its_last_dense_and_stays_as_it_is(name):
         assert sum(p.numel() for p in head.parameters()) == 2 * D + 2
 
 
+def test_a_model_that_waits_for_its_weights_is_not_cut():
+    assert split_head(tl.Serial(tl.Relu(), tl.Dense(2)))[1] is None
+
+
 def test_what_travels_within_a_sequential_is_no_stack():
     """An nn.LSTM gives its output and its state, as one."""
 
@@ -511,6 +581,34 @@ def test_a_model_that_someone_listens_to_is_not_cut(is_wrapped):
     model.register_forward_hook(lambda module, args, output: None)
 
     assert split_head(tl.as_layer(model))[1] is None
+
+
+LISTENERS = {
+    "forward": lambda m: m.register_forward_hook(lambda module, args, output: None),
+    "before": lambda m: m.register_forward_pre_hook(lambda module, args: None),
+    "backward": lambda m: m.register_full_backward_hook(lambda module, grads, above: None),
+    "spectral norm": lambda m: nn.utils.spectral_norm(m),
+}
+
+
+@pytest.mark.parametrize("name", LISTENERS)
+@pytest.mark.parametrize("make", [lambda: tl.Dense(VOCAB), lambda: nn.Linear(D, VOCAB)])
+def test_a_last_layer_that_someone_listens_to_is_not_called_for_each_chunk(make, name):
+    """A spectral norm of the old kind is such a hook, and goes on at each call."""
+    dense = make()
+    model = tl.Serial(tl.Relu(), dense)
+    model.init(torch.ones(1, D))
+    assert split_head(model)[1] is not None
+    LISTENERS[name](dense)
+
+    assert split_head(model)[1] is None
+
+
+def test_a_log_softmax_that_someone_listens_to_is_not_called_for_each_chunk():
+    last = nn.LogSoftmax(dim=-1)
+    last.register_forward_hook(lambda module, args, output: None)
+
+    assert split_head(tl.as_layer(nn.Sequential(DENSE(), last)))[1] is None
 
 
 # What is refused

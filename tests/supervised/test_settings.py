@@ -16,6 +16,7 @@ from trax_torch import layers as tl
 from trax_torch import models, optimizers
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import TrainTask, _checkpoint, training
+from trax_torch.supervised._settings import Settings
 from trax_torch.supervised.callbacks import TrainingStepCallback
 
 
@@ -437,9 +438,19 @@ def test_checkpoints_that_are_not_there_are_not_compared(tmp_path):
     ("setting", "match"),
     [
         ({"precision": "fp8"}, "precision is 'bf16' or None; got 'fp8'"),
-        ({"n_accumulation_steps": 0}, "at least 1; got 0"),
+        ({"n_accumulation_steps": 0}, "at least 1; got 0. Give a whole number, such as 2, or"),
+        ({"n_accumulation_steps": True}, "at least 1; got True"),
         ({"on_nonfinite": "ignore"}, "or how many steps may be skipped; got 'ignore'"),
         ({"on_nonfinite": -1}, "or how many steps may be skipped; got -1"),
+        ({"on_nonfinite": True}, "or how many steps may be skipped; got True"),
+        ({"loss_chunk_size": True}, "or 0 for no chunks; got True. Give a whole number, such as"),
+        ({"loss_chunk_size": "8"}, "or 0 for no chunks; got '8'"),
+        ({"use_memory_efficient_trainer": 1.5}, "is False, True or 2; got 1.5. Give True, or 2 to"),
+        ({"use_memory_efficient_trainer": 1.0}, "is False, True or 2; got 1.0"),
+        ({"use_memory_efficient_trainer": "2"}, "is False, True or 2; got '2'"),
+        ({"use_memory_efficient_trainer": None}, "is False, True or 2; got None"),
+        ({"use_memory_efficient_trainer": -1}, "is False, True or 2; got -1"),
+        ({"use_memory_efficient_trainer": 3}, "is False, True or 2; got 3"),
         ({"keep_last": 0}, "keep_last is at least 1, or None to keep all; got 0"),
         ({"resume_data": "maybe"}, "resume_data is 'exact' or 'restart'; got 'maybe'"),
     ],
@@ -447,6 +458,24 @@ def test_checkpoints_that_are_not_there_are_not_compared(tmp_path):
 def test_settings_out_of_range_are_refused(setting, match):
     with pytest.raises(ValueError, match=match):
         line_loop(**setting)
+
+
+def test_whole_numbers_may_be_numpys():
+    """And are the same settings on all ranks, whoever made them."""
+    ours = Settings(loss_chunk_size=3, n_accumulation_steps=2, on_nonfinite=5)
+    numpys = Settings(
+        loss_chunk_size=np.int64(3), n_accumulation_steps=np.int32(2), on_nonfinite=np.int64(5)
+    )
+
+    assert str(ours) == str(numpys)
+    assert numpys.n_skips == 5
+
+
+def test_trains_block_by_block_for_true_and_1_alike():
+    """As in Trax; False stands for 0."""
+    modes = [Settings(memory_efficient=m).memory_efficient for m in (False, 0, True, 1, 2)]
+
+    assert [repr(mode) for mode in modes] == ["0", "0", "1", "1", "2"]
 
 
 def test_an_update_that_is_broken_off_is_not_saved(tmp_path, monkeypatch):
@@ -555,6 +584,15 @@ def test_a_loss_that_parts_would_change_is_spoken_of():
     kwargs = {"model": tl.Dense(2), "task": task, "evals": training.EvalTask([batch], Masked())}
     with pytest.warns(UserWarning, match="Masked is .* for its halves together"):
         line_loop(n_accumulation_steps=2, **kwargs)
+
+
+def test_a_loss_of_nothing_is_not_spoken_of():
+    """Where no target counts, neither the whole nor the halves are a number."""
+    batch = torch.randn(4, 3), torch.full((4,), -100)
+    task = TrainTask(iter([batch] * 3), Masked(), optimizers.SGD(0.1), n_steps_per_checkpoint=None)
+
+    evals = training.EvalTask([batch], Masked())
+    line_loop(n_accumulation_steps=2, model=tl.Dense(2), task=task, evals=evals)
 
 
 def test_weights_thawed_later_are_trained_or_refused():

@@ -15,7 +15,7 @@ from torch import nn
 from trax_torch import _nest
 from trax_torch import layers as tl
 from trax_torch.layers._hooks import has_hooks
-from trax_torch.optimizers._shares import WEIGHING, Shares
+from trax_torch.optimizers._shares import WEIGHING, Shares, weighs_by_targets
 
 # Losses of Trax that are means, or sums, over positions; and measures that are not.
 _OVER_POSITIONS = (
@@ -37,6 +37,8 @@ _OVER_MORE = (
     "WeightedFScore",
 )
 
+_Grad = torch.Tensor | None  # None where a loss does not depend on it
+
 
 def split_head(model: tl.Layer) -> tuple[list[tl.Layer], tl.Layer | None]:
     """Cuts a model before its last Dense layer, if it ends in one.
@@ -46,16 +48,18 @@ def split_head(model: tl.Layer) -> tuple[list[tl.Layer], tl.Layer | None]:
     layers are the model's own.
 
     Args:
-      model: a layer with weights.
+      model: a layer that has its weights; one that still waits for them is not cut.
 
     Returns:
       `(body, head)`: the layers before, in order, and the last Dense as one layer, with the
       LogSoftmax if there is one. The head takes the top of the stack that the body leaves. Where
-      the model ends otherwise, or someone listens to it by a forward hook, the body is all of it
-      and the head None.
+      the model ends otherwise, or someone listens by a hook to it or to one of the two, the body is
+      all of it and the head None.
 
     Example:
-      >>> body, head = split_head(tl.Serial(tl.Dense(4), tl.Serial(tl.Relu(), tl.Dense(9))))
+      >>> model = tl.Serial(tl.Dense(4), tl.Serial(tl.Relu(), tl.Dense(9)))
+      >>> _ = model.init(torch.ones(1, 3))
+      >>> body, head = split_head(model)
       >>> body, head
       ([Dense_4, Relu], Dense_9)
     """
@@ -77,7 +81,8 @@ class ChunkedLoss(nn.Module):
     `Shares` has it. Where gradients are wanted, they are computed in the forward pass, chunk by
     chunk, so that no activation is computed twice; the backward pass hands them out, once. Memory
     holds one chunk's activations, one gradient of the head's weights, and what has the size of the
-    inputs.
+    inputs. Weights that the loss reaches by itself, to hold another layer's small, say, get their
+    gradients, too.
 
     Positions are the items of the leading axes, (batch * length). Nothing is known of what losses
     do that are neither Trax's nor torch's `nn.CrossEntropyLoss` and `nn.NLLLoss`, so they get whole
@@ -93,7 +98,8 @@ class ChunkedLoss(nn.Module):
       is_known: whether the loss is known to be a mean or a sum over positions.
 
     Raises:
-      ValueError: if the loss is known to be neither.
+      ValueError: if the loss is known to be neither; in a step, if a weight that the loss reaches
+        by itself has hooks.
     """
 
     def __init__(self, head: tl.Layer | None, loss: tl.Layer, chunk_size: int):
@@ -110,10 +116,11 @@ class ChunkedLoss(nn.Module):
         self._shares = Shares(tl.Serial() if head is None else head, loss)
         self._is_of_positions = loss.name in _OVER_POSITIONS and _is_of_trax(loss)
         module = loss.module if isinstance(loss, tl.Wrapped) else None
-        self._is_of_classes = type(module) in WEIGHING and getattr(module, "reduction", None) in (
+        is_plain = type(module) in WEIGHING and getattr(module, "reduction", None) in (
             "mean",
             "sum",
         )
+        self._is_of_classes = is_plain and weighs_by_targets(loss)
         self.is_known = self._is_of_positions or self._is_of_classes
 
     def forward(self, inputs: Any) -> torch.Tensor:
@@ -131,7 +138,11 @@ class ChunkedLoss(nn.Module):
         shares = [_detached(share) for _, share in pairs]
         work = _Work(self, chunks, shares, places, list(named))
         wanted = [*(leaves[i] for i in places), *named.values()]
-        total, losses = _GradientsAtOnce.apply(work, *wanted)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            losses, grads, others = work.run(wanted)
+        total, losses = _GradientsAtOnce.apply(  # type: ignore[no-untyped-call]
+            losses, shares, grads, *wanted, *others
+        )
         if any(getattr(share, "requires_grad", False) for _, share in pairs):
             # Weights that the model computes: they have a say in what each chunk stands for, too.
             known = zip(pairs, shares, losses, strict=True)
@@ -187,27 +198,32 @@ class _Work:
         self._names = names
 
     def run(
-        self, wanted: tuple[torch.Tensor, ...]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-        """Returns each chunk's loss, and the gradients of what is wanted of their total."""
+        self, wanted: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[_Grad], list[torch.Tensor]]:
+        """Computes all chunks.
+
+        Returns:
+          `(losses, grads, others)`: each chunk's loss; the gradients of their total, of what is
+          wanted and of the others; and these, what else is trained that the loss depends on.
+        """
         n = len(self._places)
         # In place of the parameters, whose own hooks wait for the gradient of the whole.
         params = [p.detach().requires_grad_() for p in wanted[n:]]
         in_place = dict(zip(self._names, params, strict=True))
-        outs: list[torch.Tensor | None] = [None] * n
-        sums: list[torch.Tensor | None] = [None] * len(params)
+        outs: list[_Grad] = [None] * n
+        sums: dict[torch.Tensor, _Grad] = dict.fromkeys(params)
         losses = []
         for i, (chunk, share) in enumerate(zip(self._chunks, self._shares, strict=True)):
-            loss, grads = self._one(chunk, share, in_place)
+            loss, grads, of_weights = self._one(chunk, share, in_place)
             losses.append(loss)
-            for k, grad in enumerate(grads):  # None where the loss does not depend on it
-                if grad is not None and k < n:
+            for k, grad in enumerate(grads):
+                if grad is not None:
                     outs[k] = self._put(outs[k], grad, i, wanted[k])
-                elif grad is not None:
-                    sums[k - n] = _add(sums[k - n], grad)
-            del grads, grad
-        summed = [None if s is None else s.to(p.dtype) for s, p in zip(sums, params, strict=True)]
-        return losses, [*outs, *summed]
+            for p, grad in of_weights.items():
+                sums[p] = sums.get(p) if grad is None else _add(sums.get(p), grad)
+            del grads, of_weights, grad
+        summed = [None if s is None else s.to(p.dtype) for p, s in sums.items()]
+        return losses, [*outs, *summed], list(sums)[len(params) :]
 
     def _put(
         self, out: torch.Tensor | None, grad: torch.Tensor, i: int, whole: torch.Tensor
@@ -221,35 +237,69 @@ class _Work:
 
     def _one(
         self, chunk: tuple[Any, ...], share: Any, params: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    ) -> tuple[torch.Tensor, tuple[_Grad, ...], dict[torch.Tensor, _Grad]]:
+        """Returns a chunk's loss, and the gradients of its leaves and of weights."""
         leaves = [_detached(leaf) for leaf in _nest.leaves(chunk)]
-        wanted = [leaves[i].requires_grad_() for i in self._places] + list(params.values())
+        tracked = [leaves[i].requires_grad_() for i in self._places]
         inputs = self._chunked._packed(_nest.rebuild(chunk, leaves))
         layer = self._chunked.head_and_loss
         with torch.enable_grad():
             loss = torch.func.functional_call(layer, params, (inputs,))
+        wanted = [*tracked, *params.values()]
+        others = [] if self._chunked.is_known else _others(loss, wanted)
+        wanted += others
         if isinstance(share, torch.Tensor):
             weight = share.to(loss.dtype).expand(loss.shape)
         else:  # filled on the device: a copy to it would be waited for
             weight = torch.full_like(loss, share)
         with torch.autocast(loss.device.type, enabled=False):  # as in a backward pass of its own
-            grads = torch.autograd.grad(loss, wanted, weight, allow_unused=True)
-        return loss.detach(), grads
+            # Others may be reached through activations, whose backward pass is still to come.
+            grads = torch.autograd.grad(loss, wanted, weight, bool(others), allow_unused=True)
+        n = len(tracked)
+        return loss.detach(), grads[:n], dict(zip(wanted[n:], grads[n:], strict=True))
+
+
+def _others(loss: torch.Tensor, known: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the leaves that a loss depends on besides those that are known.
+
+    Raises:
+      ValueError: if one has hooks.
+    """
+    found, seen, due = list[torch.Tensor](), set(), [loss.grad_fn]
+    while due:
+        node = due.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().endswith("AccumulateGrad"):
+            found.append(node.variable)  # type: ignore[attr-defined]
+        due += [following for following, _ in node.next_functions]
+    passed_over = set(known)
+    others = [leaf for leaf in found if leaf not in passed_over]
+    for leaf in others:
+        if leaf._backward_hooks:
+            raise ValueError(
+                f"Chunks need weights whose hooks may wait for the gradient of the whole, and the "
+                f"loss reaches one of shape {tuple(leaf.shape)} by itself, whose hooks would see "
+                f"each chunk's, too. Take them off, or leave loss_chunk_size at 0."
+            )
+    return others
 
 
 class _GradientsAtOnce(torch.autograd.Function):
-    """Computes the gradients in the forward pass; the backward pass scales them in place.
+    """Hands out gradients that are there already; the backward pass scales them in place.
 
     The scaling makes them unfit for a second backward pass, which autograd then refuses.
     """
 
     @staticmethod
-    def forward(ctx: Any, work: _Work, *wanted: torch.Tensor) -> Any:
-        losses, grads = work.run(wanted)
+    def forward(
+        ctx: Any, losses: list[Any], shares: list[Any], grads: list[Any], *wanted: torch.Tensor
+    ) -> Any:
         ctx.save_for_backward(*grads)
         each = torch.stack(losses)
         ctx.mark_non_differentiable(each)
-        return _total(losses, work._shares), each
+        return _total(losses, shares), each
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -258,7 +308,7 @@ class _GradientsAtOnce(torch.autograd.Function):
         for grad in grads:
             if grad is not None:
                 grad.mul_(gradient)
-        return None, *grads
+        return None, None, None, *grads
 
 
 def _total(losses: list[torch.Tensor], shares: list[Any]) -> torch.Tensor:
@@ -342,17 +392,24 @@ def _modules_of(module: nn.Module) -> list[nn.Module]:
 
 
 def _is_dense(layer: tl.Layer) -> bool:
-    # No subclass: it may look at several positions, or change a buffer whenever it is called.
-    return type(_inner(layer)) in (tl.Dense, nn.Linear)
+    # No subclass, and nothing with hooks: it may look at several positions, or change a buffer
+    # whenever it is called.
+    return type(_inner(layer)) in (tl.Dense, nn.Linear) and not _is_heard(layer)
 
 
 def _is_log_softmax(layer: tl.Layer) -> bool:
+    if _is_heard(layer):
+        return False
     module = _inner(layer)
     if isinstance(module, nn.LogSoftmax):
         return module.dim == -1
     return layer.name == "LogSoftmax" and getattr(_function_of(layer), "keywords", {}) == {
         "axis": -1
     }
+
+
+def _is_heard(layer: tl.Layer) -> bool:
+    return has_hooks(layer) or has_hooks(_inner(layer))
 
 
 def _inner(layer: tl.Layer) -> nn.Module:

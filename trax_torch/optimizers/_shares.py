@@ -38,7 +38,7 @@ class Shares:
         self._module = module
         self._is_sum = getattr(module, "reduction", None) == "sum" or _is_sum(loss)
         self._by_weights = n_own > 0 and loss.n_in == 3 and _takes_weights(loss)
-        self._by_targets = n_own > 0 and isinstance(module, WEIGHING)
+        self._by_targets = n_own > 0 and weighs_by_targets(loss)
 
     @property
     def counts_rows(self) -> bool:
@@ -60,8 +60,8 @@ class Shares:
     ) -> list[tuple[tuple[Any, ...], Any]]:
         """Returns `(part, share)` pairs; the shares add up to 1, or are all 1 for a sum.
 
-        A part whose weights are all 0 has the share 0 and other weights: nothing of it counts, and
-        its loss is not 0 / 0.
+        A part whose weights are all 0 has the share 0 and other weights, or other targets: nothing
+        of it counts, and its loss is not 0 / 0.
 
         Args:
           batch: a tuple of tensors (or nests of them), which agree on their first axis if there
@@ -110,8 +110,30 @@ class Shares:
         if self._by_weights:
             item = item + (weight == 0).to(item.dtype)
         elif not item.is_floating_point():
-            item = item.where(weight != 0, 0)
+            item = item.where(weight != 0, self._class_that_counts(item.device))
         return (*part[: self._last], item, *part[self._last + 1 :])
+
+    def _class_that_counts(self, device: torch.device) -> Any:
+        """Returns a class that is not ignored and weighs something, if there is one."""
+        loss: Any = self._module
+        if loss.weight is None:
+            return 1 if loss.ignore_index == 0 else 0
+        classes = torch.arange(len(loss.weight), device=device)
+        counts = (loss.weight.to(device) != 0) & (classes != loss.ignore_index)
+        return counts.int().argmax()  # chosen on the device: nobody waits for it
+
+
+def weighs_by_targets(loss: tl.Layer) -> bool:
+    """Tells whether a loss is one of PyTorch's that weigh their items by their targets.
+
+    Subclasses are taken for their kind. None is where label smoothing has targets count whose class
+    weighs nothing: a part of these alone is a number by 0.
+    """
+    module: Any = loss.module if isinstance(loss, tl.Wrapped) else None
+    if not isinstance(module, WEIGHING):
+        return False
+    is_smooth = isinstance(module, nn.CrossEntropyLoss) and module.label_smoothing > 0
+    return not (is_smooth and module.weight is not None and bool((module.weight == 0).any()))
 
 
 def _is_sum(loss: tl.Layer) -> bool:

@@ -143,7 +143,7 @@ def make_trainer(
             _losses.refuse_if_chunks_differ(both, head, task)
     module: torch.nn.Module = both
     if last is not loss or body is not model or settings.precision is not None:
-        module = _losses.LossOf(body, last, autocast)
+        module = _losses.LossOf(both, body, last, autocast)
     shares = optimizers.Shares(model, loss)
     if settings.n_accumulation_steps > 1 or world.size > 1:
         _losses.warn_of_uneven(both, shares, task)

@@ -1,7 +1,7 @@
 """How the loss of a batch is computed, and whether its parts make up the whole."""
 
 import contextlib
-import math
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,15 +17,25 @@ from trax_torch.supervised._settings import Settings
 
 
 class LossOf(torch.nn.Module):
-    """Computes the loss of a batch as model and loss in series do, in a context of its own."""
+    """Computes the loss of a batch as model and loss in series do, in a context of its own.
+
+    Args:
+      both: model and loss in series, whose weights are all found here: ranks add up gradients of
+        those, too, that no part of the model uses, but the loss.
+      model: what runs for the model.
+      loss: what runs for the loss.
+      autocast: makes the context.
+    """
 
     def __init__(
         self,
+        both: tl.Layer,
         model: tl.Layer,
         loss: tl.Layer | optimizers.ChunkedLoss,
         autocast: Callable[[], Any],
     ):
         super().__init__()
+        self.both = both
         self.model = model
         self.loss = loss
         self._autocast = autocast
@@ -57,31 +67,35 @@ def cut_for_chunks(
 def refuse_if_chunks_differ(both: tl.Layer, head: tl.Layer | None, task: _tasks.TrainTask) -> None:
     """Raises ValueError if a loss, of which nothing is known, is another one in chunks.
 
-    Two rows of the sample batch are looked at, each a chunk.
+    It is computed for each two neighbouring rows of the sample batch: together, and as two chunks.
+    So a mean over what a mask leaves is found by any two rows of which it leaves differently much;
+    where it hides as much of all rows, nothing is seen. Two rows at a time need little memory,
+    which all of the batch may not have.
     """
     model, loss = both.sublayers
-    layers = [model] if head is None else optimizers.split_head(model)[0]
-    in_chunks = LossOf(
-        tl.Serial(*layers), optimizers.ChunkedLoss(head, loss, 1), contextlib.nullcontext
-    )
-    cause: Exception | None = None
+    body = tl.Serial(*([model] if head is None else optimizers.split_head(model)[0]))
+    chunked = optimizers.ChunkedLoss(head, loss, 1)
+    what, cause = "", None
     with _measuring(both) as device:
         batch = _nest.to_tensors(task.sample_batch, device)
-        rows = _nest.map_leaves(lambda x: x[:2] if getattr(x, "ndim", 0) else x, batch)
         try:
-            whole = float(both(rows))
-            chunks = float(in_chunks(rows))
-            what = f"is {whole:.6g} for two rows of the sample batch and {chunks:.6g} for them"
+            stack = _stack.put(body(_stack.take(batch, body.n_in)), batch, body.n_in)
+            inputs = _stack.take(stack, loss.n_in)
+            first = next(_nest.leaves(inputs))
+            for i in range(max(1, len(first) - 1) if first.ndim else 1):
+                rows = _nest.map_leaves(functools.partial(_rows, start=i, stop=i + 2), inputs)
+                whole, chunks = chunked.head_and_loss(rows), chunked(rows)
+                if not _are_alike(whole, chunks, 1e-4):
+                    what = f"is {whole:.6g} for rows {i} and {i + 1} of the sample batch and "
+                    what += f"{chunks:.6g} for them in chunks"
+                    break
         except Exception as error:
-            cause, what = error, f"cannot be computed for two rows of the sample batch ({error})"
-    if cause is None and (
-        whole == chunks
-        or (math.isnan(whole) and math.isnan(chunks))  # which tells nothing
-        or abs(chunks - whole) <= 1e-3 * max(abs(whole), 1e-6)
-    ):
+            cause = error
+            what = f"cannot be computed for two rows of the sample batch in chunks ({error})"
+    if not what:
         return
     raise ValueError(
-        f"Chunks need a loss that is a mean over items, and {task.loss_name} {what} in chunks. "
+        f"Chunks need a loss that is a mean over items, and {task.loss_name} {what}. "
         f"Leave loss_chunk_size at 0; or write the loss as a mean over items, and where they have "
         f"weights, take these as a third input called weights."
     ) from cause
@@ -97,9 +111,9 @@ def warn_of_uneven(both: tl.Layer, shares: optimizers.Shares, task: _tasks.Train
             halves = shares.cut(batch, 2)
         except ValueError:  # a batch that is never cut
             return
-        whole = float(both(batch))
-        parts = sum(float(both(part)) * share for part, share in halves)
-    if not abs(parts - whole) <= 1e-3 * max(abs(whole), 1e-6):  # which NaN is not either
+        whole = both(batch)
+        parts = sum(both(part) * share for part, share in halves)
+    if not _are_alike(whole, parts, 1e-3):  # the model ran again, too
         warnings.warn(
             f"{task.loss_name} is {whole:.6g} for the sample batch and {parts:.6g} for its halves "
             f"together, each counting by its rows; so gradients of parts of a batch, or of ranks, "
@@ -107,6 +121,25 @@ def warn_of_uneven(both: tl.Layer, shares: optimizers.Shares, task: _tasks.Train
             f"weights, or nn.CrossEntropyLoss, which tells which targets it ignores.",
             stacklevel=3,
         )
+
+
+def _rows(x: Any, start: int, stop: int) -> Any:
+    return x[start:stop] if getattr(x, "ndim", 0) else x
+
+
+def _are_alike(whole: torch.Tensor, parts: torch.Tensor, tolerance: float) -> bool:
+    """Tells whether a loss is the same to rounding, or no number either way, which tells nothing.
+
+    Args:
+      whole: the loss of a batch.
+      parts: that of its parts together.
+      tolerance: how much of it may be rounding, unless its type has fewer digits; more than is,
+        since it may be the small rest of large terms.
+    """
+    if whole.is_floating_point():
+        tolerance = max(tolerance, 4 * torch.finfo(whole.dtype).eps)
+    alike = torch.isclose(parts, whole, rtol=tolerance, atol=1e-6 * tolerance, equal_nan=True)
+    return bool(alike.item())
 
 
 @contextlib.contextmanager

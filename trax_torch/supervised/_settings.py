@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,9 @@ class Settings:
       loss_chunk_size: over how many positions at a time the last Dense and the loss are computed;
         0 computes them whole.
       memory_efficient: 1 updates weights block by block in the backward pass; 2 keeps them in host
-        memory, too; 0 does neither.
+        memory, too; 0 does neither. False and True stand for 0 and 1.
+
+    Whole numbers are Python's or numpy's, and kept as Python's, so that ranks compare alike.
 
     Raises:
       ValueError: if one is out of range.
@@ -46,15 +49,15 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16"):
             raise ValueError(f"precision is 'bf16' or None; got {self.precision!r}.")
-        if not isinstance(self.n_accumulation_steps, int) or self.n_accumulation_steps < 1:
+        if self._count("n_accumulation_steps") < 1:
             raise ValueError(
                 f"n_accumulation_steps is how many parts a batch is cut into, at least 1; got "
-                f"{self.n_accumulation_steps}."
+                f"{self.n_accumulation_steps!r}. Give a whole number, such as 2, or leave it out."
             )
-        if not isinstance(self.loss_chunk_size, int) or self.loss_chunk_size < 0:
+        if self._count("loss_chunk_size") < 0:
             raise ValueError(
                 f"loss_chunk_size is how many positions a chunk has, or 0 for no chunks; got "
-                f"{self.loss_chunk_size}."
+                f"{self.loss_chunk_size!r}. Give a whole number, such as 256, or leave it out."
             )
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"strategy is 'ddp' or 'fsdp'; got {self.strategy!r}.")
@@ -64,18 +67,32 @@ class Settings:
                 raise ValueError(
                     f"{other}={value} does not go with strategy='fsdp' yet. Leave one of them out."
                 )
-        is_count = isinstance(self.on_nonfinite, int) and self.on_nonfinite >= 0
-        if self.on_nonfinite not in ("raise", "skip") and not is_count:
+        if self.on_nonfinite not in ("raise", "skip") and self._count("on_nonfinite") < 0:
             raise ValueError(
                 f"on_nonfinite is 'raise', 'skip', or how many steps may be skipped; got "
                 f"{self.on_nonfinite!r}."
             )
-        if self.memory_efficient not in (0, 1, 2):
+        if isinstance(self.memory_efficient, bool):
+            object.__setattr__(self, "memory_efficient", int(self.memory_efficient))
+        if self._count("memory_efficient") not in (0, 1, 2):
             raise ValueError(
-                f"use_memory_efficient_trainer is False, True or 2; got {self.memory_efficient!r}."
+                f"use_memory_efficient_trainer is False, True or 2; got {self.memory_efficient!r}. "
+                f"Give True, or 2 to keep weights in host memory, too; or leave it out."
             )
         if self.memory_efficient:
             self._check_memory_efficient()
+
+    def _count(self, name: str) -> int:
+        """Returns a whole number, and keeps it as Python's own; -1 for what is none."""
+        value = getattr(self, name)
+        if isinstance(value, bool):  # who gives one means something else
+            return -1
+        try:
+            n = operator.index(value)
+        except TypeError:
+            return -1
+        object.__setattr__(self, name, n)
+        return n
 
     def _check_memory_efficient(self) -> None:
         """Raises ValueError if a setting needs all gradients at once, or all weights in place."""

@@ -85,9 +85,12 @@ class Loop:
       loss_chunk_size: over how many positions at a time, of all (batch * length), the model's last
         Dense and the loss are computed, so that the activations for a large vocabulary never exist
         at once; a model that does not end in a Dense has the loss alone in chunks. Losses and
-        gradients are those of the whole. A loss that is no mean or sum over items is refused. One
-        that is neither Trax's nor torch's cross-entropy gets whole rows of the batch, as many as
-        have so many positions, at least one. 0 computes everything at once.
+        gradients are those of the whole. A loss that is neither Trax's nor torch's cross-entropy
+        gets whole rows of the batch, as many as have so many positions, at least one; it must be a
+        mean or sum over rows, and is refused if two neighbouring rows of the sample batch show
+        that it is none. (A mean over what it masks itself is none, which shows only if the sample
+        batch has more to mask in some rows. Take weights as a third input called weights.) 0
+        computes everything at once.
       use_memory_efficient_trainer: True trains block by block: activations of one block at a time
         take up memory, and its weights are updated, and its gradients freed, in the midst of the
         backward pass. 2 keeps weights and slots in host memory, too, and one block at a time on
@@ -171,7 +174,7 @@ class Loop:
             strategy,
             find_unused_parameters,
             loss_chunk_size,
-            int(use_memory_efficient_trainer),
+            use_memory_efficient_trainer,
         )
         if resume_data not in ("exact", "restart"):
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
