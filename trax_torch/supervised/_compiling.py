@@ -156,7 +156,7 @@ class Calls:
         self._last = None if noted is None else (*noted, moving)
         if noted is None or last is None or last[0] is not noted[0]:
             return
-        self._program, self._args, _ = self._last
+        self._program, self._args = noted
         self._tensors: list[tuple[int, int]] = []
         self._sizes: list[int] = []
         for i, (before, now) in enumerate(zip(last[1], self._args, strict=True)):

@@ -185,7 +185,8 @@ class PredictRun:
             if self._sizes is not None:
                 _compiling.steps_of(self._layer).n_uncompiled[self._sizes] += 1
         else:
-            self._mark_what_changes()
+            if not self._calls.are_known:
+                self._mark_what_changes()
             tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
             self._tokens = tokens
             logits = self._compiled(self._layer, self._source, tokens, self._calls)
@@ -299,7 +300,7 @@ class PredictRun:
     def _mark_what_changes(self) -> None:
         """Tells the compiler which sizes are others in other steps and runs.
 
-        At every step, though most compile nothing: which one does is torch's to say.
+        At every step that goes in by its front door: which one compiles is torch's to say.
         """
         assert self._moment is not None
         if self._is_exact and self._caches:

@@ -235,12 +235,13 @@ def log_probs_of(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(dim=-1)
 
 
-def doubtful(logits: torch.Tensor) -> torch.Tensor:
-    """Tells which rows of logits (..., vocab) hold NaN or +inf, or mask every symbol.
+def doubts_in(logits: torch.Tensor) -> torch.Tensor:
+    """Returns 0 for each row of logits (..., vocab), and NaN where they are no numbers.
 
-    In a boolean tensor (...): to look at it is to wait for the device.
+    They are not where one is NaN or +inf, or every symbol is masked. Nothing is waited for.
     """
-    return ~logits.amax(dim=-1).isfinite()  # NaN is the largest where there is one
+    best = logits.amax(dim=-1)  # NaN is the largest where there is one
+    return best - best
 
 
 def check_logits(logits: torch.Tensor) -> None:
@@ -249,7 +250,7 @@ def check_logits(logits: torch.Tensor) -> None:
     Raises:
       ValueError: with the first such row.
     """
-    bad = doubtful(logits)
+    bad = doubts_in(logits).isnan()
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         best = float(logits[row].amax())

@@ -12,7 +12,7 @@ import torch
 from trax_torch import _nest
 from trax_torch import layers as tl
 from trax_torch.supervised import _beams, _compiling, _runs
-from trax_torch.supervised._sampling import Sampler, doubtful, expect, log_probs_of
+from trax_torch.supervised._sampling import Sampler, doubts_in, expect, log_probs_of
 
 _BACKEND: Any = "inductor"
 
@@ -280,8 +280,7 @@ def beam_search(
         doubts = _Doubts(max_length)
         while True:
             log_probs = torch.log_softmax(logits, dim=-1)
-            # All of a beam's are NaN, or none.
-            doubts.add((log_probs[:, :, 0].isnan() & search.counts()).any(), search.n + 1)
+            doubts.add(log_probs[:, :, 0], search.counts(), search.n + 1)  # all are NaN, or none
             tokens, parents = search.grow(log_probs)
             looks = run.is_full or _looks(search.n, logits.device)
             if search.n == max_length or (looks and search.is_done()):
@@ -444,15 +443,17 @@ def _steps(
     """Yields what a stream yields, inside the run, until all rows have met the end symbol."""
     logits = run.begin()
     doubts = _Doubts(max_length)
-    ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    ended: torch.Tensor | None = None
     for n in itertools.count(1):
-        doubts.add((doubtful(logits) & ~ended).any(), n)
+        doubts.add(doubts_in(logits), None if ended is None else ~ended, n)
         tokens = sampler.choose(logits, sampler.noise(logits.shape[1], logits.device))[:, None]
         yield (tokens, log_probs_of(logits[:, None], tokens)) if log_probs else tokens
         if eos_id >= 0:
-            ended |= tokens[:, 0] == eos_id
-        looks = eos_id >= 0 and (run.is_full or _looks(n, ended.device))
-        if n == max_length or (looks and bool(ended.all())):
+            met = tokens[:, 0] == eos_id
+            ended = met if ended is None else ended | met
+        if n == max_length:
+            return
+        if ended is not None and (run.is_full or _looks(n, met.device)) and bool(ended.all()):
             return
         logits = run.go_on(tokens, ended=ended)[:, 0]
 
@@ -476,23 +477,32 @@ class _Doubts:
 
     def __init__(self, max_length: int | None):
         self._max_length = max_length
-        self._any: torch.Tensor | None = None
+        self._pending: list[tuple[torch.Tensor, torch.Tensor | None, int]] = []
 
-    def add(self, doubtful: torch.Tensor, n: int) -> None:
-        """Notes whether the logits for token n are doubtful: a boolean tensor of no axes.
+    def add(self, marks: torch.Tensor, counts: torch.Tensor | None, n: int) -> None:
+        """Notes of the logits for token n which are no numbers.
+
+        Args:
+          marks: floats, NaN where they are not.
+          counts: booleans of the same shape, which of them matter; None for all.
+          n: from 1.
 
         Raises:
           ValueError: if some were, and it is time to look.
         """
-        self._any = doubtful if self._any is None else self._any | doubtful
-        looks = n == self._max_length or _looks(n, doubtful.device)
-        if looks and bool(self._any):
-            which = f"token {n}" if bool(doubtful) else f"a token before token {n}"
-            raise ValueError(
-                f"The model's logits for {which} are not numbers: a row holds NaN or +inf, or -inf "
-                f"everywhere. Look for weights that are none, for a division by 0 in the model, or "
-                f"at the mask."
-            )
+        self._pending.append((marks, counts, n))
+        if n != self._max_length and not _looks(n, marks.device):
+            return
+        for marks, counts, n in self._pending:
+            if math.isnan(marks.sum().item()) and (
+                counts is None or bool((marks.isnan() & counts).any())
+            ):
+                raise ValueError(
+                    f"The model's logits for token {n} are not numbers: a row holds NaN or +inf, "
+                    f"or -inf everywhere. Look for weights that are none, for a division by 0 in "
+                    f"the model, or at the mask."
+                )
+        self._pending.clear()
 
 
 def _looks(n: int, device: torch.device) -> bool:
