@@ -13,7 +13,7 @@ from torch import nn
 from toys import assert_resumes, assert_same_run, history_of, line_loop, state_of
 
 from trax_torch import layers as tl
-from trax_torch import models, optimizers
+from trax_torch import models, optimizers, shapes
 from trax_torch._errors import CheckpointError
 from trax_torch.optimizers import NonFiniteError, trainer
 from trax_torch.supervised import EvalTask, TrainTask
@@ -211,7 +211,70 @@ class OfSpectrum(Spectrum):
         return self.linear(torch.fft.ifft(x).real)
 
 
+class ToNest(nn.Module):
+    """Returns what it computes in a nest, as `pack` makes it of two tensors."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.linear, self.pack = nn.Linear(8, 8), pack
+
+    def forward(self, x):
+        return self.pack(self.linear(x), x)
+
+
+class FromNest(nn.Module):
+    """Takes the items `keys` of a nest, and adds up what it makes of them."""
+
+    def __init__(self, *keys):
+        super().__init__()
+        self.linear, self.keys = nn.Linear(8, 8), keys
+
+    def forward(self, nest):
+        first, *others = (nest[key] for key in self.keys)
+        return sum(others, self.linear(first))
+
+
+def through_nest(pack, *keys, whole=nn.Sequential):
+    """A model in whose midst a nest travels, twice."""
+    return whole(
+        nn.Embedding(VOCAB, 8),
+        *(ToNest(pack), FromNest(*keys), ToNest(pack), FromNest(*keys)),
+        nn.Linear(8, VOCAB),
+    )
+
+
+def as_dict(a, b):
+    return {"a": a, "more": (b, [a * 2.0])}
+
+
+class Picking(nn.Module):
+    def forward(self, x):
+        return x["more"][1][0] + x["more"][0]
+
+
+def with_context():
+    """A reversible model in an nn.Sequential; it takes two items, and a third lies below."""
+    layers = [[half(8), tl.ReversibleSwap()] for _ in range(2)]
+    inner = tl.Serial(layers, tl.Concatenate(), tl.Dense(8))
+    inner.init((shapes.ShapeDtype((4, 8, 8)),) * 2, rng=0)
+    three = tl.Fn("Three", lambda x: (x, x * 0.5, x * 2.0), n_out=3)
+    return nn.Sequential(nn.Embedding(VOCAB, 8), three, inner, tl.Add(), nn.Linear(8, VOCAB))
+
+
 OTHERS = {
+    "dicts in an nn.Sequential": lambda: through_nest(as_dict, "a"),
+    "dicts in a Serial": lambda: through_nest(as_dict, "a", whole=tl.Serial),
+    "what is deep in a nest": lambda: nn.Sequential(
+        nn.Embedding(VOCAB, 8), ToNest(as_dict), Picking(), nn.Linear(8, VOCAB)
+    ),
+    "pairs in an nn.Sequential": lambda: through_nest(lambda a, b: (a, b), 0, 1),
+    "lists in an nn.Sequential": lambda: through_nest(lambda a, b: [a, b], 0, 1),
+    "tuples of one": lambda: through_nest(lambda a, b: (a + b,), 0),
+    "an LSTM in an nn.Sequential": lambda: nn.Sequential(
+        *(nn.Embedding(VOCAB, 8), nn.LSTM(8, 8, batch_first=True)),
+        *(FromNest(0), nn.Linear(8, VOCAB)),
+    ),
+    "a Serial in an nn.Sequential": with_context,
     "a module": Tied,
     "a block that is there three times": Repeated,
     "blocks with forwards of their own": patched,
@@ -238,6 +301,12 @@ def test_models_of_all_kinds_are_cut_into_blocks(model, mode):
         return after(6, mode=mode, model=OTHERS[model](), recipe="Adam")
 
     assert_equal_to_rounding(run(mode), run(False))
+
+
+def test_reversible_layers_in_an_nn_sequential_are_blocks_too():
+    run = loop(model=with_context())
+    kinds = [type(block) for block in run._trainers[0]._blocks._blocks]
+    assert kinds.count(tl.ReversibleHalfResidual) == 2
 
 
 @pytest.mark.parametrize("model", [reversible, OTHERS["nn.Sequential"]])
