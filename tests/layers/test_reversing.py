@@ -288,6 +288,58 @@ def test_statistics_are_counted_once(mode):
     assert_as_one_by_one(model, inputs)
 
 
+class Holding(tl.Layer):
+    """Multiplies by what it holds and changes: a buffer that does not last, or an attribute."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        if kind == "buffer":
+            self.register_buffer("held", torch.ones(()), persistent=False)
+        else:
+            self.held = torch.ones(())
+
+    def forward(self, x):
+        if self.kind == "attribute that is replaced":
+            self.held = self.held + 1
+        else:
+            self.held += 1
+        return x * self.held.clone()
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "attribute that is replaced"])
+def test_what_a_layer_holds_is_changed_once(kind):
+    """In a half residual that occurs twice."""
+    inputs = vectors()
+    holding = Holding(kind)
+    shared = half(holding)
+    model = built(shared, tl.ReversibleSwap(), shared, inputs=inputs)
+    holding.held = torch.ones(())
+    twin = copy.deepcopy(model)
+
+    assert_as_one_by_one(model, inputs)
+    gradients(functools.partial(one_by_one, twin), twin, inputs)
+    assert holding.held == twin.sublayers[0].sublayers[0].sublayers[-1].held == 3
+
+
+def test_what_is_left_alone_is_not_copied_and_may_not_change_before_the_backward_pass():
+    inputs = vectors()
+    look = tl.Fn("Look", lambda x: x * 1.0)
+    look.register_buffer("table", torch.ones(D), persistent=False)
+    model = built(half(look), tl.ReversibleSwap(), inputs=inputs)
+    replay = _replay.Replay(model.sublayers[0], torch.device("cpu"))
+    model.sublayers[0](inputs)
+    replay.held.settle()
+    assert all(noted.copy is None for noted in replay.held._noted.values())
+    loss = weighted_sum(model(inputs))
+    look.table.add_(1.0)
+
+    with pytest.raises(
+        RuntimeError, match=r"shape \(4,\), was written into since.*Change it before"
+    ):
+        loss.backward()
+
+
 @pytest.mark.parametrize("used", [[0], [1], [2], [0, 2], [1, 2], [0, 1, 2]])
 def test_an_output_that_nothing_uses_has_no_gradient(used):
     """Outputs 0 and 2 are one tensor."""

@@ -181,6 +181,47 @@ def frozen():
     return model
 
 
+class Halving(nn.Module):
+    """Its forward changes what it holds: a buffer that no state_dict has, an attribute, a count."""
+
+    def __init__(self, n=8, holds="buffer"):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(n, n), nn.Tanh())
+        self.holds, self.n_calls, self.cache = holds, 0, None
+        if holds == "buffer":
+            self.register_buffer("scale", torch.ones(()), persistent=False)
+        else:
+            self.scale = torch.ones(())
+
+    def forward(self, x):
+        if self.holds == "none":
+            self.cache = self.scale if self.cache is None else self.cache * 0.8
+            return x + self.cache * self.net(x)
+        if self.training:
+            self.n_calls += 1
+            if self.holds == "buffer":
+                self.scale.mul_(0.5)
+            else:
+                self.scale = self.scale * 0.5
+        return x + self.scale * self.net(x) / self.n_calls
+
+
+def halving(holds):
+    return nn.Sequential(
+        nn.Embedding(VOCAB, 8), Halving(8, holds), Halving(8, holds), nn.Linear(8, VOCAB)
+    )
+
+
+class HalvingParts(Tied):
+    """A module of others whose parts change what they hold, running statistics too."""
+
+    def __init__(self, holds):
+        super().__init__()
+        self.blocks = nn.ModuleList(Halving(8, holds) for _ in range(3))
+        for block in self.blocks:
+            block.net.append(nn.BatchNorm1d(8))
+
+
 class Repeated(Tied):
     """A module that runs one block several times."""
 
@@ -285,6 +326,12 @@ OTHERS = {
         nn.Embedding(VOCAB, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, VOCAB)
     ),
     "weights that blocks share": shared_layers,
+    "buffers that no state_dict has": lambda: halving("buffer"),
+    "tensors that are attributes": lambda: halving("attribute"),
+    "attributes that are made when first wanted": lambda: halving("none"),
+    "parts that change a buffer": lambda: HalvingParts("buffer"),
+    "parts that change an attribute": lambda: HalvingParts("attribute"),
+    "parts that make an attribute": lambda: HalvingParts("none"),
     "running statistics": with_statistics,
     "frozen weights": frozen,
     "plain layers": lambda: tl.Serial(

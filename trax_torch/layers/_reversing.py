@@ -130,8 +130,11 @@ def forward_run(
     with torch.no_grad():
         for layer in layers:
             inputs = _stack.take(stack, layer.n_in)
-            replays.append(_replay.Replay(layer, device, inputs) if layer._computes else None)
+            replay = _replay.Replay(layer, device, inputs) if layer._computes else None
+            replays.append(replay)
             stack = _stack.put(base.call(layer, inputs), stack, layer.n_in)
+            if replay is not None:
+                replay.held.settle()
     return stack, replays
 
 

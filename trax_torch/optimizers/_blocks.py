@@ -151,6 +151,7 @@ class Blocks:
         replay = Replay(block, self.device, packed(inputs))
         versions = _versions(inputs)
         outputs = items_of(base.call(block, packed(inputs)))
+        replay.held.settle()
         is_trained = any(_nest.leaves(wants[:n_in])) or any(
             p.requires_grad for p in block.parameters()
         )
