@@ -302,7 +302,39 @@ def with_context():
     return nn.Sequential(nn.Embedding(VOCAB, 8), three, inner, tl.Add(), nn.Linear(8, VOCAB))
 
 
+def doubled(model):
+    """A model in series whose whole somebody gave another forward."""
+    model.forward = functools.partial(lambda forward, x: 2 * forward(x), model.forward)
+    return model
+
+
+def hooked():
+    """A reversible layer among others, whose hook changes what it gives."""
+    model = reversible()
+    model.init(torch.ones(4, 8, dtype=torch.int64), rng=0)
+    model.sublayers[5].register_forward_hook(lambda layer, args, out: (2 * out[0], *out[1:]))
+    return model
+
+
+class WithoutReverse(tl.ReversibleLayer):
+    def __init__(self):
+        super().__init__(n_in=2, n_out=2)
+        self.net = nn.Sequential(nn.Linear(8, 8))
+
+    def forward(self, x):
+        return x[0] + torch.tanh(self.net(x[1])), x[1]
+
+
+def without_reverse():
+    layers = [(WithoutReverse(), tl.ReversibleSwap()) for _ in range(2)]
+    return tl.Serial(tl.Embedding(VOCAB, 8), tl.Dup(), layers, tl.Concatenate(), tl.Dense(VOCAB))
+
+
 OTHERS = {
+    "an nn.Sequential with another forward": lambda: doubled(OTHERS["nn.Sequential"]()),
+    "a Serial with another forward": lambda: doubled(reversible()),
+    "a reversible layer with a hook": hooked,
+    "a reversible layer without a reverse": without_reverse,
     "dicts in an nn.Sequential": lambda: through_nest(as_dict, "a"),
     "dicts in a Serial": lambda: through_nest(as_dict, "a", whole=tl.Serial),
     "what is deep in a nest": lambda: nn.Sequential(
@@ -365,6 +397,21 @@ def test_a_hook_on_the_model_is_called_at_each_step(model):
     n_in_evals = len(calls) - 1
     run.run(3)
     assert len(calls) == 4 + n_in_evals
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_a_weight_that_only_the_whole_has_is_trained(mode):
+    """The loss uses it."""
+
+    def run(mode):
+        torch.manual_seed(3)
+        model = OTHERS["nn.Sequential"]()
+        model.scale = nn.Parameter(torch.ones(()))
+        entropy = tl.WeightedCategoryCrossEntropy()
+        loss = tl.Fn("Loss", lambda x, y, weights: entropy((x * model.scale, y, weights)))
+        return after(4, mode=mode, model=model, loss=loss)
+
+    assert_equal_to_rounding(run(mode), run(False))
 
 
 @pytest.mark.parametrize("mode", [True, 2])

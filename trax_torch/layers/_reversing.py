@@ -94,7 +94,7 @@ def find_runs(layers: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """
     runs, start = [], 0
     for end in range(len(layers) + 1):
-        if end < len(layers) and _can_reverse(layers[end]):
+        if end < len(layers) and can_reverse(layers[end]):
             continue
         if end - start >= 2 and any(layer._computes for layer in layers[start:end]):
             runs.append((start, end))
@@ -257,7 +257,8 @@ def _run(layers: Sequence[Any], stack: Any) -> Any:
     return _stack.put(outputs, stack, n_in)
 
 
-def _can_reverse(layer: Any) -> bool:
+def can_reverse(layer: Any) -> bool:
+    """Tells whether a layer is reversible and has a `reverse`."""
     return isinstance(layer, ReversibleLayer) and type(layer).reverse is not ReversibleLayer.reverse
 
 
@@ -269,7 +270,9 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
         return False
     if not all(x is None or isinstance(x, torch.Tensor) for x in items):
         return False
-    if not all(map(_can_reverse, layers)) or any(map(_is_watched, layers)):
+    if not all(map(can_reverse, layers)):
+        return False
+    if any(map(has_hooks, layers)):  # which may do what `reverse` knows nothing of
         return False
     modules = {m for layer in layers for m in layer.modules()}
     if any(m._modules.get("_memory") is not None for m in modules):  # which would be written
@@ -279,11 +282,6 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
     if any(type(p) not in (torch.Tensor, torch.nn.Parameter) for p in params):
         return False
     return any(x is not None and x.requires_grad for x in (*items, *params))
-
-
-def _is_watched(layer: Any) -> bool:
-    """Tells whether hooks wait at a layer: they may do what `reverse` knows nothing of."""
-    return "forward" in vars(layer) or has_hooks(layer)
 
 
 def _device_of(items: Sequence[Any]) -> torch.device:

@@ -17,8 +17,9 @@ from torch import nn
 from trax_torch import _nest
 from trax_torch import layers as tl
 from trax_torch.layers import base
+from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers._replay import Replay
-from trax_torch.layers._reversing import ReversibleLayer, add, can_have_grad, items_of, packed
+from trax_torch.layers._reversing import add, can_have_grad, can_reverse, items_of, packed
 from trax_torch.optimizers._cutting import cut
 from trax_torch.optimizers._recompute import parts_of, recomputed
 from trax_torch.optimizers._residence import Residence
@@ -52,7 +53,7 @@ class Blocks:
         self.residence = residence or Residence()
         self._blocks = cut(layers)
         before = self._blocks[-1:]
-        if isinstance(last, tl.Layer) and before and not isinstance(before[0], ReversibleLayer):
+        if isinstance(last, tl.Layer) and before and not can_reverse(before[0]):
             last = tl.Serial(self._blocks.pop(), last)
         self._last = last
         self._autocast = autocast
@@ -275,9 +276,14 @@ _Kept = _KeptInputs | _KeptRun
 
 
 def _runs_backwards(block: tl.Layer, inputs: Stack) -> bool:
-    """Tells whether a block gives back its inputs; gradients in nests it knows nothing of."""
-    return isinstance(block, ReversibleLayer) and all(
-        x is None or isinstance(x, torch.Tensor) for x in inputs
+    """Tells whether a block gives back its inputs.
+
+    It knows nothing of what hooks do, nor of gradients in nests.
+    """
+    return (
+        can_reverse(block)
+        and not has_hooks(block)
+        and all(x is None or isinstance(x, torch.Tensor) for x in inputs)
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from trax_torch import layers as tl
 from trax_torch.layers._hooks import has_hooks
-from trax_torch.layers._reversing import ReversibleLayer, items_of, packed
+from trax_torch.layers._reversing import can_reverse, items_of, packed
 
 _SEALED = "sealed"
 
@@ -82,7 +82,7 @@ def cut(layers: Iterable[tl.Layer]) -> list[tl.Layer]:
     blocks: list[tl.Layer] = []
     plain: list[tl.Layer] = []
     for layer in _opened(part for whole in layers for part in series_of(whole)):
-        if isinstance(layer, ReversibleLayer) or _is_composite(layer):
+        if can_reverse(layer) or _is_composite(layer):
             blocks += [*_bundled(plain), layer]
             plain = []
         else:
@@ -93,8 +93,8 @@ def cut(layers: Iterable[tl.Layer]) -> list[tl.Layer]:
 def series_of(layer: tl.Layer) -> list[tl.Layer]:
     """Returns what a layer runs one after another: the parts of a Serial or nn.Sequential, say.
 
-    One with hooks is not taken apart: they wait for it to be called as a whole. Nor is one with
-    weights of its own, which no part would have.
+    One with hooks or a forward of its own is not taken apart: they wait for it to be called as a
+    whole. Nor is one with weights of its own, which no part would have.
     """
     module = _inner(layer)
     if has_hooks(layer) or has_hooks(module) or module._parameters:
@@ -126,7 +126,7 @@ def _opened(layers: Iterable[tl.Layer]) -> Iterator[tl.Layer]:
 
 def _holds_blocks(parts: list[tl.Layer]) -> bool:
     """Tells whether layers in series are more than one block, a residual one say."""
-    if any(isinstance(part, ReversibleLayer) for part in parts):
+    if any(map(can_reverse, parts)):
         return True
     return sum(map(_has_weights, parts)) > 1 and any(map(_is_composite, parts))
 
