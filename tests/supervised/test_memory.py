@@ -834,6 +834,34 @@ def test_an_optimizer_that_may_look_at_all_weights_is_refused():
         loop(recipe=functools.partial(LooksAtAll, lr=0.1))
 
 
+class OwnRecipe(optimizers.Optimizer):
+    """A recipe that binds an optimizer of somebody's own."""
+
+    def bind(self, params):
+        return LooksAtAll(params, lr=self.learning_rate)
+
+
+def test_an_optimizer_that_may_look_at_all_weights_is_refused_behind_a_recipe():
+    with pytest.raises(ValueError, match="LooksAtAll of .* may look at all of them. Give a recipe"):
+        loop(recipe=OwnRecipe(0.1))
+
+
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_an_optimizer_whose_steps_are_listened_to_is_refused(when):
+    """From the start, and if someone comes later."""
+    model = reversible()
+    model.init(torch.ones(4, 8, dtype=torch.int64), rng=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = after(1, model=model, recipe=optimizer)
+    getattr(optimizer, f"register_step_{when}_hook")(lambda *_: None)
+
+    for action in (lambda: run.run(1), lambda: loop(model=model, recipe=optimizer)):
+        with pytest.raises(
+            ValueError, match="would see a block's gradients alone; it has 1 of.*Rem"
+        ):
+            action()
+
+
 def test_a_trainer_of_its_own_says_that_a_bad_step_was_not_taken():
     """Also after steps of which no Loop took note."""
     model = tl.Serial(tl.Dense(1), tl.L2Loss())
