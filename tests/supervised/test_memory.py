@@ -1,5 +1,7 @@
 """Training block by block takes less memory, and computes what training as a whole does."""
 
+import contextlib
+import copy
 import functools
 import os
 import signal
@@ -664,7 +666,7 @@ def test_what_is_half_updated_is_not_saved_nor_trained_on(mode, error, tmp_path,
         with pytest.raises(error):
             run.run(5)
 
-    for action in (lambda: run.save_checkpoint("model"), lambda: run.run(1)):
+    for action in (lambda: run.save_checkpoint("model"), lambda: run.run(1), run.run_evals):
         with pytest.raises(CheckpointError, match="step 6 was broken off.*Go back to step 5"):
             action()
     assert sorted(p.read_bytes() for p in (tmp_path / "run").rglob("*.safetensors")) == saved
@@ -739,11 +741,11 @@ def test_a_gradient_in_the_midst_that_is_not_finite_names_the_checkpoint(mode, t
     told = []
     run = after(6, tmp_path / "run", mode=mode, model=spoiling(told))
     told.append(1)
-    with pytest.raises(NonFiniteError, match="Step 7: .*nan.*not usable: go back") as caught:
+    with pytest.raises(NonFiniteError, match="Step 7: .*nan.*not usable: load older") as caught:
         run.run(4)
 
     assert all(p.grad is None for p in run.model.parameters())
-    assert f"step 5, saved in {tmp_path}/run: load_checkpoint()" in caught.value.__notes__[-1]
+    assert f"Go back to step 5, saved in {tmp_path}/run: load_checkpoint()" in str(caught.value)
     with pytest.raises(CheckpointError, match="broken off"):
         run.save_checkpoint("other")
     told.clear()
@@ -823,6 +825,50 @@ def test_a_block_that_writes_into_what_is_kept_of_it_is_refused():
     run = loop(model=model)
     with pytest.raises(ValueError, match="writes into its inputs, .* inplace=False"):
         run.run(1)
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_a_last_block_that_writes_into_its_inputs_is_refused(mode):
+    model = nn.Sequential(
+        nn.Embedding(VOCAB, 8),
+        tl.Residual(tl.Dense(8)),
+        nn.ReLU(inplace=True),
+        nn.Linear(8, VOCAB),
+    )
+    run = loop(model=model, mode=mode)
+    with pytest.raises(ValueError, match="What comes last writes into its inputs.*inplace=False"):
+        run.run(1)
+
+
+class Differentiating(nn.Module):
+    """Adds to what its layers make of x the gradient of that."""
+
+    def __init__(self, context=contextlib.nullcontext):
+        super().__init__()
+        self.net, self.context = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), context
+
+    def forward(self, x):
+        with self.context():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            y = self.net(x)
+            return y + torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+
+
+def differentiating(*args):
+    blocks = (Differentiating(*args) for _ in range(2))
+    return nn.Sequential(nn.Embedding(VOCAB, 8), *blocks, nn.Linear(8, VOCAB))
+
+
+def test_a_block_that_computes_gradients_in_its_forward_pass_is_told_how():
+    run = loop(model=differentiating())
+    with pytest.raises(
+        ValueError, match=r"computes gradients in its forward.*torch.enable_grad\(\)"
+    ):
+        run.run(1)
+
+    model = differentiating(torch.enable_grad)
+    twin = copy.deepcopy(model)
+    assert_equal_to_rounding(after(3, model=model), after(3, mode=False, model=twin))
 
 
 class LooksAtAll(torch.optim.SGD):

@@ -8,7 +8,7 @@ Chen et al. 2016, arXiv:1604.06174; Gomez et al. 2017, arXiv:1707.04585.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,15 @@ from trax_torch.optimizers._recompute import parts_of, recomputed
 from trax_torch.optimizers._residence import Residence
 
 Stack = tuple[Any, ...]
+
+_WRITES = (
+    "{} writes into its inputs, which are kept to run it again in the backward pass, or the block "
+    "before it backwards. Build its layers with inplace=False."
+)
+_DIFFERENTIATES = (
+    "{} computes gradients in its forward pass, and blocks run forward without recording any. Have "
+    "it do so within torch.enable_grad(), or leave use_memory_efficient_trainer out."
+)
 
 
 class Blocks:
@@ -96,7 +105,7 @@ class Blocks:
             n = self._last.n_in
             self._bring(len(self._blocks), len(self._blocks) - 1)
             self._inputs = _tracked(stack[:n], wants[:n])
-            with recomputed(self._parts):
+            with recomputed(self._parts), _explained("What comes last"):
                 self._loss = self._last(packed(self._inputs))
         loss: torch.Tensor = self._loss.detach()
         return loss
@@ -151,7 +160,8 @@ class Blocks:
         inputs = stack[:n_in]
         replay = Replay(block, self.device, packed(inputs))
         versions = _versions(inputs)
-        outputs = items_of(base.call(block, packed(inputs)))
+        with _explained(block.name):
+            outputs = items_of(base.call(block, packed(inputs)))
         replay.held.settle()
         is_trained = any(_nest.leaves(wants[:n_in])) or any(
             p.requires_grad for p in block.parameters()
@@ -165,10 +175,7 @@ class Blocks:
             self._kept.append(_KeptRun(after, replay, wants[:n_in]))
         else:
             if _versions(inputs) != versions:
-                raise ValueError(
-                    f"{block.name} writes into its inputs, which are kept to run it again in the "
-                    f"backward pass. Build its layers with inplace=False."
-                )
+                raise ValueError(_WRITES.format(block.name))
             self._kept.append(_KeptInputs(inputs, replay, wants[:n_in], len(outputs)))
         return after, wants_after
 
@@ -273,6 +280,19 @@ class _KeptRun:
 
 
 _Kept = _KeptInputs | _KeptRun
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Says of two errors of torch what they mean for blocks."""
+    try:
+        yield
+    except Exception as error:
+        if "a leaf Variable that requires grad" in str(error):
+            raise ValueError(_WRITES.format(name)) from error
+        if not torch.is_grad_enabled() and "does not require grad" in str(error):
+            raise ValueError(_DIFFERENTIATES.format(name)) from error
+        raise
 
 
 def _runs_backwards(block: tl.Layer, inputs: Stack) -> bool:

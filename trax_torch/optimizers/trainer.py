@@ -422,7 +422,7 @@ class Trainer:
         if is_late:
             return (
                 f"{found}, which is a block's whose turn came after others were updated. The "
-                f"weights in memory belong to no step and are not usable: go back to a checkpoint."
+                f"weights in memory belong to no step and are not usable: load older ones."
             )
         skipped = f" {self.n_skipped} steps were not." if self._n_skips else ""
         advice = "lower the learning rate, or clip: clip_grad_norm=1.0"

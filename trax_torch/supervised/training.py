@@ -376,7 +376,7 @@ class Loop:
             )
         except NonFiniteError as raised:
             if not all(each.is_whole for each in self._trainers):
-                raised.add_note(self._way_back())
+                raised.args = (f"{raised} {self._way_back()}",)
             raise
         self._step = step
         trainer.is_whole = True
@@ -430,7 +430,11 @@ class Loop:
 
         Args:
           summary_writers: one for each eval task, as `log_summary` takes; None writes no files.
+
+        Raises:
+          CheckpointError: if an update was broken off, with the way back.
         """
+        self._check_whole()
         summary_writers = summary_writers or [None] * len(self._eval_tasks)
         with contextlib.ExitStack() as measured:
             for callback in self._callbacks:
@@ -523,7 +527,8 @@ class Loop:
         if not all(trainer.is_whole for trainer in self._trainers):
             raise _checkpoint.CheckpointError(
                 f"The update of step {self._step + 1} was broken off, so the weights in memory "
-                f"belong to no step: they are not saved, nor trained on. {self._way_back()}"
+                f"belong to no step: they are not saved, nor measured, nor trained on. "
+                f"{self._way_back()}"
             )
 
     def _way_back(self) -> str:
