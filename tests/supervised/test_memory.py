@@ -12,6 +12,7 @@ import pytest
 import ranks
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from toys import assert_resumes, assert_same_run, history_of, line_loop, state_of
 
 from trax_torch import layers as tl
@@ -304,6 +305,37 @@ def with_context():
     return nn.Sequential(nn.Embedding(VOCAB, 8), three, inner, tl.Add(), nn.Linear(8, VOCAB))
 
 
+class Beside(nn.Module):
+    """A module of others that uses weights, or their parts, beside autograd's graph.
+
+    Args:
+      use: 'reentrant' checkpoints a block three times, 'both' uses it outside, too, 'outside' does
+        that alone; else what is used of a weight without gradients.
+    """
+
+    def __init__(self, use):
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(VOCAB, 8), nn.Linear(8, 8)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.end, self.use = nn.Linear(8, VOCAB), use
+
+    def forward(self, x):
+        x = self.embedding(x)
+        if self.use in ("reentrant", "both", "outside"):
+            run = functools.partial(checkpoint, self.block, use_reentrant=True)
+            for _ in range(3):
+                inside = self.training and self.use != "outside"
+                x = x + (run if inside else self.block)(x)
+            return self.end(x if self.use == "reentrant" else self.block(x))
+        if self.use == "no_grad":
+            with torch.no_grad():
+                fixed = self.linear.weight.T
+        else:
+            weight = self.linear.weight
+            fixed = {"detach": weight.T.detach, "data": lambda: weight.data.T}[self.use]()
+        return self.end(self.block(self.linear(x @ fixed)))
+
+
 def doubled(model):
     """A model in series whose whole somebody gave another forward."""
     model.forward = functools.partial(lambda forward, x: 2 * forward(x), model.forward)
@@ -333,6 +365,10 @@ def without_reverse():
 
 
 OTHERS = {
+    **{
+        f"weights beside the graph: {use}": functools.partial(Beside, use)
+        for use in ("reentrant", "both", "detach", "data", "no_grad")
+    },
     "an nn.Sequential with another forward": lambda: doubled(OTHERS["nn.Sequential"]()),
     "a Serial with another forward": lambda: doubled(reversible()),
     "a reversible layer with a hook": hooked,
@@ -574,6 +610,35 @@ def test_in_a_module_of_others_each_gradient_is_freed_as_soon_as_it_is_complete(
     run.run(1)
 
     assert max(alive) <= 2 * 16 * 8 + model.embedding.weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("use", "n_early"), [("detach", 6), ("data", 6), ("no_grad", 6), ("reentrant", 3), ("both", 3)]
+)
+def test_weights_that_are_used_beside_the_graph_wait_for_the_end(use, n_early, monkeypatch):
+    """Of seven weights, of which checkpoints leave two without a gradient."""
+    run = loop(model=Beside(use))
+    counts, update = [], trainer.Trainer._update_alone
+
+    def counted(self, due):
+        counts.append(len(due))
+        update(self, due)
+
+    monkeypatch.setattr(trainer.Trainer, "_update_alone", counted)
+    run.run(2)
+
+    assert counts == 2 * ([1] * n_early + [7 - n_early])
+
+
+def test_a_gradient_that_goes_on_after_its_weight_was_updated_is_refused():
+    """In a model that uses weights otherwise than at its first step."""
+    model = Beside("outside")
+    run = after(1, model=model)
+    model.use = "both"
+    with pytest.raises(
+        RuntimeError, match=r"shape \(8,.* then got more of it.*use_reentrant=False"
+    ):
+        run.run(1)
 
 
 def test_blocks_of_a_module_of_others_compute_their_activations_again():

@@ -8,6 +8,7 @@ Chen et al. 2016, arXiv:1604.06174; Gomez et al. 2017, arXiv:1707.04585.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers._replay import Replay
 from trax_torch.layers._reversing import add, can_have_grad, can_reverse, items_of, packed
 from trax_torch.optimizers._cutting import cut
+from trax_torch.optimizers._early import run_watched
 from trax_torch.optimizers._recompute import parts_of, recomputed
 from trax_torch.optimizers._residence import Residence
 
@@ -73,7 +75,8 @@ class Blocks:
             if isinstance(m, tl.Wrapped) and not isinstance(m.module, tl.Layer)
         ]
         self._parts = [part for module in foreign for part in parts_of(module)]
-        self._one_by_one = {p for module in foreign for p in module.parameters()}
+        self._foreign = {p for module in foreign for p in module.parameters()}
+        self._one_by_one: set[nn.Parameter] | None = None  # is found in the first forward pass
         self._kept: list[_Kept] = []
         self._loss: torch.Tensor | None = None
         self._inputs: Stack = ()  # of what comes last
@@ -106,7 +109,11 @@ class Blocks:
             self._bring(len(self._blocks), len(self._blocks) - 1)
             self._inputs = _tracked(stack[:n], wants[:n])
             with recomputed(self._parts), _explained("What comes last"):
-                self._loss = self._last(packed(self._inputs))
+                run = functools.partial(self._last, packed(self._inputs))
+                if self._one_by_one is None:
+                    self._loss, self._one_by_one = run_watched(run, self._foreign)
+                else:
+                    self._loss = run()
         loss: torch.Tensor = self._loss.detach()
         return loss
 
@@ -123,11 +130,22 @@ class Blocks:
           complete: is called with weights whose gradients are complete, to update them.
           one_by_one: whether it may be called within a block, too, as soon as one is complete: in
             a module of others, which may be one large block.
+
+        Raises:
+          RuntimeError: if a gradient goes on after it was complete.
         """
         assert self._loss is not None
+        assert self._one_by_one is not None
         due, early = self.params_due(), set()
 
         def at_once(p: Any) -> None:
+            if p in early:
+                raise RuntimeError(
+                    f"A weight of shape {tuple(p.shape)} was updated when its gradient was "
+                    f"complete, and then got more of it, from a backward pass within the backward "
+                    f"pass. Use torch.utils.checkpoint with use_reentrant=False there, or leave "
+                    f"use_memory_efficient_trainer out."
+                )
             early.add(p)
             with torch.no_grad():
                 complete([p])
