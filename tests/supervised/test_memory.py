@@ -936,6 +936,56 @@ def test_a_block_that_computes_gradients_in_its_forward_pass_is_told_how():
     assert_equal_to_rounding(after(3, model=model), after(3, mode=False, model=twin))
 
 
+class Leaving(nn.Module):
+    """Leaves a number for the loss on itself: an attribute, or a buffer."""
+
+    def __init__(self, in_buffer):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 8))
+        if in_buffer:
+            self.register_buffer("aux", torch.ones(()))
+
+    def forward(self, x):
+        y = self.net(x)
+        self.aux = (y**2).mean().detach() if "aux" in self._buffers else (y**2).mean()
+        return x + y
+
+
+def with_an_auxiliary_loss(mode, in_buffer=False):
+    torch.manual_seed(3)
+    block = Leaving(in_buffer)
+    model = nn.Sequential(nn.Embedding(VOCAB, 8), block, Leaving(in_buffer), nn.Linear(8, VOCAB))
+    entropy = tl.WeightedCategoryCrossEntropy()
+    loss = tl.Fn("Loss", lambda x, y, weights: entropy((x, y, weights)) + block.aux)
+    return after(3, mode=mode, model=model, loss=loss)
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_a_loss_that_reads_what_a_block_left_on_itself_is_refused(mode):
+    """No gradient would come to it; what needs none may be in a buffer."""
+    with pytest.raises(ValueError, match="the loss uses aux of Leaving, which .* Return it beside"):
+        with_an_auxiliary_loss(mode)
+
+    assert_equal_to_rounding(*(with_an_auxiliary_loss(m, in_buffer=True) for m in (mode, False)))
+
+
+def test_hooks_of_weights_see_whole_gradients_or_are_refused():
+    def run(mode, model, register="register_hook", hook=lambda grad: grad.clamp(-0.01, 0.01)):
+        model = {**MODELS, **OTHERS}[model]()
+        model.init(torch.ones(4, 8, dtype=torch.int64), rng=0)
+        for p in model.parameters():
+            getattr(p, register)(hook)
+        return after(3, mode=mode, model=model)
+
+    assert_equal_to_rounding(*(run(mode, "reversible") for mode in (True, False)))
+    with pytest.raises(
+        ValueError, match=r"shape \(8, 8\) has gradient hooks.* 2 blocks use it, none"
+    ):
+        run(True, "weights that blocks share")
+    with pytest.raises(ValueError, match="has gradient hooks.* 1 blocks use it, some of them rev"):
+        run(True, "reversible", "register_post_accumulate_grad_hook", lambda p: None)
+
+
 class LooksAtAll(torch.optim.SGD):
     """Somebody's own optimizer."""
 

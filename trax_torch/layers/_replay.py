@@ -132,9 +132,10 @@ class Held:
     """
 
     def __init__(self, layer: nn.Module):
-        stores = [store for m in layer.modules() for store in (vars(m), m._buffers)]
+        modules = list(layer.modules())
         self._layer = type(layer).__name__
-        self._then = [(store, dict(store.items())) for store in stores]
+        self._attributes = [(vars(m), dict(vars(m))) for m in modules]
+        self._then = [*self._attributes, *((m._buffers, dict(m._buffers.items())) for m in modules)]
         self._now: list[list[dict[str, Any]]] = []  # to go back to, the innermost context's last
         tensors = {id(x): x for _, then in self._then for x in then.values() if _is_plain(x)}
         # Kernels of torch write into running statistics without counting a version.
@@ -149,6 +150,13 @@ class Held:
         for key, noted in self._noted.items():
             if key not in self._lasting and _version(noted.tensor) == noted.version:
                 self._noted[key] = _Noted(noted.tensor, noted.version, None)
+
+    def left(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the attributes that are tensors now, and were others or none before."""
+        for store, then in self._attributes:
+            for name, value in store.items():
+                if isinstance(value, torch.Tensor) and then.get(name) is not value:
+                    yield name, value
 
     def __enter__(self) -> None:
         put = {key: self._as_before(noted) for key, noted in self._noted.items()}

@@ -7,6 +7,7 @@ when its weights can be updated, before the next block runs.
 Chen et al. 2016, arXiv:1604.06174; Gomez et al. 2017, arXiv:1707.04585.
 """
 
+import collections
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -69,6 +70,8 @@ class Blocks:
         self._last = last
         self._autocast = autocast
         self._modules: list[nn.Module] = [*self._blocks, last]
+        self._counts = collections.Counter(p for m in self._modules for p in m.parameters())
+        self._assigned = {p for m in self._blocks if can_reverse(m) for p in m.parameters()}
         foreign = [
             m.module
             for m in last.modules()
@@ -77,6 +80,7 @@ class Blocks:
         self._parts = [part for module in foreign for part in parts_of(module)]
         self._foreign = {p for module in foreign for p in module.parameters()}
         self._one_by_one: set[nn.Parameter] | None = None  # is found in the first forward pass
+        self._left: list[tuple[str, torch.Tensor]] = []  # on blocks, in the first forward pass
         self._kept: list[_Kept] = []
         self._loss: torch.Tensor | None = None
         self._inputs: Stack = ()  # of what comes last
@@ -98,7 +102,8 @@ class Blocks:
         """Returns the loss of a batch, and notes what the way back needs."""
         stack: Stack = tuple(batch)
         wants: Stack = _nest.map_leaves(lambda _: False, stack)
-        self._kept = []
+        self._kept, self._left = [], []
+        self._check_hooks()
         with self._autocast():
             with torch.no_grad():
                 for i, block in enumerate(self._blocks):
@@ -111,9 +116,10 @@ class Blocks:
             with recomputed(self._parts), _explained("What comes last"):
                 run = functools.partial(self._last, packed(self._inputs))
                 if self._one_by_one is None:
-                    self._loss, self._one_by_one = run_watched(run, self._foreign)
+                    self._loss, self._one_by_one = run_watched(run, self._foreign, self._left)
                 else:
                     self._loss = run()
+        self._left = []
         loss: torch.Tensor = self._loss.detach()
         return loss
 
@@ -181,6 +187,8 @@ class Blocks:
         with _explained(block.name):
             outputs = items_of(base.call(block, packed(inputs)))
         replay.held.settle()
+        if self._one_by_one is None:
+            self._left += [(f"{n} of {block.name}", x) for n, x in replay.held.left()]
         is_trained = any(_nest.leaves(wants[:n_in])) or any(
             p.requires_grad for p in block.parameters()
         )
@@ -196,6 +204,21 @@ class Blocks:
                 raise ValueError(_WRITES.format(block.name))
             self._kept.append(_KeptInputs(inputs, replay, wants[:n_in], len(outputs)))
         return after, wants_after
+
+    def _check_hooks(self) -> None:
+        """Raises ValueError if a hook waits for a gradient that comes in parts, or by another way.
+
+        A weight that several blocks use gets it in parts; one of a reversible block is assigned it.
+        """
+        for p, n in self._counts.items():
+            accumulated = p._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+            if (n > 1 and p._backward_hooks) or ((n > 1 or p in self._assigned) and accumulated):
+                raise ValueError(
+                    f"A weight of shape {tuple(p.shape)} has gradient hooks, and with "
+                    f"use_memory_efficient_trainer they would not see its whole gradient: {n} "
+                    f"blocks use it, {'some' if p in self._assigned else 'none'} of them "
+                    f"reversible. Remove the hooks, or leave use_memory_efficient_trainer out."
+                )
 
     def _complete(
         self,

@@ -91,9 +91,10 @@ class Loop:
       use_memory_efficient_trainer: True trains block by block: activations of one block at a time
         take up memory, and its weights are updated, and its gradients freed, in the midst of the
         backward pass. 2 keeps weights and slots in host memory, too, and one block at a time on
-        the device, so `loop.model` itself is on the host. Results are those of False. Clipping by
-        the global norm, accumulation, `compile`, `on_nonfinite='skip'` and `strategy='fsdp'` are
-        refused.
+        the device, so `loop.model` itself is on the host. Results are those of False. Gradients
+        flow through what layers take and give: a loss that reads what a block left on itself gives
+        that none. Clipping by the global norm, accumulation, `compile`, `on_nonfinite='skip'` and
+        `strategy='fsdp'` are refused.
       adasum: True has ranks merge their gradients by how much they agree, instead of averaging
         them (arXiv:2006.02924); the number of ranks must be a power of 2.
       callbacks: classes, built as `callback(loop)`; see `callbacks.TrainingStepCallback`.
