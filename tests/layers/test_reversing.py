@@ -123,6 +123,24 @@ def test_gradcheck_holds_for_inputs_and_weights_dropout_included():
     assert torch.autograd.gradcheck(run, (*inputs, *model.parameters()))
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_gradcheck_holds_with_attention_inside(apart):
+    """A block of Reformer's kind: attention, in series or apart, then a network."""
+    inputs = tuple(x.requires_grad_() for x in vectors(shape=(1, 3, D)))
+    attention = tl.CausalAttention(D, 2)
+    if apart:
+        attend = tl.ReversibleHalfResidual(tl.LayerNorm(), attention_layer=attention)
+    else:
+        attend = tl.ReversibleHalfResidual(tl.LayerNorm(), attention)
+    model = built(attend, tl.ReversibleSwap(), half(), tl.ReversibleSwap(), inputs=inputs)
+
+    def run(x, y, *_):
+        return model((x, y))
+
+    assert keeps_nothing(run(*inputs))
+    assert torch.autograd.gradcheck(run, (*inputs, *model.parameters()))
+
+
 KINDS = {
     "swap": tl.ReversibleSwap,
     "turn": lambda: tl.ReversibleSelect([2, 0, 1]),

@@ -546,8 +546,33 @@ def test_the_loss_may_come_in_chunks(model, chunk, mode):
     assert_equal_to_rounding(run(mode=mode, loss_chunk_size=chunk), run(mode=False))
 
 
-def test_half_precision_computes_again_in_half_precision():
-    assert_equal_to_rounding(*(after(6, mode=m, precision="bf16") for m in (True, False)))
+@pytest.mark.parametrize("mode", [True, 2])
+def test_half_precision_computes_again_in_half_precision(mode):
+    assert_equal_to_rounding(*(after(6, mode=m, precision="bf16") for m in (mode, False)))
+
+
+@pytest.mark.parametrize("model", ["TransformerLM", "reversible", "a module"])
+def test_gradients_are_those_of_autograd(model):
+    """In float64, where rounding hides no error."""
+    torch.manual_seed(3)
+    layer = tl.as_layer({**MODELS, **OTHERS}[model]())
+    batch = tuple(map(torch.from_numpy, tokens()[0]))
+    if not layer.is_initialized:
+        layer.init(shapes.signature(batch[0]), rng=0)
+    both = tl.Serial(layer.double(), tl.WeightedCategoryCrossEntropy())
+    torch.manual_seed(5)
+    want_loss = both(batch)
+    params = [p for p in both.parameters() if p.requires_grad]
+    wanted = torch.autograd.grad(want_loss, params, allow_unused=True)
+    blocks = optimizers.Blocks([layer], both.sublayers[1], torch.device("cpu"))
+    found = {}
+    torch.manual_seed(5)
+    loss = blocks.forward(batch)
+    blocks.backward(1.0, lambda due: found.update((p, p.grad) for p in due))
+
+    torch.testing.assert_close(loss, want_loss.detach(), rtol=1e-12, atol=0)
+    for p, grad in zip(params, wanted, strict=True):
+        torch.testing.assert_close(found[p], grad, rtol=1e-9, atol=1e-12)
 
 
 def test_several_tasks_share_a_model():
@@ -750,11 +775,12 @@ def test_without_a_checkpoint_there_is_no_way_back(monkeypatch):
         run.run(1)
 
 
+@pytest.mark.parametrize("mode", [True, 2])
 def test_a_signal_in_the_midst_of_a_backward_pass_ends_the_run_after_the_step(
-    tmp_path, monkeypatch
+    mode, tmp_path, monkeypatch
 ):
-    whole = after(3, tmp_path / "whole")
-    run = after(2, tmp_path / "run")
+    whole = after(3, tmp_path / "whole", mode=mode)
+    run = after(2, tmp_path / "run", mode=mode)
     count, update = iter(range(1_000_000)), trainer.Trainer._update_alone
 
     def signalled(self, due):
@@ -768,9 +794,60 @@ def test_a_signal_in_the_midst_of_a_backward_pass_ends_the_run_after_the_step(
             run.run(5)
 
     assert end.value.code == 143
-    resumed = loop(tmp_path / "run")
+    resumed = loop(tmp_path / "run", mode=mode)
     assert resumed.step == 3
     assert_same_weights(resumed, whole)
+
+
+def run_until_killed(folder, mode):
+    """Trains on after step 5, and dies when step 7 has updated a block and not all."""
+    run = after(5, folder, mode=mode)
+    updated, update = [], trainer.Trainer._update_alone
+
+    def killed(self, due):
+        updated.append(run.step)
+        if updated.count(6) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(self, due)
+
+    trainer.Trainer._update_alone = killed
+    run.run(5)
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_a_process_that_is_killed_in_the_midst_of_a_backward_pass_resumes_whole(mode, tmp_path):
+    """In a child of its own: blocks are updated already, and nobody sees it coming."""
+    child = os.fork()
+    if not child:
+        try:
+            run_until_killed(tmp_path / "run", mode)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    resumed = loop(tmp_path / "run", mode=mode)
+    assert resumed.step == 5
+    resumed.run(5)
+
+    assert_same_run(resumed, after(10, tmp_path / "whole", mode=mode))
+
+
+def resumed_on_two_ranks(rank, folder, mode):
+    """Returns what differs between a run that was cut and one that was not."""
+    settings = {"mode": mode, "rank": rank, "size": 2, "device": "cpu"}
+    whole = after(8, f"{folder}/whole", **settings)
+    after(5, f"{folder}/cut", **settings).run(1)  # which is not saved
+    resumed = loop(f"{folder}/cut", **settings)
+    step = resumed.step
+    resumed.run(3)
+    mine, theirs = state_of(resumed), state_of(whole)
+    differ = [k for k in mine if not torch.equal(mine[k], theirs[k])]
+    return step, differ, history_of(resumed) == history_of(whole)
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_two_ranks_resume_bit_for_bit(mode, tmp_path):
+    found = ranks.values(tmp_path, 2, resumed_on_two_ranks, str(tmp_path), mode)
+    assert found == [(5, [], True)] * 2
 
 
 def assert_same_weights(one, other):
@@ -857,6 +934,28 @@ def bad_loss_on_one_rank(rank):
 def test_a_loss_that_is_not_finite_on_one_rank_changes_nothing_on_any(tmp_path):
     notes = ranks.values(tmp_path, 2, bad_loss_on_one_rank)
     assert all("ranks whose part of the loss is not finite: 1" in note for note in notes)
+
+
+def bad_gradient_on_one_rank(rank, folder, mode):
+    told = []
+    settings = {"mode": mode, "model": spoiling(told), "rank": rank, "size": 2, "device": "cpu"}
+    run = after(5, f"{folder}/run", **settings)
+    told += [1] * rank
+    with pytest.raises(NonFiniteError, match="Step 6: .*not usable.*Go back to step 5"):
+        run.run(1)
+    with pytest.raises(CheckpointError, match="broken off"):
+        run.run(1)
+    told.clear()
+    run.load_checkpoint()
+    run.run(1)
+    return run.step
+
+
+@pytest.mark.parametrize("mode", [True, 2])
+def test_a_gradient_in_the_midst_that_is_not_finite_on_one_rank_is_told_on_both(mode, tmp_path):
+    """And both can go back."""
+    found = ranks.values(tmp_path, 2, bad_gradient_on_one_rank, str(tmp_path), mode)
+    assert found == [6, 6]
 
 
 # What it cannot do is refused.
