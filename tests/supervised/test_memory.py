@@ -1,10 +1,12 @@
 """Training block by block takes less memory, and computes what training as a whole does."""
 
+import collections
 import contextlib
 import copy
 import functools
 import os
 import signal
+import types
 import weakref
 
 import numpy as np
@@ -287,6 +289,9 @@ def through_nest(pack, *keys, whole=nn.Sequential):
     )
 
 
+Pair = collections.namedtuple("Pair", ["a", "b"])
+
+
 def as_dict(a, b):
     return {"a": a, "more": (b, [a * 2.0])}
 
@@ -374,6 +379,10 @@ OTHERS = {
     "a reversible layer with a hook": hooked,
     "a reversible layer without a reverse": without_reverse,
     "dicts in an nn.Sequential": lambda: through_nest(as_dict, "a"),
+    "ordered dicts": lambda: through_nest(
+        lambda a, b: collections.OrderedDict(a=a, more=b), "a", "more"
+    ),
+    "named tuples": lambda: through_nest(Pair, 0, 1),
     "dicts in a Serial": lambda: through_nest(as_dict, "a", whole=tl.Serial),
     "what is deep in a nest": lambda: nn.Sequential(
         nn.Embedding(VOCAB, 8), ToNest(as_dict), Picking(), nn.Linear(8, VOCAB)
@@ -1033,6 +1042,41 @@ def test_a_block_that_computes_gradients_in_its_forward_pass_is_told_how():
     model = differentiating(torch.enable_grad)
     twin = copy.deepcopy(model)
     assert_equal_to_rounding(after(3, model=model), after(3, mode=False, model=twin))
+
+
+class Odd(dict):
+    """Somebody's own dict."""
+
+
+@pytest.mark.parametrize("pack", [lambda a, b: Odd(a=a), lambda a, b: types.SimpleNamespace(a=a)])
+def test_a_block_that_gives_tensors_in_something_unknown_is_refused(pack):
+    """Before a weight is updated: nothing would train what comes before."""
+    run = loop(model=through_nest(pack, "a"))
+    with pytest.raises(
+        TypeError, match="ToNest gives a (Odd|SimpleNamespace), which .* Return them"
+    ):
+        run.run(1)
+
+
+class Hiding(nn.Module):
+    """Uses another module's weight, which is none of its own parameters."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 8))
+        self.__dict__["weight"] = other.weight
+
+    def forward(self, x):
+        return self.net(x) @ self.weight
+
+
+def test_a_weight_of_a_later_block_that_a_block_hides_is_refused():
+    """It is updated when the block that hides it runs again."""
+    later = nn.Linear(8, 8)
+    blocks = (Hiding(later), tl.Residual(later), tl.Residual(tl.Dense(8)))
+    run = loop(model=nn.Sequential(nn.Embedding(VOCAB, 8), *blocks, nn.Linear(8, VOCAB)))
+    with pytest.raises(RuntimeError, match=r"of shape \(8, 8\), was written into since"):
+        run.run(1)
 
 
 class Leaving(nn.Module):

@@ -137,7 +137,7 @@ class Held:
         self._attributes = [(vars(m), dict(vars(m))) for m in modules]
         self._then = [*self._attributes, *((m._buffers, dict(m._buffers.items())) for m in modules)]
         self._now: list[list[dict[str, Any]]] = []  # to go back to, the innermost context's last
-        tensors = {id(x): x for _, then in self._then for x in then.values() if _is_plain(x)}
+        tensors = {id(x): x for _, then in self._then for x in then.values() if _is_tensor(x)}
         # Kernels of torch write into running statistics without counting a version.
         self._lasting = {id(owner._buffers[k]) for _, owner, k in _trees.lasting_buffers(layer)}
         self._noted = {key: _Noted(x, _version(x), _copy(x)) for key, x in tensors.items()}
@@ -189,16 +189,17 @@ class _Noted:
     copy: torch.Tensor | None
 
 
-def _is_plain(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and not isinstance(x, nn.Parameter)
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, torch.Tensor)
 
 
 def _version(x: torch.Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def _copy(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().clone()
+def _copy(x: torch.Tensor) -> torch.Tensor | None:
+    """Returns a copy; None of a weight, another module's that is no parameter of this one."""
+    return None if isinstance(x, nn.Parameter) else x.detach().clone()
 
 
 def _fill(store: Any, values: dict[str, Any]) -> None:

@@ -112,39 +112,20 @@ def in_series(layers: Sequence[Any], runs: Sequence[tuple[int, int]], stack: Any
     return _one_by_one(layers[done:], stack)
 
 
-def forward_run(
-    layers: Sequence[Any], stack: Any, device: torch.device
-) -> tuple[Any, list[_replay.Replay | None]]:
-    """Runs reversible layers in series over a stack, without gradients.
-
-    Args:
-      layers: in order.
-      stack: a data stack.
-      device: where they run.
-
-    Returns:
-      `(stack, replays)`: the stack the last layer leaves, and for each layer what
-      `reverse_and_grad` takes.
-    """
-    replays: list[_replay.Replay | None] = []
-    with torch.no_grad():
-        for layer in layers:
-            inputs = _stack.take(stack, layer.n_in)
-            replay = _replay.Replay(layer, device, inputs) if layer._computes else None
-            replays.append(replay)
-            stack = _stack.put(base.call(layer, inputs), stack, layer.n_in)
-            if replay is not None:
-                replay.held.settle()
-    return stack, replays
-
-
 class _Run(torch.autograd.Function):
     """Reversible layers in series as one node of the graph, which keeps outputs and weights."""
 
     @staticmethod
     def forward(ctx: Any, layers: Sequence[Any], n_items: int, *tensors: Any) -> tuple[Any, ...]:
         items, params = tensors[:n_items], tensors[n_items:]
-        stack, ctx.replays = forward_run(layers, packed(items), _device_of(items))
+        stack, ctx.replays = packed(items), []
+        for layer in layers:
+            inputs = _stack.take(stack, layer.n_in)
+            replay = _replay.Replay(layer, _device_of(items), inputs) if layer._computes else None
+            stack = _stack.put(base.call(layer, inputs), stack, layer.n_in)
+            if replay is not None:
+                replay.held.settle()
+            ctx.replays.append(replay)
         outputs = items_of(stack)
         unmoved = {id(x) for x, w in zip(items, ctx.needs_input_grad[2:], strict=False) if not w}
         ctx.mark_non_differentiable(*(y for y in outputs if id(y) in unmoved and y is not None))

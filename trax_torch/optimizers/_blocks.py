@@ -192,6 +192,8 @@ class Blocks:
         is_trained = any(_nest.leaves(wants[:n_in])) or any(
             p.requires_grad for p in block.parameters()
         )
+        if is_trained:
+            _check_packing(block.name, outputs)
         after = (*outputs, *stack[n_in:])
         wanted = _nest.map_leaves(lambda x: is_trained and can_have_grad(x), outputs)
         wants_after = (*wanted, *wants[n_in:])
@@ -346,6 +348,21 @@ def _runs_backwards(block: tl.Layer, inputs: Stack) -> bool:
         and not has_hooks(block)
         and all(x is None or isinstance(x, torch.Tensor) for x in inputs)
     )
+
+
+def _check_packing(name: str, x: Any) -> None:
+    """Raises TypeError if there are tensors in something that no gradients are looked for in."""
+    if isinstance(x, (tuple, list)) or type(x) in (dict, collections.OrderedDict):
+        for item in x.values() if isinstance(x, dict) else x:
+            _check_packing(name, item)
+        return
+    inside = {} if isinstance(x, torch.Tensor) else getattr(x, "__dict__", {})
+    if isinstance(x, dict) or any(isinstance(value, torch.Tensor) for value in inside.values()):
+        raise TypeError(
+            f"With use_memory_efficient_trainer gradients flow through tensors, and tuples, lists "
+            f"and dicts of them; {name} gives a {type(x).__name__}, which has some inside. Return "
+            f"them in one of these."
+        )
 
 
 def _versions(items: Stack) -> list[int]:

@@ -337,6 +337,8 @@ class Trainer:
             self.optimizer.param_groups = groups
             for group, whole in zip(groups, everything, strict=True):
                 group["params"] = whole
+        for p in params:  # which fused kernels do not note, and what is run again must know
+            torch.autograd.graph.increment_version(p)
 
     def _one_reduction(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Has ranks add up their gradients in the last backward pass alone."""
