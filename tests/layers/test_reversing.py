@@ -123,6 +123,24 @@ def test_gradcheck_holds_for_inputs_and_weights_dropout_included():
     assert torch.autograd.gradcheck(run, (*inputs, *model.parameters()))
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_gradcheck_holds_with_attention_inside(apart):
+    """A block of Reformer's kind: attention, in series or apart, then a network."""
+    inputs = tuple(x.requires_grad_() for x in vectors(shape=(1, 3, D)))
+    attention = tl.CausalAttention(D, 2)
+    if apart:
+        attend = tl.ReversibleHalfResidual(tl.LayerNorm(), attention_layer=attention)
+    else:
+        attend = tl.ReversibleHalfResidual(tl.LayerNorm(), attention)
+    model = built(attend, tl.ReversibleSwap(), half(), tl.ReversibleSwap(), inputs=inputs)
+
+    def run(x, y, *_):
+        return model((x, y))
+
+    assert keeps_nothing(run(*inputs))
+    assert torch.autograd.gradcheck(run, (*inputs, *model.parameters()))
+
+
 KINDS = {
     "swap": tl.ReversibleSwap,
     "turn": lambda: tl.ReversibleSelect([2, 0, 1]),
@@ -286,6 +304,58 @@ def test_statistics_are_counted_once(mode):
 
     assert keeps_nothing(model(inputs))
     assert_as_one_by_one(model, inputs)
+
+
+class Holding(tl.Layer):
+    """Multiplies by what it holds and changes: a buffer that does not last, or an attribute."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        if kind == "buffer":
+            self.register_buffer("held", torch.ones(()), persistent=False)
+        else:
+            self.held = torch.ones(())
+
+    def forward(self, x):
+        if self.kind == "attribute that is replaced":
+            self.held = self.held + 1
+        else:
+            self.held += 1
+        return x * self.held.clone()
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "attribute that is replaced"])
+def test_what_a_layer_holds_is_changed_once(kind):
+    """In a half residual that occurs twice."""
+    inputs = vectors()
+    holding = Holding(kind)
+    shared = half(holding)
+    model = built(shared, tl.ReversibleSwap(), shared, inputs=inputs)
+    holding.held = torch.ones(())
+    twin = copy.deepcopy(model)
+
+    assert_as_one_by_one(model, inputs)
+    gradients(functools.partial(one_by_one, twin), twin, inputs)
+    assert holding.held == twin.sublayers[0].sublayers[0].sublayers[-1].held == 3
+
+
+def test_what_is_left_alone_is_not_copied_and_may_not_change_before_the_backward_pass():
+    inputs = vectors()
+    look = tl.Fn("Look", lambda x: x * 1.0)
+    look.register_buffer("table", torch.ones(D), persistent=False)
+    model = built(half(look), tl.ReversibleSwap(), inputs=inputs)
+    replay = _replay.Replay(model.sublayers[0], torch.device("cpu"))
+    model.sublayers[0](inputs)
+    replay.held.settle()
+    assert all(noted.copy is None for noted in replay.held._noted.values())
+    loss = weighted_sum(model(inputs))
+    look.table.add_(1.0)
+
+    with pytest.raises(
+        RuntimeError, match=r"shape \(4,\), was written into since.*Change it before"
+    ):
+        loss.backward()
 
 
 @pytest.mark.parametrize("used", [[0], [1], [2], [0, 2], [1, 2], [0, 1, 2]])
@@ -815,8 +885,9 @@ def test_reverse_and_grad_agrees_with_a_backward_pass_and_changes_nothing(layer)
     inputs = tuple(x.requires_grad_() for x in vectors())
     layer = built(layer, inputs=inputs).sublayers[0]
     params = list(layer.parameters())
-    outputs, (replay,) = _reversing.forward_run([layer], inputs, torch.device("cpu"))
-    with replay.draws() if replay else torch.enable_grad():
+    replay = _replay.Replay(layer, torch.device("cpu"), inputs)
+    outputs = tuple(y.detach() for y in layer(inputs))
+    with replay.draws():
         plain = layer(inputs)
     above = tuple(torch.ones_like(y) for y in plain)
 

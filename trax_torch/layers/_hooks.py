@@ -1,11 +1,14 @@
-"""Hooks that users put on modules."""
+"""What users put on modules of their own: hooks, and forwards."""
 
 from torch import nn
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tells whether someone wants to be told when a module is called as a whole."""
-    return bool(
+    """Tells whether calling a module as a whole is more than what its class does.
+
+    Someone wants to be told then, or gave it a forward of its own: it is not taken apart.
+    """
+    return "forward" in vars(module) or bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks

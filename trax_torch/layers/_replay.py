@@ -5,6 +5,7 @@ This room knows what a run depends on besides inputs and weights; it knows no gr
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from trax_torch.layers import _trees, base
 class Replay:
     """Runs a layer again as it ran before; is made just before it runs.
 
-    The same random numbers are drawn; buffers, numbers that modules hold (a dropout rate, a mode)
-    and autocast are as they were. What the layer really holds is not touched, so running statistics
-    are not counted twice.
+    The same random numbers are drawn; what modules hold besides weights (buffers, a dropout rate, a
+    mode) and autocast are as they were. What the layer really holds is not touched, so running
+    statistics are not counted twice.
 
     Args:
       layer: what is about to run.
@@ -38,11 +39,7 @@ class Replay:
         items = x if isinstance(x, (tuple, list)) else (x,)
         self._dtypes = [i.dtype if _is_float(i) else None for i in items]
         self.draws = _seeds.Again(device)  # called, gives the context of the random numbers alone
-        self._numbers = [(m, _numbers_of(m)) for m in layer.modules()]
-        self._buffers = {
-            path: owner.get_buffer(name).detach().clone()
-            for path, owner, name in _trees.lasting_buffers(layer)
-        }
+        self.held = Held(layer)
         kinds = {"cpu", device.type}
         self._casts = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
@@ -80,15 +77,12 @@ class Replay:
         ]
 
     def _tensors(self, params: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-        """Returns what to put in place of the layer's parameters and buffers, by name."""
-        # Cloned, since layers write into their buffers and there may be another run.
-        tensors = {name: b.clone() for name, b in self._buffers.items()}
-        if params:
-            own = dict(parameters_of(self._layer))
-            given = {id(own[name]): tensor for name, tensor in params.items()}  # tied ones, too
-            tensors.update({k: given[id(p)] for k, p in own.items() if id(p) in given})
-            tensors.update(params)
-        return tensors
+        """Returns what to put in place of the layer's parameters, by name."""
+        if not params:
+            return {}
+        own = dict(parameters_of(self._layer))
+        given = {id(own[name]): tensor for name, tensor in params.items()}  # tied ones, too
+        return {k: given[id(p)] for k, p in own.items() if id(p) in given} | dict(params)
 
     @contextlib.contextmanager
     def _as_before(self) -> Iterator[None]:
@@ -98,7 +92,7 @@ class Replay:
                 cast = torch.autocast(kind, dtype=dtype, enabled=is_enabled, cache_enabled=False)
                 stack.enter_context(cast)
             stack.enter_context(self.draws())
-            stack.enter_context(_Numbers(self._numbers))
+            stack.enter_context(self.held)
             yield
 
 
@@ -113,20 +107,109 @@ class _Backwards(nn.Module):
         return self.layer.reverse(output)
 
 
-class _Numbers:
-    """Lets the numbers that modules hold be others for a while."""
+class Held:
+    """What the modules of a layer hold besides weights; is made just before the layer runs.
 
-    def __init__(self, numbers: list[tuple[nn.Module, dict[str, Any]]]):
-        self._numbers = numbers
+    As a context it has all be as it was then; afterwards all is as it is now. What counts are
+    buffers, lasting or not, and attributes: tensors, numbers, modes, None. Lists are not looked
+    into.
+
+    Args:
+      layer: what is about to run.
+
+    Raises:
+      RuntimeError: by the context, if a tensor that the run left alone was written into since.
+
+    Example:
+      >>> layer = torch.nn.BatchNorm1d(3)
+      >>> held = Held(layer)
+      >>> _ = layer(torch.rand(2, 3))
+      >>> with held:
+      ...     int(layer.num_batches_tracked)
+      0
+      >>> int(layer.num_batches_tracked)
+      1
+    """
+
+    def __init__(self, layer: nn.Module):
+        modules = list(layer.modules())
+        self._layer = type(layer).__name__
+        self._attributes = [(vars(m), dict(vars(m))) for m in modules]
+        self._then = [*self._attributes, *((m._buffers, dict(m._buffers.items())) for m in modules)]
+        self._now: list[list[dict[str, Any]]] = []  # to go back to, the innermost context's last
+        tensors = {id(x): x for _, then in self._then for x in then.values() if _is_tensor(x)}
+        # Kernels of torch write into running statistics without counting a version.
+        self._lasting = {id(owner._buffers[k]) for _, owner, k in _trees.lasting_buffers(layer)}
+        self._noted = {key: _Noted(x, _version(x), _copy(x)) for key, x in tensors.items()}
+
+    def settle(self) -> None:
+        """Lets go of copies of what the run, which is over, has not written into.
+
+        Those of buffers that a state_dict holds stay.
+        """
+        for key, noted in self._noted.items():
+            if key not in self._lasting and _version(noted.tensor) == noted.version:
+                self._noted[key] = _Noted(noted.tensor, noted.version, None)
+
+    def left(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the attributes that are tensors now, and were others or none before."""
+        for store, then in self._attributes:
+            for name, value in store.items():
+                if isinstance(value, torch.Tensor) and then.get(name) is not value:
+                    yield name, value
 
     def __enter__(self) -> None:
-        self._now = [(module, _numbers_of(module)) for module, _ in self._numbers]
-        for module, then in self._numbers:
-            vars(module).update(then)
+        put = {key: self._as_before(noted) for key, noted in self._noted.items()}
+        self._now.append([dict(store.items()) for store, _ in self._then])
+        for store, then in self._then:
+            _fill(store, {name: put.get(id(x), x) for name, x in then.items()})
 
-    def __exit__(self, *_: object) -> None:
-        for module, now in self._now:
-            vars(module).update(now)
+    def __exit__(self, *error: object) -> None:
+        for (store, _), values in zip(self._then, self._now.pop(), strict=True):
+            _fill(store, values)
+
+    def _as_before(self, noted: "_Noted") -> torch.Tensor:
+        if noted.copy is not None:
+            return noted.copy.clone()  # which the run will write into, and there may be another
+        if _version(noted.tensor) != noted.version:
+            raise RuntimeError(
+                f"{self._layer} is to run again as it ran before, but a tensor that it holds, of "
+                f"shape {tuple(noted.tensor.shape)}, was written into since, which the run itself "
+                f"had not done. Change it before the forward pass, or after the backward pass."
+            )
+        return noted.tensor
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A tensor as it was: its version then, and a copy if it may have been written into since."""
+
+    tensor: torch.Tensor
+    version: int
+    copy: torch.Tensor | None
+
+
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, torch.Tensor)
+
+
+def _version(x: torch.Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _copy(x: torch.Tensor) -> torch.Tensor | None:
+    """Returns a copy; None of a weight, another module's that is no parameter of this one."""
+    return None if isinstance(x, nn.Parameter) else x.detach().clone()
+
+
+def _fill(store: Any, values: dict[str, Any]) -> None:
+    """Has a module's attributes, or buffers, be these and no others."""
+    now = dict(store.items())
+    for name in now.keys() - values.keys():
+        del store[name]
+    for name, value in values.items():
+        if name not in now or now[name] is not value:
+            store[name] = value
 
 
 def parameters_of(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -139,7 +222,3 @@ def parameters_of(layer: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _is_float(x: Any) -> bool:
     return isinstance(x, torch.Tensor) and x.is_floating_point()
-
-
-def _numbers_of(module: nn.Module) -> dict[str, Any]:
-    return {k: v for k, v in vars(module).items() if isinstance(v, (int, float))}

@@ -94,7 +94,7 @@ def find_runs(layers: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """
     runs, start = [], 0
     for end in range(len(layers) + 1):
-        if end < len(layers) and _can_reverse(layers[end]):
+        if end < len(layers) and can_reverse(layers[end]):
             continue
         if end - start >= 2 and any(layer._computes for layer in layers[start:end]):
             runs.append((start, end))
@@ -112,36 +112,20 @@ def in_series(layers: Sequence[Any], runs: Sequence[tuple[int, int]], stack: Any
     return _one_by_one(layers[done:], stack)
 
 
-def forward_run(
-    layers: Sequence[Any], stack: Any, device: torch.device
-) -> tuple[Any, list[_replay.Replay | None]]:
-    """Runs reversible layers in series over a stack, without gradients.
-
-    Args:
-      layers: in order.
-      stack: a data stack.
-      device: where they run.
-
-    Returns:
-      `(stack, replays)`: the stack the last layer leaves, and for each layer what
-      `reverse_and_grad` takes.
-    """
-    replays: list[_replay.Replay | None] = []
-    with torch.no_grad():
-        for layer in layers:
-            inputs = _stack.take(stack, layer.n_in)
-            replays.append(_replay.Replay(layer, device, inputs) if layer._computes else None)
-            stack = _stack.put(base.call(layer, inputs), stack, layer.n_in)
-    return stack, replays
-
-
 class _Run(torch.autograd.Function):
     """Reversible layers in series as one node of the graph, which keeps outputs and weights."""
 
     @staticmethod
     def forward(ctx: Any, layers: Sequence[Any], n_items: int, *tensors: Any) -> tuple[Any, ...]:
         items, params = tensors[:n_items], tensors[n_items:]
-        stack, ctx.replays = forward_run(layers, packed(items), _device_of(items))
+        stack, ctx.replays = packed(items), []
+        for layer in layers:
+            inputs = _stack.take(stack, layer.n_in)
+            replay = _replay.Replay(layer, _device_of(items), inputs) if layer._computes else None
+            stack = _stack.put(base.call(layer, inputs), stack, layer.n_in)
+            if replay is not None:
+                replay.held.settle()
+            ctx.replays.append(replay)
         outputs = items_of(stack)
         unmoved = {id(x) for x, w in zip(items, ctx.needs_input_grad[2:], strict=False) if not w}
         ctx.mark_non_differentiable(*(y for y in outputs if id(y) in unmoved and y is not None))
@@ -254,7 +238,8 @@ def _run(layers: Sequence[Any], stack: Any) -> Any:
     return _stack.put(outputs, stack, n_in)
 
 
-def _can_reverse(layer: Any) -> bool:
+def can_reverse(layer: Any) -> bool:
+    """Tells whether a layer is reversible and has a `reverse`."""
     return isinstance(layer, ReversibleLayer) and type(layer).reverse is not ReversibleLayer.reverse
 
 
@@ -266,7 +251,9 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
         return False
     if not all(x is None or isinstance(x, torch.Tensor) for x in items):
         return False
-    if not all(map(_can_reverse, layers)) or any(map(_is_watched, layers)):
+    if not all(map(can_reverse, layers)):
+        return False
+    if any(map(has_hooks, layers)):  # which may do what `reverse` knows nothing of
         return False
     modules = {m for layer in layers for m in layer.modules()}
     if any(m._modules.get("_memory") is not None for m in modules):  # which would be written
@@ -276,11 +263,6 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
     if any(type(p) not in (torch.Tensor, torch.nn.Parameter) for p in params):
         return False
     return any(x is not None and x.requires_grad for x in (*items, *params))
-
-
-def _is_watched(layer: Any) -> bool:
-    """Tells whether hooks wait at a layer: they may do what `reverse` knows nothing of."""
-    return "forward" in vars(layer) or has_hooks(layer)
 
 
 def _device_of(items: Sequence[Any]) -> torch.device:

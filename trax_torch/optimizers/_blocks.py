@@ -7,23 +7,36 @@ when its weights can be updated, before the next block runs.
 Chen et al. 2016, arXiv:1604.06174; Gomez et al. 2017, arXiv:1707.04585.
 """
 
+import collections
 import contextlib
-import math
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from trax_torch import _nest
 from trax_torch import layers as tl
 from trax_torch.layers import base
 from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers._replay import Replay
-from trax_torch.layers._reversing import ReversibleLayer, add, can_have_grad, items_of, packed
+from trax_torch.layers._reversing import add, can_have_grad, can_reverse, items_of, packed
+from trax_torch.optimizers._cutting import cut
+from trax_torch.optimizers._early import run_watched
 from trax_torch.optimizers._recompute import parts_of, recomputed
 from trax_torch.optimizers._residence import Residence
 
 Stack = tuple[Any, ...]
+
+_WRITES = (
+    "{} writes into its inputs, which are kept to run it again in the backward pass, or the block "
+    "before it backwards. Build its layers with inplace=False."
+)
+_DIFFERENTIATES = (
+    "{} computes gradients in its forward pass, and blocks run forward without recording any. Have "
+    "it do so within torch.enable_grad(), or leave use_memory_efficient_trainer out."
+)
 
 
 class Blocks:
@@ -52,14 +65,22 @@ class Blocks:
         self.residence = residence or Residence()
         self._blocks = cut(layers)
         before = self._blocks[-1:]
-        if isinstance(last, tl.Layer) and before and not isinstance(before[0], ReversibleLayer):
+        if isinstance(last, tl.Layer) and before and not can_reverse(before[0]):
             last = tl.Serial(self._blocks.pop(), last)
         self._last = last
         self._autocast = autocast
         self._modules: list[nn.Module] = [*self._blocks, last]
-        foreign = [m.module for m in last.modules() if isinstance(m, tl.Wrapped)]
+        self._counts = collections.Counter(p for m in self._modules for p in m.parameters())
+        self._assigned = {p for m in self._blocks if can_reverse(m) for p in m.parameters()}
+        foreign = [
+            m.module
+            for m in last.modules()
+            if isinstance(m, tl.Wrapped) and not isinstance(m.module, tl.Layer)
+        ]
         self._parts = [part for module in foreign for part in parts_of(module)]
-        self._one_by_one = {p for module in foreign for p in module.parameters()}
+        self._foreign = {p for module in foreign for p in module.parameters()}
+        self._one_by_one: set[nn.Parameter] | None = None  # is found in the first forward pass
+        self._left: list[tuple[str, torch.Tensor]] = []  # on blocks, in the first forward pass
         self._kept: list[_Kept] = []
         self._loss: torch.Tensor | None = None
         self._inputs: Stack = ()  # of what comes last
@@ -79,8 +100,10 @@ class Blocks:
 
     def forward(self, batch: tuple[Any, ...]) -> torch.Tensor:
         """Returns the loss of a batch, and notes what the way back needs."""
-        stack, wants = tuple(batch), (False,) * len(batch)
-        self._kept = []
+        stack: Stack = tuple(batch)
+        wants: Stack = _nest.map_leaves(lambda _: False, stack)
+        self._kept, self._left = [], []
+        self._check_hooks()
         with self._autocast():
             with torch.no_grad():
                 for i, block in enumerate(self._blocks):
@@ -90,8 +113,13 @@ class Blocks:
             n = self._last.n_in
             self._bring(len(self._blocks), len(self._blocks) - 1)
             self._inputs = _tracked(stack[:n], wants[:n])
-            with recomputed(self._parts):
-                self._loss = self._last(packed(self._inputs))
+            with recomputed(self._parts), _explained("What comes last"):
+                run = functools.partial(self._last, packed(self._inputs))
+                if self._one_by_one is None:
+                    self._loss, self._one_by_one = run_watched(run, self._foreign, self._left)
+                else:
+                    self._loss = run()
+        self._left = []
         loss: torch.Tensor = self._loss.detach()
         return loss
 
@@ -108,11 +136,22 @@ class Blocks:
           complete: is called with weights whose gradients are complete, to update them.
           one_by_one: whether it may be called within a block, too, as soon as one is complete: in
             a module of others, which may be one large block.
+
+        Raises:
+          RuntimeError: if a gradient goes on after it was complete.
         """
         assert self._loss is not None
+        assert self._one_by_one is not None
         due, early = self.params_due(), set()
 
         def at_once(p: Any) -> None:
+            if p in early:
+                raise RuntimeError(
+                    f"A weight of shape {tuple(p.shape)} was updated when its gradient was "
+                    f"complete, and then got more of it, from a backward pass within the backward "
+                    f"pass. Use torch.utils.checkpoint with use_reentrant=False there, or leave "
+                    f"use_memory_efficient_trainer out."
+                )
             early.add(p)
             with torch.no_grad():
                 complete([p])
@@ -123,7 +162,7 @@ class Blocks:
                     hooks.callback(p.register_post_accumulate_grad_hook(at_once).remove)
             self._loss.backward(self._loss.detach() * 0.0 + weight)
         self._loss = None
-        grads: Stack = tuple(_grad_of(x) for x in self._inputs)
+        grads = _grads_of(self._inputs)
         self._inputs = ()
         rest = [p for p in due[-1] if p not in early]
         self._complete(len(self._blocks), due[-1], rest, complete)
@@ -139,30 +178,49 @@ class Blocks:
         self._kept, self._inputs, self._loss = [], (), None
         self.residence.abandon()
 
-    def _run(
-        self, block: tl.Layer, stack: Stack, wants: tuple[bool, ...]
-    ) -> tuple[Stack, tuple[bool, ...]]:
-        """Returns the stack after a block, and which of its items need gradients."""
+    def _run(self, block: tl.Layer, stack: Stack, wants: Stack) -> tuple[Stack, Stack]:
+        """Returns the stack after a block, and packed alike, what in it needs gradients."""
         n_in = block.n_in
         inputs = stack[:n_in]
         replay = Replay(block, self.device, packed(inputs))
         versions = _versions(inputs)
-        outputs = items_of(base.call(block, packed(inputs)))
-        is_trained = any(wants[:n_in]) or any(p.requires_grad for p in block.parameters())
+        with _explained(block.name):
+            outputs = items_of(base.call(block, packed(inputs)))
+        replay.held.settle()
+        if self._one_by_one is None:
+            self._left += [(f"{n} of {block.name}", x) for n, x in replay.held.left()]
+        is_trained = any(_nest.leaves(wants[:n_in])) or any(
+            p.requires_grad for p in block.parameters()
+        )
+        if is_trained:
+            _check_packing(block.name, outputs)
         after = (*outputs, *stack[n_in:])
-        wants_after = (*(is_trained and can_have_grad(x) for x in outputs), *wants[n_in:])
-        if isinstance(block, ReversibleLayer):
+        wanted = _nest.map_leaves(lambda x: is_trained and can_have_grad(x), outputs)
+        wants_after = (*wanted, *wants[n_in:])
+        if _runs_backwards(block, inputs):
             if self._kept and isinstance(self._kept[-1], _KeptRun):
                 self._kept[-1].outputs = ()  # the next block's way back gives them
             self._kept.append(_KeptRun(after, replay, wants[:n_in]))
         else:
             if _versions(inputs) != versions:
-                raise ValueError(
-                    f"{block.name} writes into its inputs, which are kept to run it again in the "
-                    f"backward pass. Build its layers with inplace=False."
-                )
+                raise ValueError(_WRITES.format(block.name))
             self._kept.append(_KeptInputs(inputs, replay, wants[:n_in], len(outputs)))
         return after, wants_after
+
+    def _check_hooks(self) -> None:
+        """Raises ValueError if a hook waits for a gradient that comes in parts, or by another way.
+
+        A weight that several blocks use gets it in parts; one of a reversible block is assigned it.
+        """
+        for p, n in self._counts.items():
+            accumulated = p._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+            if (n > 1 and p._backward_hooks) or ((n > 1 or p in self._assigned) and accumulated):
+                raise ValueError(
+                    f"A weight of shape {tuple(p.shape)} has gradient hooks, and with "
+                    f"use_memory_efficient_trainer they would not see its whole gradient: {n} "
+                    f"blocks use it, {'some' if p in self._assigned else 'none'} of them "
+                    f"reversible. Remove the hooks, or leave use_memory_efficient_trainer out."
+                )
 
     def _complete(
         self,
@@ -219,7 +277,7 @@ class InBlocks(tl.Layer):
 class _KeptInputs:
     """What a block leaves behind that computes its activations again: its inputs."""
 
-    def __init__(self, inputs: Stack, replay: Replay, wants: tuple[bool, ...], n_out: int):
+    def __init__(self, inputs: Stack, replay: Replay, wants: Stack, n_out: int):
         self._inputs = inputs
         self._replay = replay
         self._wants = wants
@@ -229,23 +287,23 @@ class _KeptInputs:
         """Adds up the gradients of the block's weights; returns those of the stack before it."""
         above, below = grads[: self._n_out], grads[self._n_out :]
         inputs = _tracked(self._inputs, self._wants)
-        if any(g is not None for g in above):
+        if any(g is not None for g in _nest.leaves(above)):
             with torch.enable_grad():
                 outputs = items_of(self._replay(packed(inputs)))
             pairs = [
                 (x, g)
-                for x, g in zip(outputs, above, strict=True)
+                for x, g in zip(_nest.leaves(outputs), _nest.leaves(above), strict=True)
                 if g is not None and can_have_grad(x) and x.requires_grad
             ]
             if pairs:
                 torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
-        return (), (*(_grad_of(x) for x in inputs), *below)
+        return (), (*_grads_of(inputs), *below)
 
 
 class _KeptRun:
     """What a reversible layer leaves behind: the stack after it, if nobody gives that back."""
 
-    def __init__(self, outputs: Stack, replay: Replay, wants: tuple[bool, ...]):
+    def __init__(self, outputs: Stack, replay: Replay, wants: Stack):
         self.outputs = outputs
         self._replay = replay
         self._wants = wants
@@ -267,91 +325,62 @@ class _KeptRun:
 _Kept = _KeptInputs | _KeptRun
 
 
-def cut(layers: Iterable[tl.Layer]) -> list[tl.Layer]:
-    """Returns layers in series, or the parts of a Serial, as blocks in series.
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Says of two errors of torch what they mean for blocks."""
+    try:
+        yield
+    except Exception as error:
+        if "a leaf Variable that requires grad" in str(error):
+            raise ValueError(_WRITES.format(name)) from error
+        if not torch.is_grad_enabled() and "does not require grad" in str(error):
+            raise ValueError(_DIFFERENTIATES.format(name)) from error
+        raise
 
-    A reversible layer is a block, and so is a layer that is made of others; plain layers side by
-    side make about as many blocks as each of them has layers with weights.
+
+def _runs_backwards(block: tl.Layer, inputs: Stack) -> bool:
+    """Tells whether a block gives back its inputs.
+
+    It knows nothing of what hooks do, nor of gradients in nests.
     """
-    blocks: list[tl.Layer] = []
-    plain: list[tl.Layer] = []
-    for layer in _opened(part for whole in layers for part in series_of(whole)):
-        if isinstance(layer, ReversibleLayer) or _is_composite(layer):
-            blocks += [*_bundled(plain), layer]
-            plain = []
-        else:
-            plain.append(layer)
-    return [*blocks, *_bundled(plain)]
+    return (
+        can_reverse(block)
+        and not has_hooks(block)
+        and all(x is None or isinstance(x, torch.Tensor) for x in inputs)
+    )
 
 
-def series_of(layer: tl.Layer) -> list[tl.Layer]:
-    """Returns what a layer runs one after another: the parts of a Serial or nn.Sequential, say.
-
-    One with hooks is not taken apart: they wait for it to be called as a whole.
-    """
-    module = layer.module if isinstance(layer, tl.Wrapped) else layer
-    if has_hooks(layer) or has_hooks(module):
-        return [layer]
-    if type(layer) is tl.Serial:
-        return list(layer.sublayers)
-    if type(module) is nn.Sequential:
-        return [tl.as_layer(part) for part in module]
-    return [layer]
-
-
-def _opened(layers: Iterable[tl.Layer]) -> Iterator[tl.Layer]:
-    """Yields the layers, in place of those that hold several blocks what they hold."""
-    for layer in layers:
-        parts = series_of(layer)
-        if parts != [layer] and _holds_blocks(parts):
-            yield from _opened(parts)
-        else:
-            yield layer
-
-
-def _holds_blocks(parts: list[tl.Layer]) -> bool:
-    """Tells whether layers in series are more than one block, a residual one say."""
-    if any(isinstance(part, ReversibleLayer) for part in parts):
-        return True
-    return sum(map(_has_weights, parts)) > 1 and any(map(_is_composite, parts))
-
-
-def _bundled(layers: list[tl.Layer]) -> list[tl.Layer]:
-    """Returns plain layers in about as many blocks as each has layers with weights."""
-    n_weighted = sum(map(_has_weights, layers))
-    size = max(1, math.ceil(math.sqrt(n_weighted)))
-    bundles: list[list[tl.Layer]] = [[]]
-    count = 0
-    for layer in layers:
-        if _has_weights(layer):
-            if count == size:
-                bundles.append([])
-                count = 0
-            count += 1
-        bundles[-1].append(layer)
-    return [b[0] if len(b) == 1 else tl.Serial(*b) for b in bundles if b]
-
-
-def _has_weights(layer: nn.Module) -> bool:
-    return any(True for _ in layer.parameters())
-
-
-def _is_composite(layer: tl.Layer) -> bool:
-    module = layer.module if isinstance(layer, tl.Wrapped) else layer
-    return any(map(_has_weights, module.children()))
+def _check_packing(name: str, x: Any) -> None:
+    """Raises TypeError if there are tensors in something that no gradients are looked for in."""
+    if isinstance(x, (tuple, list)) or type(x) in (dict, collections.OrderedDict):
+        for item in x.values() if isinstance(x, dict) else x:
+            _check_packing(name, item)
+        return
+    inside = {} if isinstance(x, torch.Tensor) else getattr(x, "__dict__", {})
+    if isinstance(x, dict) or any(isinstance(value, torch.Tensor) for value in inside.values()):
+        raise TypeError(
+            f"With use_memory_efficient_trainer gradients flow through tensors, and tuples, lists "
+            f"and dicts of them; {name} gives a {type(x).__name__}, which has some inside. Return "
+            f"them in one of these."
+        )
 
 
 def _versions(items: Stack) -> list[int]:
     """Returns how often each tensor was written into."""
-    return [x._version for x in items if isinstance(x, torch.Tensor)]
+    return [x._version for x in _nest.leaves(items) if isinstance(x, torch.Tensor)]
 
 
-def _tracked(items: Stack, wants: tuple[bool, ...]) -> Stack:
-    """Returns the items, those that need gradients as leaves that will have them."""
-    return tuple(
-        x.detach().requires_grad_() if wanted else x for x, wanted in zip(items, wants, strict=True)
+def _tracked(items: Stack, wants: Stack) -> Stack:
+    """Returns the items, what needs gradients in them as leaves that will have them."""
+    pairs = zip(_nest.leaves(items), _nest.leaves(wants), strict=True)
+    flat = [x.detach().requires_grad_() if wanted else x for x, wanted in pairs]
+    tracked: Stack = _nest.rebuild(items, flat)
+    return tracked
+
+
+def _grads_of(items: Stack) -> Stack:
+    """Returns the gradients of tracked items, packed alike; None where there is none."""
+    grads: Stack = _nest.map_leaves(
+        lambda x: x.grad if isinstance(x, torch.Tensor) and x.requires_grad else None, items
     )
-
-
-def _grad_of(x: Any) -> torch.Tensor | None:
-    return x.grad if isinstance(x, torch.Tensor) and x.requires_grad else None
+    return grads

@@ -8,13 +8,15 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from trax_torch.layers._replay import Held
+
 
 @contextlib.contextmanager
 def recomputed(parts: list[nn.Module]) -> Iterator[None]:
     """Has the parts keep what they take in, and no activations, when they run within the block."""
     own = [(part, vars(part).get("forward")) for part in parts]  # some have one of their own
     for part in parts:
-        part.forward = functools.partial(_run, part.forward)  # type: ignore[method-assign]
+        part.forward = functools.partial(_run, part, part.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -27,8 +29,7 @@ def recomputed(parts: list[nn.Module]) -> Iterator[None]:
 def parts_of(module: nn.Module) -> list[nn.Module]:
     """Returns the members of the outermost lists of modules in a module that are worth it.
 
-    They are made of modules themselves; one that is there several times is returned once. One with
-    statistics of its own, which would count twice, is left out.
+    They are made of modules themselves; one that is there several times is returned once.
     """
     return list(dict.fromkeys(_parts_in(module)))
 
@@ -37,9 +38,12 @@ def _parts_in(module: nn.Module) -> list[nn.Module]:
     if isinstance(module, (nn.ModuleList, nn.Sequential)):
         members = [member for member in module if any(True for _ in member.children())]
         if len(members) > 1:
-            return [member for member in members if not any(True for _ in member.buffers())]
+            return members
     return [part for child in module.children() for part in _parts_in(child)]
 
 
-def _run(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+def _run(part: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    held = Held(part)  # so that statistics do not count twice
+    run = contextlib.ExitStack()
+    run.callback(held.settle)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (run, held), **kwargs)

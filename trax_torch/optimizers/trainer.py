@@ -73,11 +73,15 @@ class Trainer:
       ranks: what several ranks do about their gradients; None for one process.
       blocks: the same model and loss, to be computed block by block: each block's weights are
         updated as soon as their gradients are complete, and the gradients freed. There are no
-        parts, no skipped steps and no clipping then.
+        parts, no skipped steps and no clipping then, and the optimizer is one that updates each
+        weight by itself.
 
     Attributes:
       n_skipped: how many were skipped so far.
       is_whole: False while an update is under way, and after one that was broken off.
+
+    Raises:
+      ValueError: if blocks are given, and the optimizer may look at all gradients together.
 
     Source: Trax `optimizers/trainer.py::Trainer`.
     """
@@ -99,6 +103,8 @@ class Trainer:
         self.model_with_loss = model_with_loss
         self.params = [p for p in model_with_loss.parameters() if p.requires_grad]
         self.optimizer = base.bind(optimizer, self.params, model_with_loss.parameters())
+        if blocks is not None:
+            _check_goes_one_by_one(self.optimizer)
         self.n_skipped = 0
         self.is_whole = True
         self._rate_is_given = False  # by a schedule, at each step
@@ -207,8 +213,10 @@ class Trainer:
 
         Raises:
           ValueError: if a weight was thawed that the optimizer does not hold, or on several ranks,
-            which would not add up its gradients.
+            which would not add up its gradients; or as `Trainer` says.
         """
+        if self._blocks is not None:
+            _check_goes_one_by_one(self.optimizer)
         params = [p for p in self.model_with_loss.parameters() if p.requires_grad]
         new = {id(p) for p in params} - {id(p) for p in self.params}
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -329,6 +337,8 @@ class Trainer:
             self.optimizer.param_groups = groups
             for group, whole in zip(groups, everything, strict=True):
                 group["params"] = whole
+        for p in params:  # which fused kernels do not note, and what is run again must know
+            torch.autograd.graph.increment_version(p)
 
     def _one_reduction(self, is_last: bool) -> contextlib.AbstractContextManager[None]:
         """Has ranks add up their gradients in the last backward pass alone."""
@@ -414,7 +424,7 @@ class Trainer:
         if is_late:
             return (
                 f"{found}, which is a block's whose turn came after others were updated. The "
-                f"weights in memory belong to no step and are not usable: go back to a checkpoint."
+                f"weights in memory belong to no step and are not usable: load older ones."
             )
         skipped = f" {self.n_skipped} steps were not." if self._n_skips else ""
         advice = "lower the learning rate, or clip: clip_grad_norm=1.0"
@@ -461,6 +471,27 @@ def try_out(
         with torch.no_grad():
             for (buffers, name), before in zip(places, kept, strict=True):
                 buffers[name].copy_(before)
+
+
+def _check_goes_one_by_one(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError if an optimizer may look at the gradients of all weights together."""
+    kind = type(optimizer)
+    if not f"{kind.__module__}.".startswith(("torch.optim.", f"{__package__}.")):
+        raise ValueError(
+            f"use_memory_efficient_trainer has the optimizer update a block's weights at a time, "
+            f"and {kind.__name__} of {kind.__module__} may look at all of them. Give a recipe such "
+            f"as optimizers.Adafactor, or one of torch.optim."
+        )
+    hooks = [
+        *optimizer._optimizer_step_pre_hooks.values(),
+        *optimizer._optimizer_step_post_hooks.values(),
+    ]
+    if hooks:
+        raise ValueError(
+            f"use_memory_efficient_trainer has the optimizer take a step for each block, so hooks "
+            f"of its step would see a block's gradients alone; it has {len(hooks)} of them, the "
+            f"first {hooks[0]!r}. Remove them, or leave use_memory_efficient_trainer out."
+        )
 
 
 def _places_of_buffers(layer: tl.Layer) -> list[tuple[dict[str, Any], str]]:

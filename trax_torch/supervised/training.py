@@ -94,9 +94,10 @@ class Loop:
       use_memory_efficient_trainer: True trains block by block: activations of one block at a time
         take up memory, and its weights are updated, and its gradients freed, in the midst of the
         backward pass. 2 keeps weights and slots in host memory, too, and one block at a time on
-        the device, so `loop.model` itself is on the host. Results are those of False. Clipping by
-        the global norm, accumulation, `compile`, `on_nonfinite='skip'` and `strategy='fsdp'` are
-        refused.
+        the device, so `loop.model` itself is on the host. Results are those of False. Gradients
+        flow through what layers take and give: a loss that reads what a block left on itself gives
+        that none. Clipping by the global norm, accumulation, `compile`, `on_nonfinite='skip'` and
+        `strategy='fsdp'` are refused.
       adasum: True has ranks merge their gradients by how much they agree, instead of averaging
         them (arXiv:2006.02924); the number of ranks must be a power of 2.
       callbacks: classes, built as `callback(loop)`; see `callbacks.TrainingStepCallback`.
@@ -379,7 +380,7 @@ class Loop:
             )
         except NonFiniteError as raised:
             if not all(each.is_whole for each in self._trainers):
-                raised.add_note(self._way_back())
+                raised.args = (f"{raised} {self._way_back()}",)
             raise
         self._step = step
         trainer.is_whole = True
@@ -433,7 +434,11 @@ class Loop:
 
         Args:
           summary_writers: one for each eval task, as `log_summary` takes; None writes no files.
+
+        Raises:
+          CheckpointError: if an update was broken off, with the way back.
         """
+        self._check_whole()
         summary_writers = summary_writers or [None] * len(self._eval_tasks)
         with contextlib.ExitStack() as measured:
             for callback in self._callbacks:
@@ -526,7 +531,8 @@ class Loop:
         if not all(trainer.is_whole for trainer in self._trainers):
             raise _checkpoint.CheckpointError(
                 f"The update of step {self._step + 1} was broken off, so the weights in memory "
-                f"belong to no step: they are not saved, nor trained on. {self._way_back()}"
+                f"belong to no step: they are not saved, nor measured, nor trained on. "
+                f"{self._way_back()}"
             )
 
     def _way_back(self) -> str:
