@@ -578,9 +578,11 @@ def test_what_travels_within_a_sequential_is_no_stack():
 def test_a_model_that_someone_listens_to_is_not_cut(is_wrapped):
     """A forward hook of the model as a whole is called as ever."""
     model = nn.Sequential(DENSE()) if is_wrapped else tl.Serial(tl.Dense(2))
+    layer = tl.as_layer(model)
+    layer.init(torch.ones(1, D))
     model.register_forward_hook(lambda module, args, output: None)
 
-    assert split_head(tl.as_layer(model))[1] is None
+    assert split_head(layer)[1] is None
 
 
 LISTENERS = {
@@ -639,3 +641,13 @@ def test_items_that_do_not_agree_get_the_losss_own_message():
         with pytest.raises(tl.LayerError, match=match):
             layers, head = split_head(model)
             ChunkedLoss(head, loss, 5)((tl.Serial(*layers)(batch[0]), *batch[1:]))
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_model_with_a_forward_of_its_own_is_not_cut(is_wrapped):
+    model = tl.as_layer(nn.Sequential(DENSE())) if is_wrapped else tl.Serial(tl.Dense(2))
+    model.init(torch.ones(1, D))
+    inner = model.module if is_wrapped else model
+    inner.forward = functools.partial(lambda forward, x: 2 * forward(x), inner.forward)
+
+    assert split_head(model)[1] is None

@@ -1,9 +1,11 @@
 """Compiled decoding: the same tokens, by one program, and only where it pays."""
 
+import concurrent.futures
 import copy
 import logging
 import pickle
 import shutil
+import sys
 import warnings
 
 import pytest
@@ -482,3 +484,110 @@ def test_a_warmup_tries_again_where_nothing_could_be_compiled(monkeypatch):
     decoding.warmup(tl.Accelerate(model, backend=backend), 2, 20)
 
     assert len(graphs) == 1
+
+
+def test_most_steps_go_by_the_program_alone(monkeypatch):
+    """After two by torch's front door, which a stream takes always: its caller may do anything."""
+    by_the_door = []
+    model = lively("attention")
+    fast = tl.Accelerate(model, backend="eager")
+    note = _compiling.Calls.note
+    monkeypatch.setattr(
+        _compiling.Calls, "note", lambda self, x: (by_the_door.append(1), note(self, x))
+    )
+    sample(fast, prompts(3), max_length=20)
+    assert len(by_the_door) == 2
+    search(fast, prompts(3))
+    assert len(by_the_door) == 4
+
+    stream = decoding.autoregressive_sample_stream(fast, prompts(3), 2, max_length=20)
+    assert len(list(stream)) == 20
+    assert len(by_the_door) == 4 + 19
+
+
+def test_a_compiled_stream_sees_weights_that_are_put_in_between_tokens():
+    model = lively("attention")
+    found = []
+    for each in (model, tl.Accelerate(copy.deepcopy(model), backend="eager")):
+        dense = [m for m in each.modules() if isinstance(m, tl.Dense)][-1]
+        stream = decoding.autoregressive_sample_stream(each, prompts(3), 2, temperature=0.0)
+        taken = [next(stream) for _ in range(5)]
+        dense.weight = torch.nn.Parameter(dense.weight.detach().flip(0))
+        taken += [next(stream) for _ in range(5)]
+        found.append(torch.cat(taken, dim=1))
+
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], sample(model, prompts(3), max_length=10))
+
+
+@pytest.mark.parametrize("name", ["attention", "GRU"])
+def test_compiled_steps_heed_autocast(name):
+    model = lively(name)
+    chosen = {"return_log_probs": True, "max_length": 10}
+    _, plain_log_probs = sample(model, prompts(3), **chosen)
+    with torch.autocast("cpu", torch.bfloat16):
+        want, log_probs = sample(model, prompts(3), **chosen)
+        found, found_log_probs = sample(tl.Accelerate(model, backend="eager"), prompts(3), **chosen)
+
+    assert torch.equal(found, want)
+    assert torch.equal(found_log_probs, log_probs)
+    assert not torch.equal(log_probs, plain_log_probs)
+
+
+def test_inference_mode_makes_no_difference():
+    """Nor does a stream mind that it is left, or entered, between two tokens."""
+    model = lively("GRU")
+    fast = tl.Accelerate(model, backend="eager")
+    want = sample(model, prompts(3), max_length=10)
+    decoding.warmup(fast, 2, 40)
+    with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(sample(fast, prompts(3), max_length=10), want)
+
+    stream = decoding.autoregressive_sample_stream(model, prompts(3), 2, temperature=0.0)
+    taken = []
+    for i in range(10):
+        with torch.inference_mode(i % 3 == 0):
+            taken.append(next(stream))
+    assert torch.equal(torch.cat(taken, dim=1), want)
+
+
+def test_a_source_may_be_as_long_as_any_other_axis():
+    """As wide as the vectors are, say: no other program is made for it."""
+    model = lively("encoder-decoder")
+    graphs, backend = counted()
+    fast = tl.Accelerate(model, backend=backend)
+    decoding.warmup(fast, 2, 12, inputs=prompts(5))
+
+    for n in (2, 4, 8, 9):
+        found = sample(fast, prompts(n), max_length=12)
+        assert torch.equal(found, sample(model, prompts(n), max_length=12))
+    assert len(graphs) == 1
+
+
+def test_threads_decode_from_models_of_their_own_and_from_one(monkeypatch):
+    """On one model they take turns; nothing that is torch's own is left changed."""
+    models_, inputs = [lively("attention", seed) for seed in (1, 2)], prompts(4)
+    fast = [tl.Accelerate(model, backend="eager") for model in models_]
+    want = [sample(model, inputs, max_length=12) for model in models_]
+    calls = [*zip(models_, want, strict=True), *zip(fast, want, strict=True)] * 4
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda call: sample(call[0], inputs, max_length=12), calls))
+    finally:
+        sys.setswitchinterval(interval)
+
+    for tokens, (_, wanted) in zip(found, calls, strict=True):
+        assert torch.equal(tokens, wanted)
+    assert not torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe
+    assert all(model.mode == "train" for model in models_)
+
+
+def test_a_model_that_was_decoded_from_can_be_copied_and_kept():
+    """Whose turn it is with it, is neither copied nor kept."""
+    model = lively("GRU")
+    want = sample(model, prompts(3))
+
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(sample(twin, prompts(3)), want)

@@ -3,13 +3,16 @@
 from types import TracebackType
 from typing import Any
 
+from trax_torch.layers._turns import turn_of
+
 
 class Predicting:
     """A run of predict mode; a context that may be entered again and goes on where it was.
 
     Between its `with` blocks the model is as it was, so it can be trained, or predict in another
     run, in the meantime. Blocks of one model may lie in each other, if they are left in the order
-    of a stack; one run has one block at a time.
+    of a stack; one run has one block at a time. Another thread waits until a block of the model is
+    left.
 
     Args:
       layer: the model.
@@ -19,6 +22,7 @@ class Predicting:
 
     def __init__(self, layer: Any, batch_size: int | None, max_length: int | None):
         self._layer = layer
+        self._turn = turn_of(layer)
         self._modules = list(layer.modules())
         self._layers = [m for m in self._modules if "_memory" in m._modules]
         # A foreign module keeps its memory in attributes and buffers of its own.
@@ -26,12 +30,13 @@ class Predicting:
             m for m in self._modules if "_memory" not in m._modules and hasattr(m, "init_cache")
         ]
         self._attributes = [_attributes_of(m) for m in self._foreign]
-        before = self._swap_in([None] * len(self._layers))
-        try:
-            for module in (*self._layers, *layer._foreign_caches()):
-                module.init_cache(batch_size, max_length)
-        finally:
-            self._memories = self._swap_in(before)
+        with self._turn:
+            before = self._swap_in([None] * len(self._layers))
+            try:
+                for module in (*self._layers, *layer._foreign_caches()):
+                    module.init_cache(batch_size, max_length)
+            finally:
+                self._memories = self._swap_in(before)
         self._before: list[Any] | None = None  # the memories of the model, while this is entered
         self._training: list[Any] = []
 
@@ -42,6 +47,7 @@ class Predicting:
                 f"{self._layer.name} was entered in its own block. Call predict() again for "
                 f"another run, or leave the block first."
             )
+        self._turn.__enter__()
         self._training = [m for m in self._modules if m.training]
         for module in self._training:
             module.training = False
@@ -68,6 +74,7 @@ class Predicting:
         self._memories, self._before = self._swap_in(self._before), None
         for module in self._training:
             module.training = True
+        self._turn.__exit__()
 
     def _swap_in(self, memories: list[Any]) -> list[Any]:
         """Puts memories in place and returns those that were there."""

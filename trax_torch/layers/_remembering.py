@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trax_torch import _nest
 from trax_torch.layers import _kv_cache, base
+from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers.base import Layer
 
 
@@ -100,7 +101,7 @@ class Scan(Layer):
             ys, carry = self._one_for_all(layer, xs, carry, n_steps)
         elif memory is not None and memory.lengths is not None:
             ys, carry = self._step_by_step(layer, xs, carry, memory.lengths)
-        elif self._takes_all_steps and not self._remat and not _has_hooks(layer):
+        elif self._takes_all_steps and not self._remat and not any(map(has_hooks, layer.modules())):
             ys, carry = layer.scan(xs, carry, self._axis)
         else:
             ys, carry = self._step_by_step(layer, xs, carry)
@@ -326,11 +327,6 @@ def takes_all_steps(cls: type) -> bool:
         if "forward" in vars(owner):
             return False
     return False
-
-
-def _has_hooks(layer: nn.Module) -> bool:
-    """Tells whether hooks wait in a layer, such as the one before init: they see every step."""
-    return any(m._forward_pre_hooks or m._forward_hooks for m in layer.modules())
 
 
 def _n_steps(xs: tuple[Any, ...], axis: int) -> int:

@@ -188,8 +188,7 @@ def _compiler_of(backend: Any, device: torch.device) -> Any:
     if backend != "inductor":
         return backend if callable(backend) else torch._dynamo.lookup_backend(backend)
     # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
-    on_gpu = device.type == "cuda"
-    options = {"size_asserts": False, "triton.cudagraphs": on_gpu, "cpp_wrapper": not on_gpu}
+    options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
     return functools.partial(torch._inductor.compile, options=options)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from trax_torch import layers as tl
 from trax_torch.layers import _kv_cache, _remembering
+from trax_torch.layers._turns import turn_of
 from trax_torch.supervised import _compiling
 from trax_torch.supervised._compiling import step
 
@@ -372,19 +373,18 @@ class EvalRun:
         self._is_first = True
 
     def __enter__(self) -> "EvalRun":
-        self._no_grad = torch.no_grad()
-        self._no_grad.__enter__()
+        self._modes = contextlib.ExitStack()
+        self._modes.enter_context(turn_of(self._layer))
+        self._modes.enter_context(torch.no_grad())
         self._training = [m for m in self._layer.modules() if m.training]
         self._layer.eval()
-        self._no_memory = _remembering.NoMemory(self._layer)
-        self._no_memory.__enter__()
+        self._modes.enter_context(_remembering.NoMemory(self._layer))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._no_memory.__exit__(*error)
         for module in self._training:
             module.training = True
-        self._no_grad.__exit__(*error)
+        self._modes.__exit__(*error)
 
     def begin(self) -> torch.Tensor:
         """Returns the logits for the first token after the prompt, (batch, vocab)."""

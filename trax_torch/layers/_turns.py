@@ -1,0 +1,32 @@
+"""Whose turn it is with a model: what only one thread at a time may do with its modules."""
+
+import threading
+from typing import Any
+
+from torch import nn
+
+
+class Turn:
+    """A lock that a thread may take again; a copy of it is another lock, and files hold none."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: Any) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> Any:
+        return Turn, ()
+
+
+def turn_of(module: nn.Module) -> Turn:
+    """Returns the turn of a model, the same by whatever layers it is wrapped in.
+
+    It lies on the first module that has weights.
+    """
+    owners = (m for m in module.modules() if any(p is not None for p in m._parameters.values()))
+    turn: Turn = vars(next(owners, module)).setdefault("_turn", Turn())  # whoever comes first
+    return turn
