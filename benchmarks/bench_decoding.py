@@ -3,6 +3,9 @@
     pip install -r benchmarks/requirements-peers.txt  # a rival that is missing is left out
     python benchmarks/bench_decoding.py [--quick] [--model small|gpt2|all] [--threads N]
 
+Trax needs a Python environment of its own, whose interpreter `--trax` names; requirements-trax.txt
+says how to make one.
+
 `small` is the model of the design, `gpt2` has GPT-2's size and function. All contenders have the
 very same weights. Before anything is timed, logits and greedy tokens are shown to be equal, and all
 tokens of ours compiled to those of ours eager, beams included; and each row says how many sequences
@@ -26,14 +29,16 @@ import importlib
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
+from trax_torch import _nest, models
 from trax_torch import layers as tl
-from trax_torch import models
 from trax_torch.supervised import decoding
 
 PROMPT_LENGTH = 64  # the start symbol included
@@ -75,7 +80,7 @@ class Contender:
     name: str
     run: Callable[[torch.Tensor, int, int], torch.Tensor]
     start: Callable[[int, int, int], None] = lambda batch, n_beams, max_length: None
-    is_greedy: bool = False  # other beams than one would add nothing
+    serves: Callable[[int, int], bool] = lambda batch, n_beams: True
 
 
 def ours(shape, device, dtype):
@@ -285,9 +290,45 @@ def peer_contenders(model, shape, args, folder):
             continue
         else:
             run = functools.partial(run_ctranslate2, ctranslate2(theirs, folder, flavor, args))
-        # Beam search in transformers runs the model uncompiled.
-        contenders.append(Contender(name, run, is_greedy=name == "hf-compiled"))
+        if name == "hf-compiled":  # beam search in transformers runs the model uncompiled
+            contenders.append(Contender(name, run, serves=lambda batch, n_beams: n_beams == 1))
+        else:
+            contenders.append(Contender(name, run))
     return contenders, notes
+
+
+class Trax:
+    """Trax in a process of its own, with the same weights."""
+
+    def __init__(self, python, model, shape, folder, threads):
+        weights = os.path.join(folder, f"{shape.name}.npz")
+        np.savez(weights, *(t.detach().numpy() for t in _nest.leaves(model.weights)))
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "trax_rival.py")
+        flags = "--xla_cpu_multi_thread_eigen=false" if threads == 1 else ""
+        self._process = subprocess.Popen(
+            [python, program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        )
+        self._ask({"shape": dataclasses.asdict(shape), "weights": weights})
+
+    def run(self, prompt, n_tokens, n_beams):
+        request = {"prompt": prompt.tolist(), "n_tokens": n_tokens, "n_beams": n_beams}
+        return torch.tensor(self._ask(request))
+
+    def end(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _ask(self, request):
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit("Trax's process ended; run trax_rival.py by hand to see why.")
+        return json.loads(answer)
 
 
 def is_absent(module):
@@ -358,7 +399,7 @@ def random_prompt(shape, batch, length, device):
 def measure(shape, model, contenders, batch, n_beams, args, memory):
     """Times all contenders in turns and returns their rows."""
     n_tokens = max(4, shape.n_tokens // 5) if args.quick else args.tokens or shape.n_tokens
-    contenders = [c for c in contenders if n_beams == 1 or not c.is_greedy]
+    contenders = [c for c in contenders if c.serves(batch, n_beams)]
     prompt = random_prompt(shape, batch, PROMPT_LENGTH, args.device)
     cold, cold_call, warm, steps, made, rates = {}, {}, {}, {}, {}, []
     for c in contenders:
@@ -441,6 +482,10 @@ def line(row):
     )
 
 
+def trax_serves(batch, n_beams):
+    return n_beams == 1 or batch == 1
+
+
 def parse():
     parser = argparse.ArgumentParser(
         description="Milliseconds a token: ours, Hugging Face's transformers, CTranslate2.",
@@ -450,6 +495,7 @@ def parse():
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4], help="1 is greedy")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--trax", metavar="PYTHON", help="the interpreter of Trax's environment")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tokens", type=int, help="in a call; by default 100, gpt2: 32")
     parser.add_argument("--rounds", type=int, help="by default 7, quick: 3")
@@ -481,6 +527,10 @@ def main():
             model = ours(shape, args.device, args.dtype)
             rivals, remarks = peer_contenders(model, shape, args, os.path.join(folder, shape.name))
             contenders = [*our_contenders(model), *rivals]
+            trax = None
+            if args.trax:
+                trax = Trax(args.trax, model, shape, folder, args.threads)
+                contenders.append(Contender("trax", trax.run, serves=trax_serves))
             print(*(note for note in remarks if note not in notes), sep="\n")
             notes += [note for note in remarks if note not in notes]
             print(
@@ -491,6 +541,8 @@ def main():
             for batch in args.batches:
                 for n_beams in args.beams:
                     rows += measure(shape, model, contenders, batch, n_beams, args, memory)
+            if trax is not None:
+                trax.end()
     settings = {
         "torch": torch.__version__,
         "device": str(args.device),
