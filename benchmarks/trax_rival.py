@@ -102,7 +102,7 @@ class Rival:
             other, _ = self.make(batch)
             self.streams[batch] = decoding.autoregressive_sample_stream(other, **settings)
         tokens = [np.asarray(next(self.streams[batch])) for _ in range(n_tokens)]
-        return np.concatenate(tokens, axis=1)[:, None]
+        return np.stack(tokens, axis=1).reshape(batch, 1, n_tokens)
 
 
 def main():
