@@ -392,6 +392,9 @@ def _row_by_row(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> tor
     quick as MKL, which copies a matrix before it multiplies a few rows. Uncompiled it is slow.
     """
     rows = x.reshape(-1, x.shape[-1])
+    if hasattr(torch.ops.prims, "inductor_force_stride_order"):
+        # Or a norm or activation before this would be computed anew for each row of w.
+        rows = torch.ops.prims.inductor_force_stride_order(rows, (rows.shape[1], 1))
     y = torch.stack([(w * rows[i]).sum(-1) for i in range(rows.shape[0])])
     y = y if b is None else y + b
     return y.reshape(*x.shape[:-1], w.shape[0])
