@@ -20,3 +20,7 @@ doctest.ELLIPSIS_MARKER = "..."
 # Tests run side by side, and their models are small: threads would wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start
+
+# Tests fork. A build for GPUs, where there is none, makes threads for a stand-in once something has
+# been compiled, if the first backward pass comes after that; and with those nobody may fork.
+torch.ones(1, requires_grad=True).sum().backward()

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 
+import pytest
 import torch
 import torch._dynamo  # DistributedDataParallel imports it: once here, instead of in every child
 
@@ -73,6 +74,8 @@ class Rank:
 
 def start(folder, size, function, *args):
     """Starts the ranks and returns them."""
+    if torch.cuda.is_available():
+        pytest.skip("a process that uses a GPU cannot fork: run with CUDA_VISIBLE_DEVICES=")
     os.makedirs(folder, exist_ok=True)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
