@@ -20,8 +20,8 @@ from trax_torch import layers as tl
 _log = logging.getLogger("trax_torch")
 
 # Compiling takes ten to thirty seconds and saves two milliseconds a step of a small model, and more
-# of a larger one: fewer steps than these do not earn it back. How many there will be, nobody knows, since
-# a sequence may end at any token; so as many must have been taken before.
+# of a larger one: fewer steps than these do not earn it back. How many there will be, nobody knows,
+# since a sequence may end at any token; so as many must have been taken before.
 N_STEPS_THAT_PAY = {"cpu": 10_000, "cuda": 5_000}
 
 
