@@ -303,9 +303,10 @@ def warmup(
 
     A kind is the batch size, the number of beams, whether `prompt_lengths` are given, and whether a
     source has more than one token. Calls with any prompts, sources, seeds and temperatures are of
-    the same kind, if they need no more places than here: one for each position of the prompt, and `n_beams` for each token. Where
-    nothing can be compiled there is one warning, and later calls run as they are, until the next
-    warmup; so does a model with forward hooks. It takes ten seconds or more.
+    the same kind, if they need no more places than here: one for each position of the prompt, and
+    `n_beams` for each token. Where nothing can be compiled there is one warning, and later calls
+    run as they are, until the next warmup; so does a model with forward hooks. It takes ten seconds
+    or more.
 
     Args:
       model: as for `autoregressive_sample_stream`.
