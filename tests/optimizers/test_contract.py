@@ -194,7 +194,7 @@ def test_bfloat16_parameters_train(row):
     model = torch.nn.Linear(3, 1, dtype=torch.bfloat16)
     bound = row.recipe.bind(model.parameters())
     losses = []
-    for _ in range(50):
+    for _ in range(60):
         for group in bound.param_groups:
             group["lr"] = row.rate / 2
         loss = (model(x) - y).square().mean()

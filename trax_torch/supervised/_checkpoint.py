@@ -387,7 +387,7 @@ def _hash(data: bytes) -> str:
 
 
 def _read(path: str, size: int) -> bytes | None:
-    """Returns a plain file's bytes, at most one more than `size`; None if there is no file."""
+    """Returns the bytes of a plain file of at most `size` bytes; None if there is no file."""
     with _reasons(path, "read"):
         try:
             # Without O_NONBLOCK a pipe in the file's place would wait for a writer for ever.
@@ -398,7 +398,13 @@ def _read(path: str, size: int) -> bytes | None:
             os.close(fd)
             raise CheckpointError(f"{path} is not a plain file.")
         with os.fdopen(fd, "rb") as f:
-            return f.read(min(size, os.fstat(fd).st_size) + 1)
+            found = os.fstat(fd).st_size
+            if found > size:
+                raise CheckpointError(
+                    f"{path} is damaged: it has {found} bytes, and {size} at most were written. "
+                    f"Load another checkpoint of that folder."
+                )
+            return f.read(found)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -387,7 +387,7 @@ class ProfilerTrace(TrainingStepCallback):
     def on_step_begin(self, step: int) -> None:
         """Begins to record, at the first step, and marks each."""
         if self._profile is None:
-            profile = torch.profiler.profile()
+            profile = torch.profiler.profile(acc_events=True)  # torch 2.11 asks for it
             profile.start()
             self._profile, self._begun = profile, []
         self._begun.append(step)
