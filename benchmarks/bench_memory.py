@@ -135,10 +135,13 @@ def gradients_of(mode):
     loop = wide_loop(mode, 1, 32, optimizers.SGD(0.1))
     params, alive = list(loop.model.parameters()), []
 
-    def look(*_):
-        alive.append(sum(p.grad.nbytes for p in params if p.grad is not None))
+    update = loop.optimizers[0].step
 
-    loop.optimizers[0].register_step_pre_hook(look)
+    def look():
+        alive.append(sum(p.grad.nbytes for p in params if p.grad is not None))
+        return update()
+
+    loop.optimizers[0].step = look
     found = memory_of(loop)
     blocks = loop._trainers[0]._blocks
     sizes = sorted(sum(p.nbytes for p in due) for due in blocks.params_due()) if blocks else [0]
