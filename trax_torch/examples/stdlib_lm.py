@@ -78,9 +78,9 @@ def main(argv: list[str] | None = None) -> float:
     loop.run(args.steps)
 
     measured = loop.history.get("eval", "metrics/bits per byte")
-    bits = measured[-1][1] if measured else math.nan
+    step, bits = measured[-1] if measured else (loop.step, math.nan)
     if loop.is_chief:
-        print(f"\nHeld out at step {loop.step}: {bits:.3f} bits per byte (untrained: 8).")
+        print(f"\nHeld out at step {step}: {bits:.3f} bits per byte (untrained: 8).")
         print(f"\nA sample at temperature {args.temperature}:\n")
         print(complete(model, args.prompt, args.length, args.temperature, args.seed))
         print(f"\nCheckpoints and TensorBoard files are in {Path(args.output_dir).resolve()}")
