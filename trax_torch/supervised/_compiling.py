@@ -138,7 +138,6 @@ class Calls:
 
     def __init__(self, moving: Callable[[], tuple[torch.Tensor, ...]]):
         self._moving = moving
-        self.are_known = False
         self.forget()
 
     def forget(self) -> None:
