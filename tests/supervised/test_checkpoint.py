@@ -232,7 +232,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     (tmp_path / "device.json").symlink_to("/dev/zero")
     with pytest.raises(CheckpointError, match="not a plain file"):
         _checkpoint.read(str(tmp_path), "device")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 30  # a pipe would be waited for, a device read, for ever
 
 
 def rewrite(path, change):
