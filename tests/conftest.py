@@ -2,6 +2,7 @@
 
 import doctest
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -24,3 +25,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start
 # Tests fork. A build for GPUs, where there is none, makes threads for a stand-in once something has
 # been compiled, if the first backward pass comes after that; and with those nobody may fork.
 torch.ones(1, requires_grad=True).sum().backward()
+
+# What is started in the background, as `nohup pytest &` is, ignores Ctrl-C, and so would the
+# processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
