@@ -9,7 +9,8 @@ says how to make one.
 `small` is the model of the design, `gpt2` has GPT-2's size and function. All contenders have the
 very same weights. Before anything is timed, logits and greedy tokens are shown to be equal, and all
 tokens of ours compiled to those of ours eager, beams included; and each row says how many sequences
-(the best beams) have the tokens that ours have.
+(the best beams) have the tokens that ours have. `ours, int8` is what `decoding.quantize` makes of
+the model, compiled: another function, with tokens of its own, as CTranslate2's int8 is.
 
 A step is the time of a call over its number of tokens, from the start symbol alone, so that each
 step makes one position. All contenders take turns, so that what the machine does meanwhile hits
@@ -153,6 +154,12 @@ def our_contenders(model):
         "ours, compiled",
         functools.partial(run_ours, twin, True),
         functools.partial(warm_up, twin),
+    )
+    small = decoding.quantize(model)
+    yield Contender(
+        "ours, int8",
+        functools.partial(run_ours, small, True),
+        functools.partial(warm_up, small),
     )
 
 
@@ -456,7 +463,7 @@ def measure(shape, model, contenders, batch, n_beams, args, memory):
                 },
                 "bandwidth": rate,
                 "share_of_bandwidth": None
-                if c.name == "ct2-int8"
+                if "int8" in c.name
                 else n_bytes / statistics.median(times) / rate,
                 "first_cold_ms": 1e3 * cold[c.name],
                 "first_warm_ms": 1e3 * statistics.median(warm[c.name]),

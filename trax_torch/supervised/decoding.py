@@ -11,6 +11,7 @@ import torch
 
 from trax_torch import _nest
 from trax_torch import layers as tl
+from trax_torch.layers import _int8
 from trax_torch.supervised import _beams, _compiling, _runs
 from trax_torch.supervised._sampling import Sampler, doubts_in, expect, log_probs_of
 
@@ -344,6 +345,43 @@ def warmup(
             run.go_on(tokens, torch.zeros_like(tokens))
 
 
+def quantize(model: Any) -> tl.Layer:
+    """Returns a copy of a model whose `tl.Dense` layers have weights of 8 bits; for decoding.
+
+    A weight becomes one of 255 multiples of its output's scale, the largest of them over 127; all
+    else is computed as ever, in the type that the model has. Outputs differ by what that rounding
+    makes of them, so compare what the copy says with what the model says, on data of yours.
+
+    It pays for models that no cache of the processor holds, compiled, with up to 8 rows (sequences
+    times beams) on a CPU: a step takes as long as reading the weights does. In all other cases
+    floats are made of the weights anew in each step, 4 MB at a time, which takes no less than to
+    have them. A compilation takes longer than the model's own.
+
+    Args:
+      model: a model with weights; it stays as it is. Modules that are no `tl.Dense`, those of
+        classes derived from it, and those with hooks keep their weights.
+
+    Raises:
+      ValueError: if a weight is not there yet, or not finite, or there is no `tl.Dense`.
+
+    Example:
+      >>> from trax_torch import models
+      >>> model = models.TransformerLM(vocab_size=8, d_model=8, d_ff=8, n_layers=1, n_heads=2)
+      >>> _ = model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+      >>> small = quantize(model)
+      >>> warmup(small, max_length=60)                                 # doctest: +SKIP
+      >>> autoregressive_sample(small, temperature=0.0, eos_id=-1, max_length=3).shape
+      torch.Size([1, 3])
+    """
+    small = _int8.with_int8(_layer_of(model))
+    if not any(isinstance(m, _int8.Int8Dense) for m in small.modules()):
+        raise ValueError(
+            f"Weights of 8 bits are for tl.Dense layers; {small.name} has none, or none without "
+            f"hooks. Build it of this package's layers."
+        )
+    return small
+
+
 def _layer_of(model: Any) -> Any:
     """Returns a model as a layer; of what `torch.compile` made, the model inside."""
     # It hands on attributes such as init_cache, as if the memories were its own.
@@ -373,7 +411,7 @@ def _run(
     wish, backend = None if accelerate else False, _BACKEND
     if isinstance(layer, tl.Accelerate):
         wish, backend, layer = accelerate, layer.backend, layer.sublayer
-    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
+    device = _compiling.device_of(layer)
     source = None
     prompt = _start_symbols(start_id, batch_size, device)
     given = None if inputs is None else _tokens(inputs, batch_size, device)

@@ -1,0 +1,161 @@
+"""Dense layers with weights of 8 bits: what they hold, and what they compute."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trax_torch import layers as tl
+from trax_torch import shapes
+from trax_torch.layers import _int8
+
+
+def dense(d_in=8, n_units=6, seed=0, **kwargs):
+    layer = tl.Dense(n_units, bias_initializer=tl.RandomNormalInitializer(1.0), **kwargs)
+    layer.init(torch.zeros(1, d_in), rng=seed)
+    return layer
+
+
+def floats(layer):
+    """The weights (n_units, d_in) that a layer stands for, in float64."""
+    return layer.weight.double() * layer.scale.double()[:, None]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(-30, 30), st.integers(0, 99))
+def test_a_weight_is_within_half_a_scale(d_in, n_units, power, seed):
+    """Of any size; the largest of an output is met exactly, and zero is zero."""
+    layer = dense(d_in, n_units, seed)
+    with torch.no_grad():
+        layer.weight.mul_(10.0**power)
+        layer.weight[0] = 0
+    small = _int8.Int8Dense(layer)
+    w = layer.weight.detach().double()
+
+    assert small.weight.dtype == torch.int8
+    assert ((floats(small) - w).abs() <= 0.5001 * small.scale.double()[:, None]).all()
+    assert (floats(small)[0] == 0).all()
+    assert torch.allclose(floats(small).abs().amax(1), w.abs().amax(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (2, 3, 8), (0, 8)])
+def test_it_computes_what_its_weights_stand_for(shape, use_bias):
+    layer = _int8.Int8Dense(dense(use_bias=use_bias))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    want = x.double() @ floats(layer).t() + (layer.bias.double() if use_bias else 0)
+
+    assert torch.allclose(layer(x).double(), want, atol=1e-5)
+    assert layer(x).shape == (*shape[:-1], 6)
+
+
+def test_a_large_matrix_is_computed_in_parts():
+    layer = _int8.Int8Dense(dense(600, 4000))
+    x = torch.randn(3, 600, generator=torch.Generator().manual_seed(1))
+
+    assert layer.weight.numel() > 2**21
+    assert torch.allclose(layer(x).double(), x.double() @ floats(layer).t() + layer.bias, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16, torch.int64])
+def test_types_are_those_of_dense(kind):
+    """Of inputs, of the weights before, and of the layer after a conversion."""
+    layer, x = dense(), torch.arange(16).reshape(2, 8).to(kind)
+
+    small = _int8.Int8Dense(layer)
+    assert small(x).dtype == layer(x).dtype
+    assert torch.allclose(small(x).double(), layer(x).double(), rtol=0.05, atol=0.5)
+    if kind.is_floating_point:
+        for found in (_int8.Int8Dense(layer.to(kind)), small.to(kind)):
+            assert found.weight.dtype == torch.int8
+            assert found(x).dtype == kind
+            assert torch.allclose(found(x).double(), layer(x).double(), rtol=0.05, atol=0.5)
+
+
+def test_sums_that_fit_into_float16_are_not_lost():
+    """Of 8 bits alone they would be 127 x 30 x 64, more than it holds."""
+    layer, x = dense(64), torch.full((1, 64), 30.0, dtype=torch.float16)
+    layer.weight.data.fill_(0.01)
+
+    small = _int8.Int8Dense(layer.half())
+
+    assert torch.allclose(small(x), layer(x), rtol=1e-2)
+
+
+def test_signatures_are_those_of_dense():
+    layer = dense()
+    for shape in ((3, 8), (2, 1, 8)):
+        signature = shapes.ShapeDtype(shape)
+        assert _int8.Int8Dense(layer).output_signature(signature) == layer.output_signature(
+            signature
+        )
+
+
+def test_autocast_decides_as_for_dense():
+    layer, x = dense(), torch.ones(2, 8)
+    small = _int8.Int8Dense(layer)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert small(x).dtype == layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 8])
+def test_four_weights_at_a_time_are_the_same_product(n_rows):
+    """With every byte there is, in each of the four places."""
+    q = torch.arange(-128, 128, dtype=torch.int8).repeat(4).reshape(4, 256)
+    q = torch.cat([q.roll(i, 1) for i in range(4)])
+    x = torch.randn(n_rows, 256, generator=torch.Generator().manual_seed(1))
+
+    found = _int8._by_words(x[:, None], q)
+
+    assert found.shape == (n_rows, 1, 16)
+    want = x.double() @ q.double().t()
+    assert torch.allclose(found[:, 0].double(), want, rtol=0, atol=3e-6 * 128 * 256)
+
+
+@pytest.mark.parametrize("d_in", [8, 6])
+@pytest.mark.parametrize("n_rows", [1, 8, 9])
+@pytest.mark.parametrize("predicts", [False, True])
+def test_it_compiles_to_what_it_computes(predicts, n_rows, d_in):
+    """Few rows and many, in predict mode and in others, and rows that words do not divide."""
+    torch.compiler.reset()
+    layer = _int8.Int8Dense(dense(d_in)).eval()
+    if predicts:
+        layer.init_cache(1, 1)
+    x = torch.randn(n_rows, 1, d_in, generator=torch.Generator().manual_seed(1))
+
+    with torch.no_grad():
+        found = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+
+    assert torch.allclose(found, layer(x), atol=1e-5)
+
+
+def test_the_operation_keeps_to_the_rules_of_operations():
+    q = torch.randint(-127, 128, (6, 8), dtype=torch.int8)
+
+    torch.library.opcheck(
+        torch.ops.trax_torch.int8_product, (torch.randn(9, 1, 8), q, torch.ones(6))
+    )
+
+
+def test_its_state_goes_to_files_and_back(tmp_path):
+    layer, other = (_int8.Int8Dense(dense(seed=seed)) for seed in (0, 1))
+    x = torch.ones(2, 8)
+    assert not torch.equal(layer(x), other(x))
+
+    layer.save_to_file(tmp_path / "a")
+    other.init_from_file(tmp_path / "a")
+
+    assert torch.equal(layer(x), other(x))
+    assert layer.weights == ()
+    assert [t.shape for t in layer.state] == [(6, 8), (6,), (6,)]
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    layer = dense()
+    layer.weight.data[1, 2] = torch.nan
+
+    with pytest.raises(ValueError, match="Dense_6 has weights that are not finite"):
+        _int8.Int8Dense(layer)
+    with pytest.raises(ValueError, match="Dense_6 has no weights yet to make integers of"):
+        _int8.Int8Dense(tl.Dense(6))
