@@ -38,7 +38,7 @@ def prompts(n=5, batch=2):
 
 def sample(model, inputs, **kwargs):
     chosen = {"batch_size": len(inputs), "temperature": 0.5, "seed": 3, "eos_id": -1}
-    return decoding.autoregressive_sample(model, inputs, max_length=20, **{**chosen, **kwargs})
+    return decoding.autoregressive_sample(model, inputs, **{"max_length": 20, **chosen, **kwargs})
 
 
 def search(model, inputs, n_beams=3):
@@ -119,6 +119,21 @@ def test_eval_mode_and_rows_alone_say_the_same(name):
         assert torch.equal(alone, want[row : row + 1])
 
 
+def test_a_prompt_goes_through_the_last_layer_with_its_last_position_alone(monkeypatch):
+    small = decoding.quantize(lively("attention"))
+    product, seen = _int8.Int8Dense._product, []
+    monkeypatch.setattr(
+        _int8.Int8Dense,
+        "_product",
+        lambda layer, x, scale: seen.append((layer, x.shape[1])) or product(layer, x, scale),
+    )
+
+    sample(small, prompts(9), max_length=1)
+
+    assert [n for layer, n in seen if layer is small.sublayers[-1]] == [1]
+    assert max(n for _, n in seen) == 10
+
+
 def test_one_layer_in_two_places_stays_one():
     shared = tl.Dense(8)
     model = tl.Serial(tl.Embedding(VOCAB, 8), shared, tl.Relu(), shared)
@@ -160,7 +175,7 @@ def test_a_model_without_dense_layers_is_refused():
     model = tl.Serial(tl.Embedding(VOCAB, 8), tl.as_layer(torch.nn.Linear(8, VOCAB)))
     model.init(torch.ones(1, 2, dtype=torch.int64), rng=0)
 
-    with pytest.raises(ValueError, match="8 bits are for tl.Dense layers; Serial has none"):
+    with pytest.raises(ValueError, match="tl.Dense layers themselves, without hooks; Serial has"):
         decoding.quantize(model)
     with pytest.raises(ValueError, match="has no weights yet"):
         decoding.quantize(tl.Serial(tl.Dense(3)))

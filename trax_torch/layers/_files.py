@@ -66,7 +66,11 @@ def load(module: nn.Module, file_name: str, weights_only: bool) -> None:
     ]
 
     def belongs(name: str) -> bool:
-        return name in have or name.rpartition(".")[0] in waiting
+        owner, _, attribute = name.rpartition(".")
+        if name in have or owner not in waiting:
+            return name in have
+        layer = module.get_submodule(owner)
+        return attribute in (layer._parameters | layer._buffers or {attribute})
 
     differences = [f"{name} is not in the model" for name in tensors if not belongs(name)]
     differences += [

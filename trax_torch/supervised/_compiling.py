@@ -6,7 +6,6 @@ All that changes from step to step is in tensors, so one program serves all step
 
 import collections
 import functools
-import itertools
 import logging
 import math
 import types
@@ -194,12 +193,6 @@ def _compiler_of(backend: Any, device: torch.device) -> Any:
     return functools.partial(torch._inductor.compile, options=options)
 
 
-def device_of(layer: torch.nn.Module) -> torch.device:
-    """Returns where a model is: the device of its first parameter, or else buffer, or the CPU."""
-    tensors = itertools.chain(layer.parameters(), layer.buffers())
-    return next((t.device for t in tensors), torch.device("cpu"))
-
-
 def steps_of(layer: tl.Layer) -> CompiledSteps:
     """Returns a model's compiled steps, which live on the model itself."""
     owner: Any = layer.module if isinstance(layer, tl.Wrapped) else layer
@@ -240,7 +233,7 @@ def step_for(
         _log.info("%s decodes uncompiled: it has forward hooks.", layer.name)
         return None, n_slots
     steps = steps_of(layer)
-    device = device_of(layer)
+    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
     kind = (*sizes, backend, _make_of(layer))
     made = [
         length

@@ -14,6 +14,7 @@ from torch import nn
 
 from trax_torch import layers as tl
 from trax_torch.layers import _kv_cache, _remembering
+from trax_torch.layers._int8 import Int8Dense
 from trax_torch.layers._turns import turn_of
 from trax_torch.supervised import _compiling
 from trax_torch.supervised._compiling import step
@@ -544,7 +545,7 @@ def _tail(layer: Any) -> Any:
         return None
     tail = None
     for sublayer in reversed(layer.sublayers):
-        if type(sublayer) not in (tl.Dense, tl.LayerNorm, tl.Dropout) and (
+        if type(sublayer) not in (tl.Dense, Int8Dense, tl.LayerNorm, tl.Dropout) and (
             sublayer.name != "LogSoftmax"
         ):
             break

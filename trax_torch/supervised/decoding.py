@@ -353,16 +353,22 @@ def quantize(model: Any) -> tl.Layer:
     makes of them, so compare what the copy says with what the model says, on data of yours.
 
     It pays for models that no cache of the processor holds, compiled, with up to 8 rows (sequences
-    times beams) on a CPU: a step takes as long as reading the weights does. In all other cases
-    floats are made of the weights anew in each step, 4 MB at a time, which takes no less than to
-    have them. A compilation takes longer than the model's own.
+    times beams) on a CPU, whose layers take a multiple of 4 features: a step takes as long as
+    reading the weights does. In all other cases floats are made of the weights anew in each step,
+    which takes no less than to have them. Compiling takes longer than for the model itself.
+
+    Files and trees of the copy hold the integers, and fit another copy alone: quantize a model of
+    the same sizes first, then load. A weight that was tied to another module's is so no more.
 
     Args:
       model: a model with weights; it stays as it is. Modules that are no `tl.Dense`, those of
         classes derived from it, and those with hooks keep their weights.
 
+    Returns:
+      A layer; of a plain `nn.Module`, its copy as a layer.
+
     Raises:
-      ValueError: if a weight is not there yet, or not finite, or there is no `tl.Dense`.
+      ValueError: if a weight is not there yet, or not finite, or there is no such `tl.Dense`.
 
     Example:
       >>> from trax_torch import models
@@ -376,8 +382,8 @@ def quantize(model: Any) -> tl.Layer:
     small = _int8.with_int8(_layer_of(model))
     if not any(isinstance(m, _int8.Int8Dense) for m in small.modules()):
         raise ValueError(
-            f"Weights of 8 bits are for tl.Dense layers; {small.name} has none, or none without "
-            f"hooks. Build it of this package's layers."
+            f"Weights of 8 bits are for tl.Dense layers themselves, without hooks; {small.name} "
+            f"has none. Remove its hooks, build it with tl.Dense, or decode it as it is."
         )
     return small
 
@@ -411,7 +417,7 @@ def _run(
     wish, backend = None if accelerate else False, _BACKEND
     if isinstance(layer, tl.Accelerate):
         wish, backend, layer = accelerate, layer.backend, layer.sublayer
-    device = _compiling.device_of(layer)
+    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
     source = None
     prompt = _start_symbols(start_id, batch_size, device)
     given = None if inputs is None else _tokens(inputs, batch_size, device)
