@@ -130,14 +130,15 @@ def _by_words(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     Measured with torch 2.13 on AVX2: 15 times as quick as bytes one by one, which the compiler
     would read through the stack, and up to 1.6 times as quick as the same loop over float32.
     """
-    parts = x.reshape(-1, q.shape[1] // 4, 4).transpose(1, 2)  # part i is for the i-th bytes
+    # Part i is for the i-th bytes, the lowest first, which count 2**24 times as much at the top.
+    parts = x.reshape(-1, q.shape[1] // 4, 4).transpose(1, 2) * 2.0**-24
     if hasattr(torch.ops.prims, "inductor_force_stride_order"):
         # Or what is before it would be computed anew for each row of q.
         order = (q.shape[1], q.shape[1] // 4, 1)
         parts = torch.ops.prims.inductor_force_stride_order(parts, order)
-    # Words of four bytes, lowest first; by way of floats, since only these are read as vectors.
+    # By way of floats, since only these are read as vectors.
     words = q.view(torch.float32).view(torch.int32)
-    weights = [((words << (24 - 8 * i)) >> 24).float() for i in range(4)]
+    weights = [((words << (24 - 8 * i)) & -(2**24)).float() for i in range(4)]
     products = [
         functools.reduce(torch.add, [w * part[i] for i, w in enumerate(weights)]).sum(-1)
         for part in parts.unbind()
