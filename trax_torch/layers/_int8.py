@@ -131,11 +131,7 @@ def _by_words(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     would read through the stack, and up to 1.6 times as quick as the same loop over float32.
     """
     # Part i is for the i-th bytes, the lowest first, which count 2**24 times as much at the top.
-    parts = x.reshape(-1, q.shape[1] // 4, 4).transpose(1, 2) * 2.0**-24
-    if hasattr(torch.ops.prims, "inductor_force_stride_order"):
-        # Or what is before it would be computed anew for each row of q.
-        order = (q.shape[1], q.shape[1] // 4, 1)
-        parts = torch.ops.prims.inductor_force_stride_order(parts, order)
+    parts = core.computed_once(x.reshape(-1, q.shape[1] // 4, 4).transpose(1, 2) * 2.0**-24)
     # By way of floats, since only these are read as vectors.
     words = q.view(torch.float32).view(torch.int32)
     weights = [((words << (24 - 8 * i)) & -(2**24)).float() for i in range(4)]

@@ -66,9 +66,9 @@ class CompiledStep:
 
     def __init__(self, steps: CompiledSteps, backend: Any, device: torch.device):
         self._steps = steps
-        # torch keeps programs by code object, a few for each: so each program has its own.
         import torch._inductor.inductor_prims  # brings an operation that compiled Dense layers use
 
+        # torch keeps programs by code object, a few for each: so each program has its own.
         own = types.FunctionType(step.__code__.replace(), step.__globals__, "step")
         compiler = self._noting(_compiler_of(backend, device))
         self._program = torch.compile(own, backend=compiler, fullgraph=True)
