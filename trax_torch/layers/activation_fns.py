@@ -1,4 +1,8 @@
-"""Activations: layers that apply a function of PyTorch's, nearly all of them element by element."""
+"""Activations: layers that apply a function of PyTorch's, nearly all of them element by element.
+
+Where a function has a corner, its gradient there is Trax's in every release of torch, whose own
+differ: that of `clamp` at its bounds was 1 until 2.13 and is 0 since 2.14.
+"""
 
 import functools
 from typing import Any
@@ -10,18 +14,21 @@ from trax_torch.layers.base import Layer, PureLayer
 
 
 def Relu() -> PureLayer:
-    """Returns a layer that computes max(0, x)."""
+    """Returns a layer that computes max(0, x); its slope at 0 is 0."""
     return PureLayer(F.relu, name="Relu")
 
 
 def ParametricRelu(a: float = 1.0) -> PureLayer:
-    """Returns a layer that computes max(0, a x)."""
+    """Returns a layer that computes max(0, a x); its slope at 0 is a / 2, as in Trax."""
     return PureLayer(functools.partial(_parametric_relu, a=a), name="ParametricRelu")
 
 
 def LeakyRelu(a: float = 0.01) -> PureLayer:
-    """Returns a layer that computes x where it is positive, and a x elsewhere."""
-    return PureLayer(functools.partial(F.leaky_relu, negative_slope=a), name="LeakyRelu")
+    """Returns a layer that computes x where it is positive, and a x elsewhere.
+
+    Its slope at 0 is 1, as in Trax; that of `torch.nn.LeakyReLU` is a.
+    """
+    return PureLayer(functools.partial(_leaky_relu, a=a), name="LeakyRelu")
 
 
 def Elu(a: float = 1.0) -> PureLayer:
@@ -63,6 +70,8 @@ def Tanh() -> PureLayer:
 def HardSigmoid() -> PureLayer:
     """Returns a layer that computes 1 + x, cut off below 0 and above 1.
 
+    Its slope at both corners is 1/2.
+
     Source: Trax `layers/activation_fns.py::HardSigmoid`, whose code this follows; its formula shows
       x where the code has 1 + x.
     """
@@ -70,8 +79,8 @@ def HardSigmoid() -> PureLayer:
 
 
 def HardTanh() -> PureLayer:
-    """Returns a layer that computes x, cut off below -1 and above 1."""
-    return PureLayer(F.hardtanh, name="HardTanh")
+    """Returns a layer that computes x, cut off below -1 and above 1; its slope there is 1/2."""
+    return PureLayer(functools.partial(cut_off, low=-1, high=1), name="HardTanh")
 
 
 def Softplus() -> PureLayer:
@@ -132,8 +141,22 @@ class ThresholdedLinearUnit(Layer):
         return torch.maximum(x, self.threshold)
 
 
+def cut_off(x: torch.Tensor, low: float, high: float | None = None) -> torch.Tensor:
+    """Returns x where it lies between two bounds, and the bound elsewhere.
+
+    The gradient at a bound is 1/2, the mean of both sides, as of JAX's maximum and minimum.
+    """
+    if high is not None:
+        x = torch.minimum(x, x.new_full((), high))
+    return torch.maximum(x, x.new_full((), low))
+
+
 def _parametric_relu(x: torch.Tensor, a: float) -> torch.Tensor:
-    return F.relu(a * x)
+    return cut_off(a * x, 0)
+
+
+def _leaky_relu(x: torch.Tensor, a: float) -> torch.Tensor:
+    return torch.where(x >= 0, x, a * x)
 
 
 def _selu(x: torch.Tensor, alpha: float, lmbda: float) -> torch.Tensor:
@@ -141,7 +164,7 @@ def _selu(x: torch.Tensor, alpha: float, lmbda: float) -> torch.Tensor:
 
 
 def _hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
-    return (1 + x).clamp(0, 1)
+    return cut_off(1 + x, 0, 1)
 
 
 def _glu(x: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from trax_torch import shapes
+from trax_torch.layers.activation_fns import cut_off
 from trax_torch.layers.base import Layer, PureLayer
 from trax_torch.layers.combinators import Serial
 from trax_torch.layers.core import ArgMax, LogSoftmax
@@ -322,7 +323,7 @@ def _category_cross_entropy(xs: Any, label_smoothing: float | None, cutoff: floa
     ).view(targets.shape)
     values = values.where(known, 0.0)
     if cutoff > 0:
-        values = values.clamp(min=cutoff) - cutoff
+        values = cut_off(values, cutoff) - cutoff
     return _mean(values, *(weights or [None]))
 
 

@@ -233,9 +233,11 @@ class FilterResponseNorm(Layer):
         """Returns a tensor of the same shape."""
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())
-        epsilon = self._init_epsilon
+        epsilon: Any = self._init_epsilon
         if self._learn_epsilon:
-            epsilon = epsilon + self.epsilon.abs()
+            learned = self.epsilon
+            # Its absolute value; the slope at 0 is 1, as in JAX, where that of torch's own is 0.
+            epsilon = epsilon + torch.where(learned >= 0, learned, -learned)
         space = tuple(range(1, x.dim() - 1))
         square = x * x
         if space:  # torch takes no axes for all axes
