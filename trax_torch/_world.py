@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from trax_torch import _torch_private
 from trax_torch._errors import RankError
 
 _GONE = (
@@ -140,13 +141,14 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if "find_unused_parameters" in str(error):
+            if _torch_private.asks_to_find_unused(error):
                 raise ValueError(
                     "The loss does not depend on weights that it did depend on in the sample "
                     "batch, and ranks wait for their gradients. Give "
                     "Loop(find_unused_parameters=True), which looks for them at each step."
                 ) from error
-            if self.size == 1 or isinstance(error, RankError) or not _is_of_ranks(error):
+            is_of_ranks = isinstance(error, dist.DistError) or _torch_private.is_of_gloo(error)
+            if self.size == 1 or isinstance(error, RankError) or not is_of_ranks:
                 raise
             raise RankError(_GONE.format(error)) from error
 
@@ -391,7 +393,7 @@ def _told(*tensors: torch.Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "No backend type associated" in str(error):
+        if _torch_private.lacks_a_backend(error):
             raise ValueError(
                 "The process group that is there already cannot send what is on the CPU. Start it "
                 "with init_process_group('cpu:gloo,cuda:nccl'), or let Loop start it."
@@ -400,11 +402,6 @@ def _told(*tensors: torch.Tensor) -> Iterator[None]:
     until = time.monotonic() + 1.0
     while [sys.getrefcount(t) for t in sent] > counts and time.monotonic() < until:
         time.sleep(0)
-
-
-def _is_of_ranks(error: RuntimeError) -> bool:
-    """Tells whether an error is one of the lines between ranks; gloo's have no type."""
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _where_they_differ(one: Any, other: Any) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import shapes
+from trax_torch import _torch_private, shapes
 
 _LAYERS_FOLDER = os.path.dirname(os.path.abspath(__file__))
 
@@ -56,9 +56,7 @@ def creation_site() -> tuple[str, int]:
 
 def passes_through(error: Exception) -> bool:
     """Tells whether an exception is torch's own signal, for callers further up to catch."""
-    return isinstance(error, torch.OutOfMemoryError) or type(error).__module__.startswith(
-        ("torch._dynamo", "torch.utils.checkpoint", "torch.fx")
-    )
+    return isinstance(error, torch.OutOfMemoryError) or _torch_private.is_a_signal(error)
 
 
 def explain(outermost: Any, x: Any, error: Exception) -> LayerError:
@@ -70,9 +68,8 @@ def explain(outermost: Any, x: Any, error: Exception) -> LayerError:
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
-        layer = frame.f_locals.get("self")
-        if hasattr(layer, "_caller") and "args" in frame.f_locals:  # nn.Module's calling frames
-            args = frame.f_locals["args"]
+        layer, args = frame.f_locals.get("self"), _torch_private.inputs_of_call(frame)
+        if hasattr(layer, "_caller") and args is not None:
             if layer is not chain[-1]:
                 chain.append(layer)
             inputs = args[0] if isinstance(args, tuple) and len(args) == 1 else args

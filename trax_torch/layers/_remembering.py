@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from trax_torch import _nest
+from trax_torch import _nest, _torch_private
 from trax_torch.layers import _kv_cache, base
 from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers.base import Layer
@@ -306,7 +306,7 @@ def _recomputed(layer: nn.Module, inputs: Any) -> Any:
     """Calls a layer so that its activations are computed again in the backward pass."""
     if torch.compiler.is_compiling():
         return checkpoint(layer, inputs, use_reentrant=False)
-    if torch._C._are_functorch_transforms_active():  # which cannot: activations are kept
+    if _torch_private.is_transformed():  # which cannot: activations are kept
         return base.call(layer, inputs)
     if any(True for _ in layer.buffers()):
         # What a layer counts, such as batches, must not be counted again with the activations.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from trax_torch import _seeds
+from trax_torch._torch_private import version
 from trax_torch.layers import _trees, base
 
 
@@ -140,7 +141,7 @@ class Held:
         tensors = {id(x): x for _, then in self._then for x in then.values() if _is_tensor(x)}
         # Kernels of torch write into running statistics without counting a version.
         self._lasting = {id(owner._buffers[k]) for _, owner, k in _trees.lasting_buffers(layer)}
-        self._noted = {key: _Noted(x, _version(x), _copy(x)) for key, x in tensors.items()}
+        self._noted = {key: _Noted(x, version(x), _copy(x)) for key, x in tensors.items()}
 
     def settle(self) -> None:
         """Lets go of copies of what the run, which is over, has not written into.
@@ -148,7 +149,7 @@ class Held:
         Those of buffers that a state_dict holds stay.
         """
         for key, noted in self._noted.items():
-            if key not in self._lasting and _version(noted.tensor) == noted.version:
+            if key not in self._lasting and version(noted.tensor) == noted.version:
                 self._noted[key] = _Noted(noted.tensor, noted.version, None)
 
     def left(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -171,7 +172,7 @@ class Held:
     def _as_before(self, noted: "_Noted") -> torch.Tensor:
         if noted.copy is not None:
             return noted.copy.clone()  # which the run will write into, and there may be another
-        if _version(noted.tensor) != noted.version:
+        if version(noted.tensor) != noted.version:
             raise RuntimeError(
                 f"{self._layer} is to run again as it ran before, but a tensor that it holds, of "
                 f"shape {tuple(noted.tensor.shape)}, was written into since, which the run itself "
@@ -191,10 +192,6 @@ class _Noted:
 
 def _is_tensor(x: Any) -> bool:
     return isinstance(x, torch.Tensor)
-
-
-def _version(x: torch.Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def _copy(x: torch.Tensor) -> torch.Tensor | None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
+from trax_torch import _torch_private
 from trax_torch.layers import _replay, _stack, base
 from trax_torch.layers._hooks import has_hooks
 from trax_torch.layers.base import Layer
@@ -247,7 +247,7 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
     """Tells whether gradients are recorded, and nothing stands in the way of computing again."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return False
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _torch_private.is_transformed() or _torch_private.is_forward_mode():
         return False
     if not all(x is None or isinstance(x, torch.Tensor) for x in items):
         return False

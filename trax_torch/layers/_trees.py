@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trax_torch import _nest
+from trax_torch import _nest, _torch_private
 
 EMPTY_WEIGHTS = ()
 EMPTY_STATE = ()
@@ -170,5 +170,5 @@ def lasting_buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """
     for path, owner in module.named_modules():
         for name, buffer in owner._buffers.items():
-            if buffer is not None and name not in owner._non_persistent_buffers_set:
+            if buffer is not None and _torch_private.is_lasting(owner, name):
                 yield f"{path}.{name}" if path else name, owner, name

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from trax_torch import _torch_private
 from trax_torch.layers import base
 from trax_torch.layers.base import Layer
 
@@ -65,7 +66,7 @@ class Accelerate(Layer):
         try:
             return self._compiled(x)
         except Exception as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            if not _torch_private.is_of_the_compiler(error):
                 raise
             warnings.warn(f"{layer.name} runs uncompiled: {error}", stacklevel=2)
             self._can_compile = False

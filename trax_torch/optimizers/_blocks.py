@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trax_torch import _nest
+from trax_torch import _nest, _torch_private
 from trax_torch import layers as tl
 from trax_torch.layers import base
 from trax_torch.layers._hooks import has_hooks
@@ -213,8 +213,8 @@ class Blocks:
         A weight that several blocks use gets it in parts; one of a reversible block is assigned it.
         """
         for p, n in self._counts.items():
-            accumulated = p._post_accumulate_grad_hooks  # type: ignore[attr-defined]
-            if (n > 1 and p._backward_hooks) or ((n > 1 or p in self._assigned) and accumulated):
+            hooked, accumulated = _torch_private.gradient_hooks(p)
+            if (n > 1 and hooked) or ((n > 1 or p in self._assigned) and accumulated):
                 raise ValueError(
                     f"A weight of shape {tuple(p.shape)} has gradient hooks, and with "
                     f"use_memory_efficient_trainer they would not see its whole gradient: {n} "
@@ -367,7 +367,8 @@ def _check_packing(name: str, x: Any) -> None:
 
 def _versions(items: Stack) -> list[int]:
     """Returns how often each tensor was written into."""
-    return [x._version for x in _nest.leaves(items) if isinstance(x, torch.Tensor)]
+    tensors = (x for x in _nest.leaves(items) if isinstance(x, torch.Tensor))
+    return [_torch_private.version(x) for x in tensors]
 
 
 def _tracked(items: Stack, wants: Stack) -> Stack:

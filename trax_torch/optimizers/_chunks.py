@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trax_torch import _nest
+from trax_torch import _nest, _torch_private
 from trax_torch import layers as tl
 from trax_torch.layers._hooks import has_hooks
 from trax_torch.optimizers._shares import WEIGHING, Shares, weighs_by_targets
@@ -271,13 +271,14 @@ def _others(loss: torch.Tensor, known: list[torch.Tensor]) -> list[torch.Tensor]
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name().endswith("AccumulateGrad"):
-            found.append(node.variable)  # type: ignore[attr-defined]
+        leaf = _torch_private.leaf_of(node)
+        if leaf is not None:
+            found.append(leaf)
         due += [following for following, _ in node.next_functions]
     passed_over = set(known)
     others = [leaf for leaf in found if leaf not in passed_over]
     for leaf in others:
-        if leaf._backward_hooks:
+        if _torch_private.gradient_hooks(leaf)[0]:
             raise ValueError(
                 f"Chunks need weights whose hooks may wait for the gradient of the whole, and the "
                 f"loss reaches one of shape {tuple(leaf.shape)} by itself, whose hooks would see "

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 
 from trax_torch import _world
+from trax_torch._torch_private import foreach
 
 Tensors: TypeAlias = list[torch.Tensor] | tuple[torch.Tensor, ...]
 Member: TypeAlias = tuple[torch.Tensor, torch.Tensor, dict[str, Any]]  # weight, gradient, slots
@@ -194,9 +195,9 @@ def shrink_(params: Iterable[torch.Tensor], rate: float, found_inf: torch.Tensor
     if not rate or not weights:
         return
     if found_inf is None:
-        torch._foreach_mul_(weights, 1 - rate)
+        foreach.mul_(weights, 1 - rate)
     else:
-        torch._foreach_mul_(weights, torch.where(found_inf.reshape(()) > 0, 1.0, 1 - rate))
+        foreach.mul_(weights, torch.where(found_inf.reshape(()) > 0, 1.0, 1 - rate))
 
 
 def _in_type(dtype: torch.dtype, tensors: Tensors) -> Tensors:
@@ -204,13 +205,13 @@ def _in_type(dtype: torch.dtype, tensors: Tensors) -> Tensors:
     if tensors[0].dtype == dtype:
         return tensors
     copies = [torch.empty_like(t, dtype=dtype) for t in tensors]
-    torch._foreach_copy_(copies, tensors)
+    foreach.copy_(copies, tensors)
     return copies
 
 
 def _put_back(stored: Tensors, used: Tensors) -> None:
     if used is not stored:
-        torch._foreach_copy_(stored, used)
+        foreach.copy_(stored, used)
 
 
 def _shapes(slots: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from trax_torch._torch_private import foreach
 from trax_torch.optimizers import _ranges
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
@@ -149,22 +150,22 @@ class BoundAdafactor(BoundRule):
         scales = _scales(group, weights, updates)
         decay = _weight_decay_at(step, group["weight_decay_rate"], group["weight_decay_n_steps"])
         if decay:
-            torch._foreach_mul_(weights, 1 - decay)
+            foreach.mul_(weights, 1 - decay)
         if "m" in slots:
-            torch._foreach_mul_(updates, scales)
-            torch._foreach_lerp_(slots["m"], updates, 1 - group["beta1"])
-            torch._foreach_sub_(weights, slots["m"])
+            foreach.mul_(updates, scales)
+            foreach.lerp_(slots["m"], updates, 1 - group["beta1"])
+            foreach.sub_(weights, slots["m"])
         else:
-            torch._foreach_addcmul_(weights, updates, scales, -1)
+            foreach.addcmul_(weights, updates, scales, -1)
 
 
 def _full_(grads: Tensors, v: Tensors, mixing: float, epsilon: float) -> Tensors:
     """Averages the squares into `v`, and returns the gradients over its root."""
-    torch._foreach_mul_(v, 1 - mixing)
-    torch._foreach_addcmul_(v, grads, grads, mixing)
-    updates = torch._foreach_add(v, epsilon)
-    torch._foreach_rsqrt_(updates)
-    torch._foreach_mul_(updates, grads)
+    foreach.mul_(v, 1 - mixing)
+    foreach.addcmul_(v, grads, grads, mixing)
+    updates = foreach.add(v, epsilon)
+    foreach.rsqrt_(updates)
+    foreach.mul_(updates, grads)
     return updates
 
 
@@ -176,18 +177,18 @@ def _factored_(
     epsilon: float,
 ) -> Tensors:
     """Averages the squares' means, and returns the gradients over their outer product's root."""
-    squares = torch._foreach_mul(grads, grads)
-    torch._foreach_lerp_(v_row, [s.mean(dim=-1) for s in squares], mixing)
-    torch._foreach_lerp_(v_col, [s.mean(dim=-2) for s in squares], mixing)
+    squares = foreach.mul(grads, grads)
+    foreach.lerp_(v_row, [s.mean(dim=-1) for s in squares], mixing)
+    foreach.lerp_(v_col, [s.mean(dim=-2) for s in squares], mixing)
     del squares
-    rows = torch._foreach_add(v_row, epsilon)
-    torch._foreach_reciprocal_(rows)
-    torch._foreach_mul_(rows, [v.mean(dim=-1, keepdim=True) for v in v_row])
-    torch._foreach_sqrt_(rows)
-    columns = torch._foreach_add(v_col, epsilon)
-    torch._foreach_rsqrt_(columns)
-    updates = torch._foreach_mul(grads, [r.unsqueeze(-1) for r in rows])
-    torch._foreach_mul_(updates, [c.unsqueeze(-2) for c in columns])
+    rows = foreach.add(v_row, epsilon)
+    foreach.reciprocal_(rows)
+    foreach.mul_(rows, [v.mean(dim=-1, keepdim=True) for v in v_row])
+    foreach.sqrt_(rows)
+    columns = foreach.add(v_col, epsilon)
+    foreach.rsqrt_(columns)
+    updates = foreach.mul(grads, [r.unsqueeze(-1) for r in rows])
+    foreach.mul_(updates, [c.unsqueeze(-2) for c in columns])
     return updates
 
 
@@ -196,21 +197,21 @@ def _scales(group: dict[str, Any], weights: Tensors, updates: Tensors) -> Tensor
     scales: Tensors
     if group["multiply_by_parameter_scale"]:
         scales = _rms(weights)
-        torch._foreach_clamp_min_(scales, group["epsilon2"])
-        torch._foreach_mul_(scales, group["lr"])
+        foreach.clamp_min_(scales, group["epsilon2"])
+        foreach.mul_(scales, group["lr"])
     else:
         scales = [weights[0].new_full((), group["lr"])] * len(weights)
     if group["do_clipping"] and group["clipping_threshold"] is not None:
         excess = _rms(updates)
-        torch._foreach_div_(excess, group["clipping_threshold"])
-        torch._foreach_clamp_min_(excess, 1.0)
-        scales = torch._foreach_div(scales, excess)
+        foreach.div_(excess, group["clipping_threshold"])
+        foreach.clamp_min_(excess, 1.0)
+        scales = foreach.div(scales, excess)
     return scales
 
 
 def _rms(tensors: Tensors) -> Tensors:
-    norms = torch._foreach_norm(tensors)
-    return torch._foreach_div(norms, [math.sqrt(t.numel()) for t in tensors])
+    norms = foreach.norm(tensors)
+    return foreach.div(norms, [math.sqrt(t.numel()) for t in tensors])
 
 
 def _weight_decay_at(step: int, rate: float, n_steps: float) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from trax_torch._torch_private import verdict_of
 from trax_torch.optimizers import _ranges
 from trax_torch.optimizers._foreach import shrink_
 from trax_torch.optimizers.base import Optimizer, can_fuse
@@ -102,6 +103,6 @@ class BoundAdam(torch.optim.AdamW):
             rate, decay = float(group["lr"]), group["weight_decay_rate"]
             group["weight_decay"] = decay / rate if rate else 0.0
             if not rate:  # AdamW decays by the product of the two, which is 0 here
-                shrink_(group["params"], decay, getattr(self, "found_inf", None))
+                shrink_(group["params"], decay, verdict_of(self))
         super().step()
         return loss

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from trax_torch._torch_private import verdict_of
 from trax_torch.optimizers import _ranges
 from trax_torch.optimizers._foreach import shrink_
 from trax_torch.optimizers.base import Optimizer, can_fuse, is_sharded
@@ -97,6 +98,6 @@ class BoundMomentum(torch.optim.SGD):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            shrink_(group["params"], group["weight_decay_rate"], getattr(self, "found_inf", None))
+            shrink_(group["params"], group["weight_decay_rate"], verdict_of(self))
         super().step()
         return loss

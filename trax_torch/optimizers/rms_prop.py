@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from trax_torch._torch_private import foreach
 from trax_torch.optimizers import _ranges
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
@@ -63,8 +64,8 @@ class BoundRMSProp(BoundRule):
     ) -> None:
         """Averages the squares, then moves the weights."""
         averages = slots["avg_sq_grad"]
-        torch._foreach_mul_(averages, group["gamma"])
-        torch._foreach_addcmul_(averages, grads, grads, 1 - group["gamma"])
-        roots = torch._foreach_sqrt(averages)
-        torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(weights, grads, roots, -group["lr"])
+        foreach.mul_(averages, group["gamma"])
+        foreach.addcmul_(averages, grads, grads, 1 - group["gamma"])
+        roots = foreach.sqrt(averages)
+        foreach.add_(roots, group["eps"])
+        foreach.addcdiv_(weights, grads, roots, -group["lr"])

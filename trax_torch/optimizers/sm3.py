@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from trax_torch._torch_private import foreach
 from trax_torch.optimizers import _ranges
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
@@ -114,10 +115,10 @@ class BoundSM3(BoundRule):
         if "v2_0" in slots:
             _graft_(updates, _preconditioned_(grads, slots, "v2", 1.0))
         if group["weight_decay"]:
-            torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
+            foreach.add_(updates, weights, alpha=group["weight_decay"])
         if "m" in slots:
             updates = _remember_(slots["m"], updates, group["momentum"], group["momentum_type"])
-        torch._foreach_add_(weights, updates, alpha=-group["lr"])
+        foreach.add_(weights, updates, alpha=-group["lr"])
 
 
 def _preconditioned_(
@@ -128,17 +129,17 @@ def _preconditioned_(
     rank = len(vectors)
     moments = vectors[0] if rank == 1 else _least(vectors)
     if averaging != 1:
-        torch._foreach_mul_(moments, averaging)
-    torch._foreach_addcmul_(moments, grads, grads, 1.0 if averaging == 1 else 1 - averaging)
+        foreach.mul_(moments, averaging)
+    foreach.addcmul_(moments, grads, grads, 1.0 if averaging == 1 else 1 - averaging)
     if rank > 1:
         for axis, tensors in enumerate(vectors):
             others = [i for i in range(rank) if i != axis]
             for vector, moment in zip(tensors, moments, strict=True):  # no foreach op has axes
                 torch.amax(moment, dim=others, out=vector)
-        torch._foreach_sqrt_(moments)
-    roots = moments if rank > 1 else torch._foreach_sqrt(moments)
-    torch._foreach_add_(roots, 1e-16)  # a moment of 0 has a gradient of 0, and so a step of 0
-    return torch._foreach_div(grads, roots)
+        foreach.sqrt_(moments)
+    roots = moments if rank > 1 else foreach.sqrt(moments)
+    foreach.add_(roots, 1e-16)  # a moment of 0 has a gradient of 0, and so a step of 0
+    return foreach.div(grads, roots)
 
 
 def _least(vectors: list[Tensors]) -> Tensors:
@@ -150,23 +151,23 @@ def _least(vectors: list[Tensors]) -> Tensors:
     ]
     least: Tensors = spread[0]
     for others in spread[1:]:
-        least = torch._foreach_minimum(least, others)
+        least = foreach.minimum(least, others)
     return least
 
 
 def _graft_(updates: Tensors, models: Tensors) -> None:
     """Gives each update the norm of its model."""
-    norms = torch._foreach_add(torch._foreach_norm(updates), 1e-16)
-    torch._foreach_mul_(updates, torch._foreach_div(torch._foreach_norm(models), norms))
+    norms = foreach.add(foreach.norm(updates), 1e-16)
+    foreach.mul_(updates, foreach.div(foreach.norm(models), norms))
 
 
 def _remember_(m: Tensors, updates: Tensors, momentum: float, kind: int) -> Tensors:
     """Adds the updates to the memory, and returns what to move by."""
     if kind == MomentumType.EMA:
-        torch._foreach_lerp_(m, updates, 1 - momentum)
+        foreach.lerp_(m, updates, 1 - momentum)
         return m
-    torch._foreach_mul_(m, momentum)
-    torch._foreach_add_(m, updates)
+    foreach.mul_(m, momentum)
+    foreach.add_(m, updates)
     if kind == MomentumType.HEAVY_BALL:
         return m
-    return torch._foreach_add(updates, m, alpha=momentum)
+    return foreach.add(updates, m, alpha=momentum)

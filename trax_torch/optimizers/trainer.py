@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from trax_torch import _seeds, _world
+from trax_torch import _seeds, _torch_private, _world
 from trax_torch import layers as tl
+from trax_torch._torch_private import foreach
 from trax_torch.layers import _trees
 from trax_torch.layers._modes import modes_kept
 from trax_torch.optimizers import base
@@ -352,7 +353,7 @@ class Trainer:
     def _norm(self, tensors: list[Any]) -> Any:
         """Returns the L2 norm of all tensors together."""
         tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-        norms = torch._foreach_norm(tensors) if tensors else ()
+        norms = foreach.norm(tensors) if tensors else ()
         if self._is_sharded and norms:
             total = _world.whole(torch.linalg.vector_norm(torch.stack(norms)))
             return total.item() if self._on_cpu else total
@@ -384,7 +385,7 @@ class Trainer:
     def _decide_on_device(self, verdict: torch.Tensor, stats: Stats, step: int) -> None:
         """Has a bad step change nothing, without waiting to know whether it is one."""
         bad = torch.logical_not(torch.isfinite(verdict))
-        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        _torch_private.set_verdict(self.optimizer, bad.float())
         self._put_buffers_back(bad)
         numbers = [stats["loss"], stats["gradients_l2"]]
         at = torch.full_like(bad, step, dtype=torch.float32)
@@ -403,7 +404,7 @@ class Trainer:
         if forms != [(t.shape, t.dtype, t.device) for t in self._kept]:
             self._kept = [torch.empty_like(t) for t in now]
         with torch.no_grad():
-            torch._foreach_copy_(self._kept, now)
+            foreach.copy_(self._kept, now)
 
     def _put_buffers_back(self, condition: torch.Tensor | None = None) -> None:
         with torch.no_grad():
@@ -440,7 +441,7 @@ class Trainer:
             factor: Any = limit / max(float(gradients_l2), limit)
         else:
             factor = torch.where(gradients_l2 >= limit, limit / gradients_l2, 1.0)
-        torch._foreach_mul_(grads, factor)
+        foreach.mul_(grads, factor)
 
 
 def try_out(
@@ -482,10 +483,7 @@ def _check_goes_one_by_one(optimizer: torch.optim.Optimizer) -> None:
             f"and {kind.__name__} of {kind.__module__} may look at all of them. Give a recipe such "
             f"as optimizers.Adafactor, or one of torch.optim."
         )
-    hooks = [
-        *optimizer._optimizer_step_pre_hooks.values(),
-        *optimizer._optimizer_step_post_hooks.values(),
-    ]
+    hooks = _torch_private.step_hooks(optimizer)
     if hooks:
         raise ValueError(
             f"use_memory_efficient_trainer has the optimizer take a step for each block, so hooks "

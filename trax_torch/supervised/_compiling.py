@@ -5,16 +5,15 @@ All that changes from step to step is in tensors, so one program serves all step
 """
 
 import collections
-import functools
 import logging
 import math
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from trax_torch import _torch_private
 from trax_torch import layers as tl
 
 _log = logging.getLogger("trax_torch")
@@ -66,12 +65,16 @@ class CompiledStep:
 
     def __init__(self, steps: CompiledSteps, backend: Any, device: torch.device):
         self._steps = steps
-        import torch._inductor.inductor_prims  # brings an operation that compiled Dense layers use
-
-        # torch keeps programs by code object, a few for each: so each program has its own.
-        own = types.FunctionType(step.__code__.replace(), step.__globals__, "step")
-        compiler = self._noting(_compiler_of(backend, device))
-        self._program = torch.compile(own, backend=compiler, fullgraph=True)
+        _torch_private.load_stride_order()
+        own = _torch_private.with_a_cache_of_its_own(step)
+        # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
+        options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
+        compiler = _torch_private.graph_compiler(backend, options)
+        if compiler is not None:
+            how = {"backend": self._noting(compiler)}
+        else:  # then nothing is noted
+            how = {"backend": backend, "options": options if backend == "inductor" else None}
+        self._program = torch.compile(own, fullgraph=True, **how)
         self._is_on_gpu = device.type == "cuda"
         self.is_made = False
         # Which axes of the source and of what is kept of it are as long as the source.
@@ -98,10 +101,10 @@ class CompiledStep:
             self._noted = None
             logits = self._program(layer, source, tokens)
         except Exception as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            if not _torch_private.is_of_the_compiler(error):
                 raise
             warnings.warn(f"{layer.name} decodes uncompiled: {error}", stacklevel=2)
-            if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
+            if _torch_private.is_full(error):
                 self._is_full = True  # the next run has a new one
                 known = self._steps.by_kind
                 self._steps.by_kind = {kind: s for kind, s in known.items() if s is not self}
@@ -120,8 +123,10 @@ class CompiledStep:
             program = compiler(graph, inputs)
 
             def run(*args: Any) -> Any:
-                self._noted = program, list(args)
-                return program(*args)
+                outputs = program(*args)
+                if _torch_private.can_be_repeated(args, outputs):
+                    self._noted = program, list(args)
+                return outputs
 
             return run
 
@@ -184,15 +189,6 @@ class Calls:
         return logits
 
 
-def _compiler_of(backend: Any, device: torch.device) -> Any:
-    """Returns what compiles a graph, for what `torch.compile` takes as a backend."""
-    if backend != "inductor":
-        return backend if callable(backend) else torch._dynamo.lookup_backend(backend)
-    # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
-    options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
-    return functools.partial(torch._inductor.compile, options=options)
-
-
 def steps_of(layer: tl.Layer) -> CompiledSteps:
     """Returns a model's compiled steps, which live on the model itself."""
     owner: Any = layer.module if isinstance(layer, tl.Wrapped) else layer
@@ -228,7 +224,7 @@ def step_for(
     if wish is False:
         _log.info("%s decodes uncompiled: accelerate=False.", layer.name)
         return None, n_slots
-    if any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules()):
+    if any(_torch_private.call_hooks(m, backward=False) for m in layer.modules()):
         # A program looks for no hooks, neither where it is made nor where it is run.
         _log.info("%s decodes uncompiled: it has forward hooks.", layer.name)
         return None, n_slots

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trax_torch import _torch_private
 from trax_torch import layers as tl
 from trax_torch.layers import _kv_cache, _remembering
 from trax_torch.layers._int8 import Int8Dense
@@ -306,9 +307,9 @@ class PredictRun:
         """
         assert self._moment is not None
         if self._is_exact and self._caches:
-            torch._dynamo.mark_dynamic(self._moment.window, 0)
+            _torch_private.expect_other_sizes(self._moment.window, 0, must=True)
             if self._moment.visible is not None:
-                torch._dynamo.mark_dynamic(self._moment.visible, 3)
+                _torch_private.expect_other_sizes(self._moment.visible, 3, must=True)
         if self._n == 0 and self._source is not None and self._source.shape[1] > 1:
             assert self._compiled is not None
             length = self._source.shape[1]
@@ -322,7 +323,7 @@ class PredictRun:
                 ]
             for tensor, axes in zip(tensors, self._compiled.axes, strict=True):
                 for axis in axes:
-                    torch._dynamo.maybe_mark_dynamic(tensor, axis)
+                    _torch_private.expect_other_sizes(tensor, axis, must=False)
 
 
 def _what_fits(limit: int, n: int) -> str:

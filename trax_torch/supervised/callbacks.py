@@ -14,6 +14,7 @@ import torch
 
 from trax_torch import _nest, _world
 from trax_torch import layers as tl
+from trax_torch._torch_private import foreach
 from trax_torch.supervised import _reports
 
 __all__ = [
@@ -205,7 +206,7 @@ class ExponentialMovingAverage(TrainingStepCallback):
             self._averages = dict(zip(self._weights, map(torch.clone, weights), strict=True))
             return
         decay = min(self._decay, self._n_steps / (9 + self._n_steps))
-        torch._foreach_lerp_(list(self._averages.values()), weights, 1 - decay)
+        foreach.lerp_(list(self._averages.values()), weights, 1 - decay)
 
     def on_evals_begin(self, step: int) -> None:
         """Puts the averages in the weights' place."""
@@ -263,7 +264,7 @@ class ExponentialMovingAverage(TrainingStepCallback):
 
     def _put(self, values: list[torch.Tensor]) -> None:
         with torch.no_grad():
-            torch._foreach_copy_(list(self._weights.values()), values)
+            foreach.copy_(list(self._weights.values()), values)
 
 
 class Monitor(TrainingStepCallback):

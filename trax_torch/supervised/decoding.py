@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from trax_torch import _nest
+from trax_torch import _nest, _torch_private
 from trax_torch import layers as tl
 from trax_torch.layers import _int8
 from trax_torch.supervised import _beams, _compiling, _runs
@@ -391,9 +391,7 @@ def quantize(model: Any) -> tl.Layer:
 def _layer_of(model: Any) -> Any:
     """Returns a model as a layer; of what `torch.compile` made, the model inside."""
     # It hands on attributes such as init_cache, as if the memories were its own.
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        model = model._orig_mod
-    return tl.as_layer(model)
+    return tl.as_layer(_torch_private.uncompiled(model))
 
 
 def _run(

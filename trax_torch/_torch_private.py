@@ -1,0 +1,285 @@
+"""What torch does not promise and is leaned on all the same: nobody else names it.
+
+Each function here is one such thing, and says what takes its place where a release has it no
+longer: all still works, slower, and the logger `trax_torch` says so once. Each has a test of its
+own in `tests/test_torch_private.py`, which says in plain words what has changed.
+
+One thing is not here: a Layer is an `nn.Module`, and so uses a module's own dicts `_parameters`,
+`_buffers` and `_modules`, for which there is no other way; they have a test there, too.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+
+_log = logging.getLogger("trax_torch")
+
+
+@functools.cache
+def _say(name: str, instead: str) -> None:
+    """Says once what a release of torch has no longer, and what is done without it."""
+    _log.warning("torch %s has no %s: %s.", torch.__version__, name, instead)
+
+
+# Many tensors in one call.
+
+
+class _Foreach:
+    """`torch._foreach_<name>` as `foreach.<name>`; where there is none, tensor by tensor."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        found = getattr(torch, f"_foreach_{name}", None)
+        if found is None:
+            _say(f"_foreach_{name}", "optimizers go tensor by tensor")
+            found = functools.partial(_one_by_one, name)
+        setattr(self, name, found)
+        return found
+
+
+def _one_by_one(name: str, tensors: Any, *args: Any, **settings: Any) -> list[torch.Tensor]:
+    """Does what `torch._foreach_<name>` does, with lists and numbers among the arguments."""
+    if "addc" in name:  # a tensor's own method takes the factor by name alone
+        args, settings = args[:2], dict(zip(["value"], args[2:], strict=False), **settings)
+    results = []
+    for i, tensor in enumerate(tensors):
+        own = [a[i] if isinstance(a, (list, tuple)) else a for a in args]
+        method = torch.linalg.vector_norm if name == "norm" else getattr(torch.Tensor, name)
+        results.append(method(tensor, *own, **settings))
+    return results
+
+
+foreach: Any = _Foreach()
+
+
+# The compiler.
+
+_COMPILER = ("torch._dynamo", "torch._inductor")
+
+
+def is_of_the_compiler(error: BaseException) -> bool:
+    """Tells whether `torch.compile` failed, rather than what it compiled."""
+    return type(error).__module__.startswith(_COMPILER)
+
+
+def is_a_signal(error: BaseException) -> bool:
+    """Tells whether an exception is meant for torch itself, further up."""
+    return type(error).__module__.startswith((_COMPILER[0], "torch.utils.checkpoint", "torch.fx"))
+
+
+def is_full(error: BaseException) -> bool:
+    """Tells whether `torch.compile` makes no more programs of a function, having made many.
+
+    If the class has another name, it is an error like others.
+    """
+    return any(kind.__name__ == "FailOnRecompileLimitHit" for kind in type(error).__mro__)
+
+
+def graph_compiler(backend: Any, options: dict[str, Any]) -> Callable[..., Any] | None:
+    """Returns what makes a program of a graph and its inputs, for what `torch.compile` takes.
+
+    Args:
+      backend: a name, or what `torch.compile` takes in its place.
+      options: of inductor; other backends have none.
+
+    Returns:
+      `(graph, inputs) -> program`; None where there is no way to it but `torch.compile`'s own.
+    """
+    if callable(backend):
+        return backend
+    try:
+        if backend == "inductor":
+            import torch._inductor
+
+            return functools.partial(torch._inductor.compile, options=options)
+        import torch._dynamo
+
+        return torch._dynamo.lookup_backend(backend)
+    except (ImportError, AttributeError):
+        _say("way to a backend", "each compiled step goes in by torch.compile's front door")
+        return None
+
+
+def can_be_repeated(args: tuple[Any, ...], outputs: Any) -> bool:
+    """Tells whether a program was called as is known: tensors and sizes in, a list of one out."""
+    known = all(isinstance(a, (torch.Tensor, int, float)) for a in args)
+    known = known and isinstance(outputs, (tuple, list)) and len(outputs) == 1
+    if not known:
+        _say("known way to call a program", "each compiled step goes in by torch.compile's door")
+    return known
+
+
+def with_a_cache_of_its_own(function: Any) -> types.FunctionType:
+    """Returns the same function, of which `torch.compile` makes programs for it alone.
+
+    torch keeps programs by code object, a few for each. (`torch.compile(isolate_recompiles=True)`,
+    since 2.13, counts all of a code object's programs together still, and has a limit for them.)
+    """
+    return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+
+
+def uncompiled(model: Any) -> Any:
+    """Returns the module that `torch.compile(module)` wrapped, or what came."""
+    inside = vars(model).get("_modules", {}) if isinstance(model, nn.Module) else {}
+    return inside.get("_orig_mod", model)
+
+
+def expect_other_sizes(tensor: torch.Tensor, axis: int, must: bool) -> None:
+    """Tells the compiler that an axis will be of other sizes; else it finds out, and compiles anew.
+
+    Args:
+      tensor: what a compiled function is about to be given.
+      axis: which.
+      must: whether one size alone is an error.
+    """
+    try:
+        import torch._dynamo
+
+        mark = torch._dynamo.mark_dynamic if must else torch._dynamo.maybe_mark_dynamic
+    except (ImportError, AttributeError):
+        _say("mark_dynamic", "a size that changes is compiled once more")
+        return
+    mark(tensor, axis)
+
+
+def load_stride_order() -> None:
+    """Brings the operation behind `contiguous_in_memory`, before anything is compiled."""
+    with contextlib.suppress(ImportError):
+        import torch._inductor.inductor_prims  # noqa: F401
+
+
+def contiguous_in_memory(x: torch.Tensor) -> torch.Tensor:
+    """Returns x, which a compiled loop that follows reads, contiguous, from memory.
+
+    Otherwise the compiler may compute what comes before anew in each round.
+    """
+    if not hasattr(torch.ops.prims, "inductor_force_stride_order"):
+        return x
+    strides = tuple(math.prod(x.shape[i + 1 :]) for i in range(x.dim()))
+    kept: torch.Tensor = torch.ops.prims.inductor_force_stride_order(x, strides)
+    return kept
+
+
+# Gradients, and who waits for them.
+
+
+def is_transformed() -> bool:
+    """Tells whether a transform of `torch.func`'s (grad, vmap, jvp) is under way."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    if active is None:
+        _say(
+            "_are_functorch_transforms_active", "reversible and recomputed layers keep activations"
+        )
+        return True
+    return bool(active())
+
+
+def is_forward_mode() -> bool:
+    """Tells whether forward-mode derivatives are taken by `torch.autograd.forward_ad`."""
+    level = getattr(forward_ad, "_current_level", None)
+    if level is None:
+        _say("forward_ad._current_level", "reversible layers keep activations")
+        return True
+    return bool(level >= 0)
+
+
+def version(tensor: torch.Tensor) -> int:
+    """Returns how often a tensor was written into; 0 of one of inference mode, which none counts.
+
+    Raises:
+      AttributeError: where torch counts no more: nothing else finds out such a write.
+    """
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def call_hooks(module: nn.Module, backward: bool = True) -> bool:
+    """Tells whether someone waits for a module to be called, or for gradients at its borders.
+
+    Args:
+      module: is not looked into.
+      backward: whether hooks of the backward pass count.
+    """
+    names = ["_forward_hooks", "_forward_pre_hooks"]
+    if backward:
+        names += ["_backward_hooks", "_backward_pre_hooks"]
+    found = [getattr(module, name, None) for name in names]
+    if None in found:
+        _say("hooks where nn.Module had them", "no module is taken apart")
+        return True
+    return any(found)
+
+
+def gradient_hooks(tensor: torch.Tensor) -> tuple[bool, bool]:
+    """Tells whether a tensor's gradient has hooks, and whether its accumulation has.
+
+    Where a release keeps them elsewhere, none are seen.
+    """
+    return tuple(
+        bool(getattr(tensor, name, None))
+        for name in ("_backward_hooks", "_post_accumulate_grad_hooks")
+    )  # type: ignore[return-value]
+
+
+def leaf_of(node: Any) -> torch.Tensor | None:
+    """Returns the leaf whose gradient a node of autograd's graph accumulates; None of others."""
+    return node.variable if node.name().endswith("AccumulateGrad") else None
+
+
+def step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Returns the hooks of an optimizer's step; where a release keeps them elsewhere, none."""
+    names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    return [hook for name in names for hook in getattr(optimizer, name, {}).values()]
+
+
+def is_lasting(owner: nn.Module, name: str) -> bool:
+    """Tells whether a state_dict holds a module's own buffer."""
+    passing = getattr(owner, "_non_persistent_buffers_set", None)
+    if passing is None:
+        return name in owner.state_dict()
+    return name not in passing
+
+
+def inputs_of_call(frame: types.FrameType) -> Any:
+    """Returns the inputs of the module whose call a frame is; None where it is no such frame.
+
+    Where `nn.Module` calls modules in another way, errors name the outermost layer alone.
+    """
+    return frame.f_locals.get("args") if isinstance(frame.f_locals.get("self"), nn.Module) else None
+
+
+def set_verdict(optimizer: torch.optim.Optimizer, is_bad: torch.Tensor) -> None:
+    """Has a fused optimizer leave all as it is where a number on the device is not 0.
+
+    The fused kernels ask for it by this attribute, which `torch.amp.GradScaler` sets.
+    """
+    optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+
+
+def verdict_of(optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
+    """Returns what `set_verdict` set, or None."""
+    return getattr(optimizer, "found_inf", None)
+
+
+# Processes.
+
+
+def is_of_gloo(error: RuntimeError) -> bool:
+    """Tells whether an error is of gloo's lines between ranks, which have no type of their own."""
+    return "gloo/transport" in str(error)
+
+
+def asks_to_find_unused(error: RuntimeError) -> bool:
+    """Tells whether DistributedDataParallel misses gradients of weights that were not used."""
+    return "find_unused_parameters" in str(error)
+
+
+def lacks_a_backend(error: RuntimeError) -> bool:
+    """Tells whether a process group has no way to send what is on some device."""
+    return "No backend type associated" in str(error)
