@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+import rounding
 import torch
 
 
@@ -18,9 +19,23 @@ def _names_for_doctests(doctest_namespace):
 
 doctest.ELLIPSIS_MARKER = "..."
 
-# Tests run side by side, and their models are small: threads would wait for each other.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start
+
+def pytest_addoption(parser):
+    """How a processor computes, for tests that must hold on any; see tests/README.md."""
+    parser.addoption("--threads", type=int, default=1, help="threads of torch's")
+    parser.addoption(
+        "--other-rounding", action="store_true", help="round products as another processor may"
+    )
+
+
+def pytest_configure(config):
+    # Tests run side by side, and their models are small: more threads would wait for each other.
+    threads = config.getoption("--threads")
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # in processes that tests start
+    if config.getoption("--other-rounding"):
+        rounding.install()
+
 
 # Tests fork. A build for GPUs, where there is none, makes threads for a stand-in once something has
 # been compiled, if the first backward pass comes after that; and with those nobody may fork.

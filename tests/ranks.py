@@ -33,7 +33,7 @@ class Rank:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
             )
-            torch.set_num_threads(1)
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
             sys.stdout = open(os.path.join(folder, f"rank{rank}.out"), "w", buffering=1)  # noqa: SIM115
             try:
                 result = ("value", function(rank, *args))
@@ -116,7 +116,7 @@ def environment():
     """Returns the variables for a program that imports the package and the tests' modules."""
     tests = os.path.dirname(os.path.abspath(__file__))
     path = os.pathsep.join([os.path.dirname(tests), tests, os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
 
 
 class Torchrun:

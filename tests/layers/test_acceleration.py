@@ -68,13 +68,14 @@ def test_a_layer_without_weights_is_initialized_through_its_twin():
 def test_in_predict_mode_the_layer_runs_as_it_is():
     model = models.TransformerLM(9, 8, 8, 1, 2, max_len=8, dropout=0.0)
     model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+    model.double()
     fast = tl.Accelerate(model, backend="eager")
     tokens = torch.tensor([[1, 2, 3]])
 
     with torch.no_grad(), fast.predict(1, 8):
         steps = [fast(tokens[:, i : i + 1]) for i in range(3)]
     with torch.no_grad(), model.predict(1, 8):
-        assert torch.allclose(torch.cat(steps, dim=1), model(tokens), atol=1e-6)
+        assert torch.allclose(torch.cat(steps, dim=1), model(tokens), rtol=0, atol=1e-13)
 
 
 def test_where_nothing_compiles_the_layer_runs_after_one_warning():

@@ -118,8 +118,16 @@ def outcome(forward, batch, modules):
     return loss.detach(), [p.grad for module in modules for p in module.parameters()]
 
 
-def whole_and_chunks(model, loss, batch, chunk_size):
+def whole_and_chunks(model, loss, batch, chunk_size, dtype=torch.float64):
+    """The outcomes of a model and a loss, as a whole and in chunks.
+
+    Args:
+      dtype: what to compute in; None computes in what there is.
+    """
     loss = tl.as_layer(loss)
+    if dtype is not None:
+        model, loss = model.to(dtype), loss.to(dtype)
+        batch = tuple(x.to(dtype) if x.is_floating_point() else x for x in batch)
     layers, head = split_head(model)
     body, chunked = tl.Serial(*layers), ChunkedLoss(head, loss, chunk_size)
 
@@ -153,9 +161,9 @@ def assert_alike(found, wanted, tolerance):
 @pytest.mark.parametrize("name", CASES)
 def test_chunks_have_the_loss_and_gradients_of_the_whole(name, chunk_size, dtype):
     """Weights are uneven or broadcast, and some chunks' are all 0."""
-    whole, chunks = whole_and_chunks(*problem(name, (4, 3), dtype), chunk_size)
+    whole, chunks = whole_and_chunks(*problem(name, (4, 3), dtype), chunk_size, dtype)
 
-    assert_alike(chunks, whole, 2e-6 if dtype == torch.float32 else 1e-12)
+    assert_alike(chunks, whole, 2**5 * torch.finfo(dtype).eps)
 
 
 @settings(max_examples=25, deadline=None)
@@ -227,7 +235,7 @@ def test_classes_that_a_dense_maps_between_positions_stay_together():
     x, targets = torch.randn(4, VOCAB, 5, generator=g), categories(g, (4, 3), None)
     model = tl.as_layer(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)))
 
-    assert_alike(*whole_and_chunks(model, nn.CrossEntropyLoss(), (x, targets), 1), 2e-6)
+    assert_alike(*whole_and_chunks(model, nn.CrossEntropyLoss(), (x, targets), 1), 1e-11)
 
 
 @pytest.mark.parametrize("n_axes", [0, 1])
@@ -236,7 +244,7 @@ def test_an_item_without_positions_is_one_chunk(n_axes):
     targets = torch.tensor([3] if n_axes else 3)
     model = tl.as_layer(nn.Linear(D, VOCAB))
 
-    assert_alike(*whole_and_chunks(model, nn.CrossEntropyLoss(), (x, targets), 4), 1e-6)
+    assert_alike(*whole_and_chunks(model, nn.CrossEntropyLoss(), (x, targets), 4), 1e-11)
 
 
 def test_a_column_of_numbers_is_cut():
@@ -248,7 +256,7 @@ def test_a_column_of_numbers_is_cut():
     chunked = ChunkedLoss(None, tl.L2Loss(), 2)
 
     assert chunked._laid_out(batch)[1] == 5
-    assert_alike(*whole_and_chunks(model, tl.L2Loss(), batch, 2), 2e-6)
+    assert_alike(*whole_and_chunks(model, tl.L2Loss(), batch, 2), 1e-11)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 5, 100])
@@ -267,7 +275,7 @@ def test_what_lies_below_the_models_output_stays_there(name, chunk_size):
     batch = source, target, torch.rand(3, 5, generator=g)
     assert split_head(model)[1].n_out == 1
 
-    assert_alike(*whole_and_chunks(model, loss, batch, chunk_size), 2e-5)
+    assert_alike(*whole_and_chunks(model, loss, batch, chunk_size), 1e-11)
 
 
 @pytest.mark.parametrize("chunk_size", SIZES)
@@ -300,7 +308,7 @@ def test_outputs_of_any_kind_are_cut_into_rows():
     )
     batch = torch.randn(6, D), torch.randn(6), torch.tensor([0.0, 0.0, 1.0, 2.0, 0.5, 0.0])
 
-    assert_alike(*whole_and_chunks(tl.as_layer(Two()), loss, batch, 2), 2e-6)
+    assert_alike(*whole_and_chunks(tl.as_layer(Two()), loss, batch, 2), 1e-11)
 
 
 def test_weights_that_are_all_0_are_no_number_as_ever():
@@ -324,7 +332,7 @@ def test_autocast_reaches_into_chunks(name):
         seen = []
         dense = model.sublayers[1].sublayers[1]
         hook = dense.register_forward_hook(lambda module, args, y: seen.append(y.dtype))
-        whole, chunks = whole_and_chunks(model, loss, batch, 50)
+        whole, chunks = whole_and_chunks(model, loss, batch, 50, dtype=None)
         hook.remove()
 
     assert set(seen) == {torch.bfloat16}
@@ -374,7 +382,7 @@ def test_hooks_of_weights_see_one_gradient():
     whole, chunks = whole_and_chunks(model, loss, batch, 5)
 
     assert calls == ["gradient", "accumulated"] * 2
-    assert_alike(chunks, whole, 2e-6)
+    assert_alike(chunks, whole, 1e-11)
 
 
 def test_nothing_is_differentiated_where_nobody_asks():
@@ -400,7 +408,7 @@ def test_frozen_weights_get_no_gradient():
     whole, chunks = whole_and_chunks(model, loss, batch, 5)
 
     assert [grad is None for grad in chunks[1]] == [False, False, True, False]
-    assert_alike(chunks, whole, 2e-6)
+    assert_alike(chunks, whole, 1e-11)
 
 
 def test_a_tied_dense_gets_both_gradients():
@@ -414,7 +422,7 @@ def test_a_tied_dense_gets_both_gradients():
 
     for model in (twice, tl.as_layer(tied)):
         assert split_head(model)[1] is not None
-        assert_alike(*whole_and_chunks(model, tl.CategoryCrossEntropy(), batch, 5), 2e-6)
+        assert_alike(*whole_and_chunks(model, tl.CategoryCrossEntropy(), batch, 5), 1e-11)
 
 
 def reaching(model, reach):
@@ -453,7 +461,7 @@ def test_weights_that_the_loss_reaches_by_itself_get_their_gradients(name, chunk
 
     whole, chunks = whole_and_chunks(model, reaching(model, REACHES[name]), batch, chunk_size)
 
-    assert_alike(chunks, whole, 2e-6)
+    assert_alike(chunks, whole, 1e-11)
 
 
 def test_what_only_some_chunks_reach_gets_its_gradient():
@@ -491,7 +499,7 @@ def test_a_second_backward_pass_is_refused():
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
 def test_parts_of_a_batch_go_in_chunks(n_parts, chunk_size):
     """Accumulation and chunks together: one step of plain SGD, whose weights tell the gradients."""
-    model, loss, batch = problem("Weighted", (6, 3))
+    model, loss, batch = problem("Weighted", (6, 3), torch.float64)
     layers, head = split_head(model)
     body, chunked = tl.Serial(*layers), ChunkedLoss(head, loss, chunk_size)
 
@@ -504,10 +512,11 @@ def test_parts_of_a_batch_go_in_chunks(n_parts, chunk_size):
             n_accumulation_steps=n_parts,
         )
         value, _ = trainer.one_step(batch, rng=0)
-        return torch.tensor(value), [p.grad.clone() for p in trainer.params]
+        value = torch.tensor(value, dtype=torch.float64)
+        return value, [p.grad.clone() for p in trainer.params]
 
     whole = step(1, None)
-    assert_alike(step(n_parts, lambda xs: chunked((body(xs[0]), *xs[1:]))), whole, 2e-6)
+    assert_alike(step(n_parts, lambda xs: chunked((body(xs[0]), *xs[1:]))), whole, 1e-11)
 
 
 # Where a model is cut
@@ -571,7 +580,7 @@ def test_what_travels_within_a_sequential_is_no_stack():
     batch = torch.randn(4, 3, D), torch.randint(0, VOCAB, (4, 3))
 
     assert split_head(tl.as_layer(model))[1] is not None
-    assert_alike(*whole_and_chunks(tl.as_layer(model), tl.CategoryCrossEntropy(), batch, 5), 2e-6)
+    assert_alike(*whole_and_chunks(tl.as_layer(model), tl.CategoryCrossEntropy(), batch, 5), 1e-11)
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True])

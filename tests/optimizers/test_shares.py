@@ -24,9 +24,10 @@ class Tempered(nn.Module):
 def problem(seed, loss, shape=(8, 5), vocab=7, kind="weights"):
     """A classifier of positions, and a batch whose weights, or ignored targets, are uneven."""
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(*shape, 4, generator=g)
+    x = torch.randn(*shape, 4, generator=g, dtype=torch.float64)
     targets = torch.randint(0, vocab, shape, generator=g)
-    weights = torch.rand(shape, generator=g) * (torch.rand(shape, generator=g) > 0.5)
+    weights = torch.rand(shape, generator=g, dtype=torch.float64)
+    weights *= torch.rand(shape, generator=g) > 0.5
     weights[0] = 0.0  # a row, and with 8 parts a part, that does not count
     if kind == "ignored":
         targets[weights == 0] = -100
@@ -37,8 +38,11 @@ def problem(seed, loss, shape=(8, 5), vocab=7, kind="weights"):
 
 
 def outcome(model, loss, batch, n_parts):
-    """The loss and the gradients of one step of plain SGD, whose weights tell the gradients."""
-    model, loss = copy.deepcopy(model), tl.as_layer(copy.deepcopy(loss))
+    """The loss and the gradients of one step of plain SGD, whose weights tell the gradients.
+
+    In float64, so that a batch in parts and the whole differ by less than any mistake.
+    """
+    model, loss = copy.deepcopy(model).double(), tl.as_layer(copy.deepcopy(loss).double())
     trainer = optimizers.Trainer(
         tl.Serial(model, loss),
         optimizers.SGD(1.0),
@@ -75,9 +79,9 @@ def test_gradients_of_parts_are_those_of_the_whole(loss, kind, n_parts, seed):
     value, summed = outcome(model, loss, batch, n_parts)
 
     # The mean of nn.NLLLoss's numbers, which may be of any sign here, can be nearly 0.
-    assert value == pytest.approx(whole, rel=1e-5, abs=1e-6)
+    assert value == pytest.approx(whole, rel=1e-11, abs=1e-12)
     for ours, theirs in zip(summed, grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12 * float(theirs.abs().max()))
 
 
 class Smooth(nn.CrossEntropyLoss):
@@ -115,9 +119,9 @@ def test_parts_of_padding_alone_count_for_nothing(loss, n_parts):
     whole, grads = outcome(model, loss, (x, targets), 1)
     value, summed = outcome(model, loss, (x, targets), n_parts)
 
-    assert value == pytest.approx(whole, rel=1e-5, abs=1e-6)
+    assert value == pytest.approx(whole, rel=1e-11, abs=1e-12)
     for ours, theirs in zip(summed, grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
 def test_classes_that_all_weigh_nothing_are_no_number_as_ever():
@@ -141,7 +145,7 @@ def test_a_mean_of_means_would_be_another_gradient():
     loss = tl.WeightedCategoryCrossEntropy()
     batch = problem(0, loss)
     torch.manual_seed(0)
-    model = tl.as_layer(nn.Linear(4, 7))
+    model = tl.as_layer(nn.Linear(4, 7).double())
     both = tl.Serial(model, loss)
     whole = both(batch)
     halves = [both(tuple(item[rows] for item in batch)) for rows in (slice(1, 4), slice(4, 8))]
@@ -158,16 +162,16 @@ def test_an_encoder_decoder_is_cut_too(n_parts):
     )  # fmt: skip
     g = torch.Generator().manual_seed(0)
     source, target = (torch.randint(1, 9, (6, n), generator=g) for n in (4, 5))
-    weights = torch.rand(6, 5, generator=g)
+    weights = torch.rand(6, 5, generator=g, dtype=torch.float64)
     model.init((source, target), rng=0)
     loss = tl.WeightedCategoryCrossEntropy()
 
     whole, grads = outcome(model, loss, (source, target, weights), 1)
     value, summed = outcome(model, loss, (source, target, weights), n_parts)
 
-    assert value == pytest.approx(whole, rel=1e-5)
+    assert value == pytest.approx(whole, rel=1e-11)
     for ours, theirs in zip(summed, grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def test_there_are_no_more_parts_than_rows():
@@ -209,9 +213,9 @@ def test_sums_of_trax_are_sums_of_their_parts(make):
     whole, grads = outcome(model, loss, batch, 1)
     value, summed = outcome(model, loss, batch, 4)
 
-    assert value == pytest.approx(whole, rel=1e-5)
+    assert value == pytest.approx(whole, rel=1e-11)
     for ours, theirs in zip(summed, grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12 * float(theirs.abs().max()))
 
 
 def test_targets_of_a_function_of_three_are_no_weights():
@@ -223,6 +227,8 @@ def test_targets_of_a_function_of_three_are_no_weights():
     model.init(batch[0], rng=0)
 
     assert Shares(model, loss).counts_rows
-    assert outcome(model, loss, batch, 4)[0] == pytest.approx(outcome(model, loss, batch, 1)[0])
+    assert outcome(model, loss, batch, 4)[0] == pytest.approx(
+        outcome(model, loss, batch, 1)[0], rel=1e-11
+    )
     weighted = tl.Fn("Mean", lambda a, t, weights: (a * t * weights).sum() / weights.sum())
     assert not Shares(tl.Dense(1), weighted).counts_rows

@@ -9,6 +9,7 @@ import sys
 import warnings
 
 import pytest
+import ties
 import torch
 
 from trax_torch import layers as tl
@@ -40,14 +41,14 @@ MAKERS = {
 }
 
 
-def lively(name, seed=4):
+def lively(name, seed=4, dtype=torch.float64):
     """A model whose rows differ, though nobody trained it."""
     model = MAKERS[name]()
     one = torch.ones(1, 2, dtype=torch.int64)
     model.init(one if model.n_in == 1 else (one, one), rng=seed)
     for p in model.parameters():
         p.data *= 3
-    return model
+    return model.to(dtype)
 
 
 def prompts(n, batch=2, seed=0):
@@ -98,7 +99,22 @@ def test_compiled_beams_are_those_of_uncompiled_steps(name):
         (found, scores), (want, want_scores) = (search(m, prompts(n)) for m in (fast, model))
 
         assert torch.equal(found, want)
-        assert torch.allclose(scores, want_scores, atol=1e-5)
+        assert torch.allclose(scores, want_scores, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 9])
+@pytest.mark.parametrize("name", MAKERS)
+def test_compiled_steps_of_float32_choose_what_float64_does(name, batch):
+    """Few rows are multiplied, and attended to, in a way of their own; so are more than 8."""
+    model = lively(name, dtype=torch.float32)
+    fast, wide = tl.Accelerate(model, backend="eager"), ties.in_float64(model)
+    inputs, chosen = prompts(4, batch), {"temperature": 0.5, "seed": 6}
+
+    found, want = (sample(m, inputs, **chosen) for m in (fast, wide))
+    ties.assert_same_tokens(found, want, wide, inputs, **chosen)
+
+    beams, want = (search(m, inputs) for m in (fast, wide))
+    ties.assert_same_beams(beams, want, ties.bound_of_scores(wide, inputs, want[0]))
 
 
 # An empty cache of the compiler makes each of these take half a minute on two cores.
@@ -116,17 +132,16 @@ QUICK = ("attention", "encoder-decoder")
 )
 def test_inductor_gives_the_tokens_of_uncompiled_steps(name):
     """It is known to miscompile some writes in place; so every layer with a memory is compared."""
-    model = lively(name)
-    fast = tl.Accelerate(model)
+    model = lively(name, dtype=torch.float32)
+    fast, wide = tl.Accelerate(model), ties.in_float64(model)
 
     for n, max_length in ((5, 30), (2, 80))[: 1 if name == "encoder-decoder" else 2]:
-        found = sample(fast, prompts(n), max_length=max_length)
-        assert torch.equal(found, sample(model, prompts(n), max_length=max_length))
+        found, want = (sample(m, prompts(n), max_length=max_length) for m in (fast, wide))
+        ties.assert_same_tokens(found, want, wide, prompts(n))
     if name == "encoder-decoder":  # its beams and its longer memory compile for another minute
         return
-    (found, scores), (want, want_scores) = (search(m, prompts(5)) for m in (fast, model))
-    assert torch.equal(found, want)
-    assert torch.allclose(scores, want_scores, atol=2.5e-5)
+    found, want = (search(m, prompts(5)) for m in (fast, wide))
+    ties.assert_same_beams(found, want, ties.bound_of_scores(wide, prompts(5), want[0]))
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -173,7 +188,7 @@ def test_steps_of_fixed_sizes_give_the_same_tokens(name, monkeypatch):
     (found, scores), (beams, beam_scores) = search(fast, inputs), want_beams
     assert torch.equal(sample(fast, inputs), want)
     assert torch.equal(found, beams)
-    assert torch.allclose(scores, beam_scores, atol=1e-5)
+    assert torch.allclose(scores, beam_scores, rtol=1e-6, atol=0)
     if model.n_in == 1:
         ragged = {"prompt_lengths": [6, 2], "max_length": 10}
         assert torch.equal(sample(fast, inputs, **ragged), sample(model, inputs, **ragged))
@@ -522,7 +537,7 @@ def test_a_compiled_stream_sees_weights_that_are_put_in_between_tokens():
 
 @pytest.mark.parametrize("name", ["attention", "GRU"])
 def test_compiled_steps_heed_autocast(name):
-    model = lively(name)
+    model = lively(name, dtype=torch.float32)
     chosen = {"return_log_probs": True, "max_length": 10}
     _, plain_log_probs = sample(model, prompts(3), **chosen)
     with torch.autocast("cpu", torch.bfloat16):

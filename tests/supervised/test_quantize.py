@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import ties
 import torch
 
 from trax_torch import layers as tl
@@ -21,14 +22,14 @@ MAKERS = {
 }
 
 
-def lively(name):
+def lively(name, dtype=torch.float64):
     """A model whose rows differ, though nobody trained it."""
     model = MAKERS[name]()
     one = torch.ones(1, 2, dtype=torch.int64)
     model.init(one if model.n_in == 1 else (one, one), rng=4)
     for p in model.parameters():
         p.data *= 2
-    return model
+    return model.to(dtype)
 
 
 def prompts(n=5, batch=2):
@@ -84,7 +85,7 @@ def test_the_model_stays_as_it_is(name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_compiled_steps_give_the_tokens_of_uncompiled_ones(name):
-    """Sampled, and with beams; with few rows and with more than are computed as one loop."""
+    """Sampled, and with beams."""
     small = decoding.quantize(lively(name))
     fast = tl.Accelerate(small, backend="eager")
 
@@ -93,19 +94,37 @@ def test_compiled_steps_give_the_tokens_of_uncompiled_ones(name):
         inputs = prompts(batch=batch)
         (found, scores), (want, want_scores) = (search(m, inputs) for m in (fast, small))
         assert torch.equal(found, want)
-        assert torch.allclose(scores, want_scores, atol=1e-5)
+        assert torch.allclose(scores, want_scores, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_compiled_steps_of_float32_choose_what_float64_does(name):
+    """With few rows, which are computed as one loop, and with more."""
+    small = decoding.quantize(lively(name, torch.float32))
+    fast, wide = tl.Accelerate(small, backend="eager"), ties.in_float64(small)
+
+    for batch in (2, 4):
+        assert_same_choices(fast, wide, prompts(batch=batch))
+
+
+def assert_same_choices(found, wide, inputs):
+    """Asserts that a model samples, and searches, what one of float64 does, up to ties."""
+    tokens, want = (sample(m, inputs) for m in (found, wide))
+    ties.assert_same_tokens(tokens, want, wide, inputs, temperature=0.5, seed=3)
+    beams, want = (search(m, inputs) for m in (found, wide))
+    ties.assert_same_beams(beams, want, ties.bound_of_scores(wide, inputs, want[0]))
 
 
 @pytest.mark.slow
 @NEEDS_COMPILER
 def test_inductor_gives_the_tokens_of_uncompiled_steps():
-    small = decoding.quantize(lively("attention"))
-    fast = tl.Accelerate(small)
+    small = decoding.quantize(lively("attention", torch.float32))
+    fast, wide = tl.Accelerate(small), ties.in_float64(small)
 
-    assert torch.equal(sample(fast, prompts()), sample(small, prompts()))
-    (found, scores), (want, want_scores) = (search(m, prompts(5, 3)) for m in (fast, small))
-    assert torch.equal(found, want)
-    assert torch.allclose(scores, want_scores, atol=2.5e-5)
+    tokens, want = (sample(m, prompts()) for m in (fast, wide))
+    ties.assert_same_tokens(tokens, want, wide, prompts(), temperature=0.5, seed=3)
+    found, want = (search(m, prompts(5, 3)) for m in (fast, wide))
+    ties.assert_same_beams(found, want, ties.bound_of_scores(wide, prompts(5, 3), want[0]))
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -190,6 +209,7 @@ def test_a_model_saved_whole_is_loaded_into_a_copy_of_its_kind(tmp_path):
     other.init_from_file(tmp_path / "small")
 
     assert torch.equal(sample(other, prompts()), sample(small, prompts()))
+    small.float()
     n_bytes = sum(t.nbytes for m in int8_layers(small) for t in m.state_dict().values())
     n_floats = sum(m.weight.numel() for m in int8_layers(small))
     assert n_bytes < 1.6 * n_floats  # small matrices: scales and biases count
