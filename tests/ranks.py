@@ -24,6 +24,7 @@ class Rank:
         if self.pid:
             return
         code = 1
+        gc.freeze()  # what is there now, no collection shall touch: it would copy each page of it
         try:
             os.environ.update(
                 RANK=str(rank),
@@ -80,13 +81,7 @@ def start(folder, size, function, *args):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    # What is there now, no collector of a child shall touch: it would copy each page of memory.
-    gc.collect()
-    gc.freeze()
-    try:
-        return [Rank(str(folder), rank, size, port, function, args) for rank in range(size)]
-    finally:
-        gc.unfreeze()
+    return [Rank(str(folder), rank, size, port, function, args) for rank in range(size)]
 
 
 def outcomes(folder, size, function, *args, limit=120):

@@ -36,15 +36,15 @@ def test_importing_is_quick_and_starts_nothing():
     """
     # Compiled once, as for users, also where the tests are told to leave no bytecode behind.
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    outcomes = [
-        subprocess.run(
-            [sys.executable, "-c", QUIET], env=env, capture_output=True, text=True, check=True
-        ).stdout.split(" ", 1)
-        for _ in range(3)
-    ]
+    for _ in range(3):  # a machine that does other work now gives it time some other time
+        command = [sys.executable, "-c", QUIET]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        seconds, rest = done.stdout.split(" ", 1)
+        assert rest == "0 [] []\n"
+        if float(seconds) <= 0.3:
+            break
 
-    assert all(rest == "0 [] []\n" for _, rest in outcomes)
-    assert min(float(seconds) for seconds, _ in outcomes) <= 0.3
+    assert float(seconds) <= 0.3
 
 
 def modules():
