@@ -1,7 +1,11 @@
 """A second run goes on where the first ended, bit for bit."""
 
 import functools
+import gc
 import json
+import multiprocessing
+import time
+import weakref
 
 import pytest
 import torch
@@ -141,6 +145,26 @@ def test_a_shuffled_data_loader_is_resumed(tmp_path, n_workers):
         return line_loop(folder, task=task)
 
     assert_resumes(loop, tmp_path, 10, 5)
+
+
+def test_a_loop_that_is_given_up_ends_its_workers_at_once():
+    """In the midst of an epoch, and though a loop and its callbacks hold each other."""
+    items = [(torch.ones(3), torch.ones(1), torch.ones(1))] * 64
+    loader = torch.utils.data.DataLoader(items, 2, num_workers=2)
+    others = set(multiprocessing.active_children())
+    loop = line_loop(task=TrainTask(loader, tl.L2Loss(), optimizers.SGD(0.01)))
+    loop.run(3)
+    workers = set(multiprocessing.active_children()) - others
+    gone = weakref.ref(loop)
+
+    start = time.monotonic()
+    del loop
+    gc.collect()
+
+    assert gone() is None
+    assert len(workers) == 2
+    assert not any(worker.is_alive() for worker in workers)
+    assert time.monotonic() - start < 4  # torch waits 5 s for one that does not end
 
 
 def test_data_drawn_from_the_default_generator_is_resumed(tmp_path):

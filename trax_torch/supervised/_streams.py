@@ -5,6 +5,7 @@ The position is what a checkpoint keeps, so that a resumed run sees the batches 
 
 import functools
 import logging
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,11 @@ class BatchStream:
         self._data = labeled_data
         self._name = name
         self._repeats = not hasattr(labeled_data, "__next__")
-        self._iterator: Iterator[Any] | None = None if self._repeats else labeled_data
+        self._held: list[Iterator[Any]] = [] if self._repeats else [labeled_data]
+        # What holds a stream is held by it in turn, callbacks by their loop, say; of such things a
+        # DataLoader's queues may go before its iterator, which then waits five seconds for each of
+        # its workers. Held from here, too, it goes when the stream has gone, and they after it.
+        weakref.finalize(self, self._held.clear).atexit = False
         self.n_taken = 0
 
     def next(self) -> tuple[Any, ...]:
@@ -107,6 +112,14 @@ class BatchStream:
             return iter(loader)  # which starts the workers
         finally:
             loader.worker_init_fn = own
+
+    @property
+    def _iterator(self) -> Iterator[Any] | None:
+        return self._held[0] if self._held else None
+
+    @_iterator.setter
+    def _iterator(self, iterator: Iterator[Any] | None) -> None:
+        self._held[:] = [] if iterator is None else [iterator]
 
     def _keeps_state(self) -> bool:
         return hasattr(self._data, "state_dict") and hasattr(self._data, "load_state_dict")
