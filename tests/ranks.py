@@ -1,11 +1,12 @@
 """Runs a function on several ranks, each in a process of its own, over loopback."""
 
+import ctypes
 import gc
+import importlib
 import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -117,49 +118,81 @@ def environment():
 class Torchrun:
     """A `torchrun` of a program, whose output goes to a file.
 
+    It runs in a forked child, which has torch already; its ranks are processes of their own.
+
     Args:
       output: the file.
       args: torchrun's options, the program and its own arguments.
-      within: a command to run it by: of another network, say.
+      network: the network namespace to run it in.
       env: more variables.
     """
 
-    def __init__(self, output, *args, within=(), env=None):
-        self.output = output
-        command = [*within, sys.executable, "-m", "torch.distributed.run", *map(str, args)]
-        with open(output, "w") as f:
-            self._process = subprocess.Popen(
-                command,
-                stdout=f,
-                stderr=subprocess.STDOUT,
-                env={**environment(), **(env or {})},
-            )
+    def __init__(self, output, *args, network=None, env=None):
+        self.output, self._code = output, None
+        importlib.import_module("torch.distributed.run")  # once here, instead of in every child
+        self._pid = os.fork()
+        if not self._pid:
+            _run_torchrun(output, [*map(str, args)], network, {**environment(), **(env or {})})
 
     def send(self, signum):
-        self._process.send_signal(signum)
+        os.kill(self._pid, signum)
 
     def wait(self, limit=120):
-        """Returns the exit code."""
-        try:
-            return self._process.wait(limit)
-        except subprocess.TimeoutExpired:
+        """Returns the exit code, or less than 0 for a signal."""
+        if not self._has_ended(limit):
             self.end()
-            raise TimeoutError(f"No end within {limit} s:\n{self.text()[-4000:]}") from None
+            raise TimeoutError(f"No end within {limit} s:\n{self.text()[-4000:]}")
+        return self._code
 
     def end(self):
         """Ends it and its ranks, if it has not ended."""
-        if self._process.poll() is None:
+        if not self._has_ended(0):
             self.send(signal.SIGTERM)
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            if not self._has_ended(20):
+                self.send(signal.SIGKILL)
+                self._has_ended(20)
+
+    def _has_ended(self, limit):
+        until = time.monotonic() + limit
+        while self._code is None:
+            done, status = os.waitpid(self._pid, os.WNOHANG)
+            if done:
+                self._code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() >= until:
+                return False
+            else:
+                time.sleep(0.01)
+        return True
 
     def text(self):
         """Returns what it has said so far."""
         with open(self.output, errors="replace") as f:
             return f.read()
+
+
+def _run_torchrun(output, args, network, env):
+    """Is torchrun from here on, as in a process of its own; does not return."""
+    code = 1
+    try:
+        gc.freeze()
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+        os.environ.clear()
+        os.environ.update(env)
+        if network is not None:
+            with open(f"/var/run/netns/{network}") as its:
+                if ctypes.CDLL(None, use_errno=True).setns(its.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), "no way into the network", network)
+        torch.distributed.run.main(args)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def wait_for(path, limit=60):

@@ -160,7 +160,7 @@ class Hosts:
 
     def options(self, host):
         return {
-            "within": ["ip", "netns", "exec", self.names[host]],
+            "network": self.names[host],
             "env": {"GLOO_SOCKET_IFNAME": self.links[host]},
         }
 

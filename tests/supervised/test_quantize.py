@@ -94,13 +94,16 @@ def test_compiled_steps_give_the_tokens_of_uncompiled_ones(name):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_compiled_steps_of_float32_choose_what_float64_does(name):
-    """Sampled, and with beams; with few rows, which are computed as one loop, and with more."""
+    """Sampled, and with beams; with few rows, which are computed as one loop, and with more.
+
+    How many there are is the affair of each Dense alone: more for one kind of model.
+    """
     small = decoding.quantize(lively(name, torch.float32))
     fast, wide = tl.Accelerate(small, backend="eager"), ties.in_float64(small)
 
     tokens, want = (sample(m, prompts()) for m in (fast, wide))
     ties.assert_same_tokens(tokens, want, wide, prompts(), temperature=0.5, seed=3)
-    for batch in (2, 4):
+    for batch in (2, 4) if name == "attention" else (2,):
         inputs = prompts(batch=batch)
         beams, want = (search(m, inputs) for m in (fast, wide))
         ties.assert_same_beams(beams, want, ties.bound_of_scores(wide, inputs, want[0]))
