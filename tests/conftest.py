@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import gc
 import importlib
+import logging
 import os
 import signal
 
@@ -47,6 +48,10 @@ def pytest_collection_finish():
     with contextlib.suppress(ImportError, AttributeError):
         guards = importlib.import_module("torch._dynamo.guards")
         guards.profile_guard_manager = lambda *args: 0.0
+    # pytest listens to each logger that hands nothing on, so torch writes its structured trace.
+    trace = logging.getLogger("torch.__trace")
+    trace.handlers.clear()
+    trace.addHandler = lambda handler: None
     # What is there by now is looked at by no collection again, nor copied page by page in children.
     gc.collect()
     gc.freeze()
