@@ -120,7 +120,7 @@ FLOORS = [
     {"supervised"},
     {"models", "optimizers", "interop"},
     {"layers"},
-    {"shapes", "_nest", "_world", "_seeds", "_errors", "_durable", "_version"},
+    {"shapes", "_nest", "_world", "_seeds", "_errors", "_durable", "_torch_private", "_version"},
 ]
 
 

@@ -134,6 +134,8 @@ def uncompiled(model: Any) -> Any:
 def expect_other_sizes(tensor: torch.Tensor, axis: int, must: bool) -> None:
     """Tells the compiler that an axis will be of other sizes; else it finds out, and compiles anew.
 
+    (`torch.compile(dynamic_shapes=)` says it in public, and is of 2.14 alone.)
+
     Args:
       tensor: what a compiled function is about to be given.
       axis: which.
