@@ -26,7 +26,14 @@ from toys import (
 
 from trax_torch import layers as tl
 from trax_torch import optimizers
-from trax_torch.supervised import EvalTask, History, TrainingStepCallback, TrainTask, lr_schedules
+from trax_torch.supervised import (
+    EvalTask,
+    History,
+    TrainingStepCallback,
+    TrainTask,
+    _tally,
+    lr_schedules,
+)
 from trax_torch.supervised._reports import of_the_clock
 from trax_torch.supervised.callbacks import (
     EarlyStopping,
@@ -616,12 +623,18 @@ def test_monitor_counts_over_all_tasks_together(clock):
     assert trained(loop, "items per second")[-2:] == [(4, 12 / 2)] * 2  # in each task's log
 
 
-def test_monitor_measures_with_the_clock_of_the_loop():
+def test_monitor_measures_with_the_clock_of_the_loop(monkeypatch):
+    """One that goes on by a quarter of a second when the model is called: 4 steps a second."""
+    clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(_tally, "time", clock)
     loop = token_loop()
+    loop.model.register_forward_hook(lambda *_: setattr(clock, "now", clock.now + 0.25))
     loop.run(40)
 
     steps, items = trained(loop, "steps per second"), trained(loop, "items per second")
-    assert [v for _, v in items] == pytest.approx([4 * v for _, v in steps], rel=0.2)
+    assert len(steps) == 11
+    assert [v for _, v in items] == pytest.approx([4 * v for _, v in steps])
+    assert steps[-1][1] == pytest.approx(4)
     clocked = [name for name in loop.history.metrics_for_mode("train") if of_the_clock(name)]
     assert {"training/items per second", "training/tokens per second"} <= set(clocked)
 
