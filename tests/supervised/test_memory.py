@@ -79,7 +79,11 @@ def test_ranks_merge_by_adasum_as_ever(tmp_path):
 def test_models_of_all_kinds_are_cut_into_blocks(model, mode):
     def run(mode):
         torch.manual_seed(3)
-        return after(6, mode=mode, model=OTHERS[model](), recipe="Adam")
+        made = OTHERS[model]()
+        if not isinstance(made, tl.Layer):
+            # Adam's first steps are as long for a gradient that is all rounding as for any other.
+            made.double()
+        return after(6, mode=mode, model=made, recipe="Adam")
 
     assert_equal_to_rounding(run(mode), run(False))
 
