@@ -35,7 +35,7 @@ class Rank:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
             )
-            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+            torch.set_num_threads(1)  # a forked child has lost OpenMP's others, and would wait
             sys.stdout = open(os.path.join(folder, f"rank{rank}.out"), "w", buffering=1)  # noqa: SIM115
             try:
                 result = ("value", function(rank, *args))
