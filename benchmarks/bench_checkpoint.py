@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from trax_torch import layers as tl
 from trax_torch import optimizers
-from trax_torch.supervised import Loop, TrainTask, _verify
+from trax_torch.supervised import Loop, TrainTask
+from trax_torch.supervised._checkpoint import verify
 
 
 def make_loop(folder, n_layers, width):
@@ -118,8 +119,8 @@ def rounds_of(times, one, other):
 
 def are_equal(path, one, other):
     """Whether two checkpoints of one folder hold the same."""
-    mine, theirs = _verify.contents(path, one), _verify.contents(path, other)
-    same = [_verify.is_equal(mine[name], theirs[name]) for name in mine]
+    mine, theirs = verify.contents(path, one), verify.contents(path, other)
+    same = [verify.is_equal(mine[name], theirs[name]) for name in mine]
     return mine.keys() == theirs.keys() and all(same)
 
 

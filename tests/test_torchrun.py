@@ -18,7 +18,8 @@ import torch
 from figures import FOLDER, assert_close
 from programs import steps
 
-from trax_torch.supervised import _checkpoint, training
+from trax_torch.supervised import training
+from trax_torch.supervised._checkpoint import storage
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -106,7 +107,7 @@ def test_ranks_save_one_step_when_torchrun_is_asked_to_end_and_resume_from_it(la
     ranks.wait_for(mark)
     run.send(signal.SIGTERM)
     code = run.wait(60)
-    step = _checkpoint.read(cut, "model")[1]["step"]
+    step = storage.read(cut, "model")[1]["step"]
     undisturbed(tmp_path, cut, 2, "--steps", step + 7)
     undisturbed(tmp_path, whole, 2, "--steps", step + 7)
 

@@ -10,7 +10,7 @@ import copy
 import torch
 from checks import off_by_rounding
 
-from trax_torch.supervised._sampling import Sampler
+from trax_torch.supervised._generation.sampling import Sampler
 
 
 def in_float64(model):

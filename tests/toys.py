@@ -9,7 +9,7 @@ import torch
 from trax_torch import layers as tl
 from trax_torch import optimizers
 from trax_torch.supervised import EvalTask, Loop, TrainTask
-from trax_torch.supervised._reports import of_the_clock
+from trax_torch.supervised._logging.reports import of_the_clock
 
 
 def batches(seed=0, n=4, weights=True):

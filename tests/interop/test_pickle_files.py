@@ -546,7 +546,7 @@ HOSTILE = {
     "names a method of what is allowed": call(
         named(Plain.__module__, "Plain.__init__.__globals__"), b")"
     ),
-    "names a part of the interpreter": named("trax_torch.interop._plain_data", "PlainRules"),
+    "names a part of the interpreter": named("trax_torch.interop._pickle.plain_data", "PlainRules"),
     "computes a name": b"K\1" + text("list") + b"\x93",
     "a name with odd signs": named("o\ns", "sys\ntem]"),
     "a defaultdict of calls": call(named("collections", "defaultdict"), RECONSTRUCT),

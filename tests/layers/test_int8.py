@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trax_torch import layers as tl
 from trax_torch import shapes
 from trax_torch._errors import CheckpointError
-from trax_torch.layers import _int8
+from trax_torch.supervised._generation import int8
 
 
 def dense(d_in=8, n_units=6, seed=0, **kwargs):
@@ -36,7 +36,7 @@ def test_a_weight_is_within_half_a_scale(d_in, n_units, power, kind, seed):
     with torch.no_grad():
         layer.weight.mul_(10.0 ** (min(power, 3) if kind == torch.float16 else power))
         layer.weight[0] = 0
-    small = _int8.Int8Dense(layer.to(kind))
+    small = int8.Int8Dense(layer.to(kind))
     w = layer.weight.detach().double()
 
     assert small.weight.dtype == torch.int8
@@ -49,13 +49,13 @@ def test_float64_weights_may_be_larger_than_float32_holds():
     layer = dense().double()
     layer.weight.data *= 1e39
 
-    assert torch.allclose(floats(_int8.Int8Dense(layer)), layer.weight, atol=1e37)
+    assert torch.allclose(floats(int8.Int8Dense(layer)), layer.weight, atol=1e37)
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("shape", [(8,), (1, 8), (2, 3, 8), (0, 8)])
 def test_it_computes_what_its_weights_stand_for(shape, use_bias):
-    layer = _int8.Int8Dense(dense(use_bias=use_bias))
+    layer = int8.Int8Dense(dense(use_bias=use_bias))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     want = x.double() @ floats(layer).t() + (layer.bias.double() if use_bias else 0)
 
@@ -64,7 +64,7 @@ def test_it_computes_what_its_weights_stand_for(shape, use_bias):
 
 
 def test_a_large_matrix_is_computed_in_parts():
-    layer = _int8.Int8Dense(dense(600, 4000))
+    layer = int8.Int8Dense(dense(600, 4000))
     x = torch.randn(3, 600, generator=torch.Generator().manual_seed(1))
 
     assert layer.weight.numel() > 2**21
@@ -76,11 +76,11 @@ def test_types_are_those_of_dense(kind):
     """Of inputs, of the weights before, and of the layer after a conversion."""
     layer, x = dense(), torch.arange(16).reshape(2, 8).to(kind)
 
-    small = _int8.Int8Dense(layer)
+    small = int8.Int8Dense(layer)
     assert small(x).dtype == layer(x).dtype
     assert torch.allclose(small(x).double(), layer(x).double(), rtol=0.05, atol=0.5)
     if kind.is_floating_point:
-        for found in (_int8.Int8Dense(layer.to(kind)), small.to(kind)):
+        for found in (int8.Int8Dense(layer.to(kind)), small.to(kind)):
             assert found.weight.dtype == torch.int8
             assert found(x).dtype == kind
             assert torch.allclose(found(x).double(), layer(x).double(), rtol=0.05, atol=0.5)
@@ -91,7 +91,7 @@ def test_sums_that_fit_into_float16_are_not_lost():
     layer, x = dense(64), torch.full((1, 64), 30.0, dtype=torch.float16)
     layer.weight.data.fill_(0.01)
 
-    small = _int8.Int8Dense(layer.half())
+    small = int8.Int8Dense(layer.half())
 
     assert torch.allclose(small(x), layer(x), rtol=1e-2)
 
@@ -100,14 +100,14 @@ def test_signatures_are_those_of_dense():
     layer = dense()
     for shape in ((3, 8), (2, 1, 8)):
         signature = shapes.ShapeDtype(shape)
-        assert _int8.Int8Dense(layer).output_signature(signature) == layer.output_signature(
+        assert int8.Int8Dense(layer).output_signature(signature) == layer.output_signature(
             signature
         )
 
 
 def test_autocast_decides_as_for_dense():
     layer, x = dense(), torch.ones(2, 8)
-    small = _int8.Int8Dense(layer)
+    small = int8.Int8Dense(layer)
 
     with torch.autocast("cpu", torch.bfloat16):
         assert small(x).dtype == layer(x).dtype == torch.bfloat16
@@ -120,13 +120,13 @@ def test_four_weights_at_a_time_are_the_same_product(n_rows):
     q = torch.cat([q.roll(i, 1) for i in range(4)])
     x = torch.randn(n_rows, 256, generator=torch.Generator().manual_seed(1))
 
-    found = _int8._by_words(x[:, None], q)
+    found = int8._by_words(x[:, None], q)
 
     assert found.shape == (n_rows, 1, 16)
     want = x.double() @ q.double().t()
     assert torch.allclose(found[:, 0].double(), want, rtol=0, atol=3e-6 * 128 * 256)
     x[0, 3], x[0, 4] = torch.inf, 3e36
-    assert torch.equal(_int8._by_words(x, q).isnan(), (x @ q.float().t()).isnan())
+    assert torch.equal(int8._by_words(x, q).isnan(), (x @ q.float().t()).isnan())
 
 
 @pytest.mark.parametrize("d_in", [8, 6])
@@ -136,7 +136,7 @@ def test_four_weights_at_a_time_are_the_same_product(n_rows):
 def test_it_compiles_to_what_it_computes(kind, predicts, n_rows, d_in):
     """Few rows and many, in predict mode and in others, and rows that words do not divide."""
     torch.compiler.reset()
-    layer = _int8.Int8Dense(dense(d_in)).eval().to(kind)
+    layer = int8.Int8Dense(dense(d_in)).eval().to(kind)
     if predicts:
         layer.init_cache(1, 1)
     x = torch.randn(n_rows, 1, d_in, generator=torch.Generator().manual_seed(1)).to(kind)
@@ -158,7 +158,7 @@ def test_the_operation_keeps_to_the_rules_of_operations():
 
 @pytest.mark.parametrize("weights_only", [False, True])
 def test_its_weights_go_to_files_and_back(tmp_path, weights_only):
-    layer, other = (_int8.Int8Dense(dense(seed=seed)) for seed in (0, 1))
+    layer, other = (int8.Int8Dense(dense(seed=seed)) for seed in (0, 1))
     x = torch.ones(2, 8)
     assert not torch.equal(layer(x), other(x))
 
@@ -173,7 +173,7 @@ def test_its_weights_go_to_files_and_back(tmp_path, weights_only):
 
 def test_floats_are_not_taken_for_integers(tmp_path):
     """Neither by name, nor as a tree, nor from a file; nor the other way round."""
-    layer, small = dense(), _int8.Int8Dense(dense())
+    layer, small = dense(), int8.Int8Dense(dense())
     before = [t.clone() for t in small.weights]
 
     floats_by_name = {**layer.state_dict(), "scale": small.scale}
@@ -194,7 +194,7 @@ def test_floats_are_not_taken_for_integers(tmp_path):
 
 def test_it_draws_no_weights():
     with pytest.raises(tl.LayerError, match="Int8Dense_6 takes its weights from a model's"):
-        _int8.Int8Dense(dense()).init(torch.zeros(1, 8), rng=0)
+        int8.Int8Dense(dense()).init(torch.zeros(1, 8), rng=0)
 
 
 def test_weights_that_are_no_numbers_are_refused():
@@ -202,13 +202,13 @@ def test_weights_that_are_no_numbers_are_refused():
     layer.weight.data[1, 2:4] = torch.nan
 
     with pytest.raises(ValueError, match=r"finite weights; Dense_6 \(0\) has 2 that are not"):
-        _int8.with_int8(tl.Serial(layer))
+        int8.with_int8(tl.Serial(layer))
     with pytest.raises(ValueError, match=r"Dense_6 \(the model\) has no weights yet"):
-        _int8.with_int8(tl.Dense(6))
+        int8.with_int8(tl.Dense(6))
 
 
 def test_a_default_type_of_torch_changes_nothing():
-    layer = _int8.Int8Dense(dense()).eval()
+    layer = int8.Int8Dense(dense()).eval()
     layer.init_cache(1, 1)
     torch.set_default_dtype(torch.float64)
     try:

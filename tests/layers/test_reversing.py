@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from trax_torch import _world, shapes
+from trax_torch import _distributed, shapes
 from trax_torch import layers as tl
-from trax_torch.layers import _replay, _reversing
+from trax_torch.layers._reversible import rematerialization, runs
 
 D = 4
 
@@ -345,7 +345,7 @@ def test_what_is_left_alone_is_not_copied_and_may_not_change_before_the_backward
     look = tl.Fn("Look", lambda x: x * 1.0)
     look.register_buffer("table", torch.ones(D), persistent=False)
     model = built(half(look), tl.ReversibleSwap(), inputs=inputs)
-    replay = _replay.Replay(model.sublayers[0], torch.device("cpu"))
+    replay = rematerialization.Replay(model.sublayers[0], torch.device("cpu"))
     model.sublayers[0](inputs)
     replay.held.settle()
     assert all(noted.copy is None for noted in replay.held._noted.values())
@@ -516,7 +516,7 @@ def test_rows_have_two_layers_at_least_one_of_which_computes():
     swap, select, other = tl.ReversibleSwap(), tl.ReversibleSelect([0]), tl.Relu()
 
     def rows(*layers):
-        return _reversing.find_runs(layers)
+        return runs.find_runs(layers)
 
     assert rows() == rows(half()) == rows(swap, select) == rows(other, other) == ()
     assert rows(half(), swap) == rows(Tripling([0, 1]), swap) == ((0, 2),)
@@ -780,7 +780,7 @@ def test_activations_are_gone_after_the_forward_pass():
 
 def ddp_gradients(rank, find_unused_parameters):
     torch.manual_seed(0)
-    world = _world.join(2, "cpu")
+    world = _distributed.join(2, "cpu")
     inputs = vectors(shape=(4, D))
     share = tuple(x[2 * rank : 2 * rank + 2] for x in inputs)
     head = torch.nn.Linear(1, 1) if find_unused_parameters else torch.nn.Identity()
@@ -813,7 +813,7 @@ def test_gradients_are_the_means_over_ranks(tmp_path, find_unused_parameters):
 
 
 def sharded_gradients(rank, inside):
-    world = _world.join(2, "cpu")
+    world = _distributed.join(2, "cpu")
     inputs = vectors(dtype=torch.float32)
     model = built(
         tl.Dense(D), tl.Serial(blocks(2)), half(), half(), inputs=inputs, dtype=torch.float32
@@ -847,7 +847,7 @@ def test_gradients_are_the_same_where_ranks_hold_parts_of_weights(tmp_path, insi
 def test_a_replay_draws_the_same_and_leaves_buffers_as_they_are():
     (x,) = vectors(1)
     layer = built(tl.Dropout(0.5), Counting(), inputs=x)
-    replay = _replay.Replay(layer, torch.device("cpu"))
+    replay = rematerialization.Replay(layer, torch.device("cpu"))
 
     first = layer(x)
     layer(x)
@@ -867,7 +867,7 @@ def test_a_replay_takes_other_weights_at_every_place_of_a_tied_one():
     layer = built(tl.Dense(D), tl.Dense(D), inputs=x)
     one, two = layer.sublayers
     two.weight = one.weight
-    replay = _replay.Replay(layer, torch.device("cpu"))
+    replay = rematerialization.Replay(layer, torch.device("cpu"))
 
     outputs = replay(x, {"0.weight": torch.zeros(D, D, dtype=x.dtype)})
 
@@ -885,7 +885,7 @@ def test_reverse_and_grad_agrees_with_a_backward_pass_and_changes_nothing(layer)
     inputs = tuple(x.requires_grad_() for x in vectors())
     layer = built(layer, inputs=inputs).sublayers[0]
     params = list(layer.parameters())
-    replay = _replay.Replay(layer, torch.device("cpu"), inputs)
+    replay = rematerialization.Replay(layer, torch.device("cpu"), inputs)
     outputs = tuple(y.detach() for y in layer(inputs))
     with replay.draws():
         plain = layer(inputs)

@@ -8,7 +8,7 @@ import torch
 from toys import assert_same_run, line_loop, state_of, train_task
 
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised import _checkpoint
+from trax_torch.supervised._checkpoint import storage
 
 
 def make_loop(folder, background=False, **kwargs):
@@ -28,14 +28,14 @@ def make_loop(folder, background=False, **kwargs):
 def train_and_tell(folder, background):
     """Trains until it is killed; a line of the file `said` is a save that is done."""
     said = os.open(f"{folder}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    save = _checkpoint.Folder.save
+    save = storage.Folder.save
 
     def save_and_tell(self, basename, parts, info):
         generation = save(self, basename, parts, info)
         os.write(said, f"{basename} {info['step']}\n".encode())
         return generation
 
-    _checkpoint.Folder.save = save_and_tell
+    storage.Folder.save = save_and_tell
     make_loop(folder, background).run(10**6)
 
 
@@ -59,7 +59,7 @@ def breaks_off(loop, twin, reason):
 
 
 def step_in(folder):
-    found = _checkpoint.read(str(folder), "model")
+    found = storage.read(str(folder), "model")
     return found and found[1]["step"]
 
 

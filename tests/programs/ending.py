@@ -6,14 +6,14 @@ import sys
 
 import torch
 
-from trax_torch import _world
+from trax_torch import _distributed
 
 
 def run(rank, port):
     """Returns the world, whose process group lives until the process ends, as a model's would."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = str(port)
-    world = _world.join(device="cpu")
+    world = _distributed.join(device="cpu")
     world.sum([1.0])
     for thread in map(int, os.listdir("/proc/self/task")):
         os.sched_setaffinity(thread, {sorted(os.sched_getaffinity(0))[-1]})

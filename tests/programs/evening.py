@@ -5,7 +5,7 @@ import signal
 
 from toys import line_loop, train_task
 
-from trax_torch.supervised import _checkpoint
+from trax_torch.supervised._checkpoint import storage
 
 N_STEPS = 2000
 
@@ -21,7 +21,7 @@ def train(folder, kill_at=0, place="step"):
         keep_last=2,
     )
     optimizer = loop._trainers[0].optimizer
-    update, forward, write = optimizer.step, loop.model.forward, _checkpoint._write
+    update, forward, write = optimizer.step, loop.model.forward, storage._write
 
     def die(where):
         if place == where and kill_at and loop.step + (where != "save") >= kill_at:
@@ -36,5 +36,5 @@ def train(folder, kill_at=0, place="step"):
 
     optimizer.step = hooked("update", update)
     loop.model.forward = hooked("step", forward)
-    _checkpoint._write = hooked("save", write)
+    storage._write = hooked("save", write)
     loop.run(N_STEPS - loop.step)

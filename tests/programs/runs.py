@@ -9,16 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from trax_torch import _signals, optimizers
 from trax_torch import layers as tl
-from trax_torch import optimizers
-from trax_torch.supervised import (
-    EvalTask,
-    Loop,
-    TrainingStepCallback,
-    TrainTask,
-    _checkpoint,
-    _signals,
-)
+from trax_torch.supervised import EvalTask, Loop, TrainingStepCallback, TrainTask
+from trax_torch.supervised._checkpoint import storage
 
 MODELS = {
     "dropout": lambda: tl.Serial(tl.Dense(6), tl.Tanh(), tl.Dropout(0.3), tl.Dense(1)),
@@ -172,13 +166,13 @@ def train(folder, setup, blow=None):
     blow = blow or Blow()
     if blow.to_group:
         os.setsid()
-    write = _checkpoint._write
+    write = storage._write
 
     def write_and_pass(*args):
         Watch.passes("save")
         write(*args)
 
-    _checkpoint._write = write_and_pass
+    storage._write = write_and_pass
     loop = make_loop(folder, setup, blow)
     loop.run(N_STEPS - loop.step)
     loop.save_checkpoint("final")

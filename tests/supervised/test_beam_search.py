@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from trax_torch import layers as tl
 from trax_torch import models, shapes
-from trax_torch.layers import _kv_cache
+from trax_torch.layers._predict import kv_cache
 from trax_torch.supervised import decoding
-from trax_torch.supervised._beams import best_continuations
+from trax_torch.supervised._generation.beams import best_continuations
+from trax_torch.supervised._generation.nan_check import NanCheck
 
 VOCAB = 4
 
@@ -289,7 +290,7 @@ def test_beams_of_ragged_prompts_equal_those_of_each_prompt_alone(kind):
 @pytest.mark.parametrize("looks", [lambda n, device: True, lambda n, device: n == 1])
 def test_a_long_row_that_is_done_leaves_a_short_one_its_room(looks, monkeypatch):
     """The model has 16 places, and the long prompt takes 14 of them."""
-    monkeypatch.setattr(decoding, "_looks", looks)
+    monkeypatch.setattr(NanCheck, "is_time", staticmethod(looks))
     model, n_longer = MODELS("attention"), 0
     for seed, eos_id in itertools.product(range(12), range(5)):
         prompts = torch.randint(1, 5, (2, 13), generator=torch.Generator().manual_seed(seed))
@@ -317,7 +318,7 @@ def test_beams_share_the_memory_of_their_row():
 
     def look(module, inputs, outputs):
         for memory in module._memories():
-            tensors = memory.tree() if isinstance(memory, _kv_cache.Kept) else memory.buffers()
+            tensors = memory.tree() if isinstance(memory, kv_cache.Kept) else memory.buffers()
             rows.update(len(t) for t in tensors)
 
     hook = model.register_forward_hook(look)
@@ -541,7 +542,7 @@ def test_logits_that_are_not_numbers_are_not_searched():
 
 def test_logits_that_are_not_numbers_are_found_at_the_end_at_the_latest(monkeypatch):
     """As on a GPU, which nobody waits for at every token."""
-    monkeypatch.setattr(decoding, "_looks", lambda n, device: n == 1)
+    monkeypatch.setattr(NanCheck, "is_time", staticmethod(lambda n, device: n == 1))
     with pytest.raises(ValueError, match="logits for token 4 are not numbers"):
         decoding.beam_search(Broken(torch.nan, 3), max_length=5, eos_id=-1)
     with pytest.raises(ValueError, match="logits for token 4 are not numbers"):

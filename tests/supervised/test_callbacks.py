@@ -26,15 +26,9 @@ from toys import (
 
 from trax_torch import layers as tl
 from trax_torch import optimizers
-from trax_torch.supervised import (
-    EvalTask,
-    History,
-    TrainingStepCallback,
-    TrainTask,
-    _tally,
-    lr_schedules,
-)
-from trax_torch.supervised._reports import of_the_clock
+from trax_torch.supervised import EvalTask, History, TrainingStepCallback, TrainTask, lr_schedules
+from trax_torch.supervised._logging import accumulators
+from trax_torch.supervised._logging.reports import of_the_clock
 from trax_torch.supervised.callbacks import (
     EarlyStopping,
     ExponentialMovingAverage,
@@ -626,7 +620,7 @@ def test_monitor_counts_over_all_tasks_together(clock):
 def test_monitor_measures_with_the_clock_of_the_loop(monkeypatch):
     """One that goes on by a quarter of a second when the model is called: 4 steps a second."""
     clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr(_tally, "time", clock)
+    monkeypatch.setattr(accumulators, "time", clock)
     loop = token_loop()
     loop.model.register_forward_hook(lambda *_: setattr(clock, "now", clock.now + 0.25))
     loop.run(40)

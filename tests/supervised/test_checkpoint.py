@@ -15,7 +15,7 @@ import torch
 from toys import let_others_in, line_loop
 
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised import _checkpoint
+from trax_torch.supervised._checkpoint import storage
 
 PARTS = {
     "weights": {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)},
@@ -29,13 +29,13 @@ def parts_with(number):
 
 
 def folder_with(path, number=1):
-    folder = _checkpoint.Folder(str(path))
+    folder = storage.Folder(str(path))
     folder.save("model", parts_with(number), {"step": number})
     return folder
 
 
 def loaded(path, name="model"):
-    parts, info = _checkpoint.read(str(path), name)
+    parts, info = storage.read(str(path), name)
     assert parts["state"]["n"].item() == info["step"]
     assert torch.equal(parts["weights"]["w"], PARTS["weights"]["w"])
     return info["step"]
@@ -44,12 +44,12 @@ def loaded(path, name="model"):
 def test_what_is_saved_is_read(tmp_path):
     folder_with(tmp_path, 7)
 
-    parts, info = _checkpoint.read(str(tmp_path), "model")
+    parts, info = storage.read(str(tmp_path), "model")
 
     assert info == {"step": 7}
     assert parts["weights"]["half"].dtype == torch.bfloat16
     assert parts["opt_slots0"] == {}
-    assert _checkpoint.read(str(tmp_path), "other") is None
+    assert storage.read(str(tmp_path), "other") is None
 
 
 def test_a_name_is_replaced_and_others_stay(tmp_path):
@@ -66,9 +66,9 @@ def test_a_name_is_replaced_and_others_stay(tmp_path):
 def test_tensors_that_share_memory_are_saved_each(tmp_path):
     w = torch.arange(4.0)
     parts = {**PARTS, "weights": {"w": w, "tied": w, "part": w[1:3], "turned": w.view(2, 2).t()}}
-    _checkpoint.Folder(str(tmp_path)).save("model", parts, {})
+    storage.Folder(str(tmp_path)).save("model", parts, {})
 
-    read = _checkpoint.read(str(tmp_path), "model")[0]["weights"]
+    read = storage.read(str(tmp_path), "model")[0]["weights"]
     assert all(torch.equal(read[k], v) for k, v in parts["weights"].items())
 
 
@@ -76,7 +76,7 @@ def assert_refused(folder, name):
     """Asserts that a checkpoint is refused at once, with a file's name."""
     started = time.process_time()
     with pytest.raises(CheckpointError, match=re.escape(name)):
-        _checkpoint.read(str(folder), "model")
+        storage.read(str(folder), "model")
     assert time.process_time() - started < 1
 
 
@@ -148,7 +148,7 @@ def test_a_hostile_part_is_refused_though_its_hash_is_right(tmp_path, bomb):
     part.write_bytes(BOMBS[bomb])
     assert_refused(tmp_path, part.name)
     manifest = tmp_path / "model.json"
-    claims = {"size": len(BOMBS[bomb]), "sha256": _checkpoint._hash(BOMBS[bomb])}
+    claims = {"size": len(BOMBS[bomb]), "sha256": storage._hash(BOMBS[bomb])}
     rewrite(manifest, lambda m: m["files"]["weights"].update(claims))
 
     with limited_memory(100 * 2**20):
@@ -218,7 +218,7 @@ def test_a_missing_part_is_named(tmp_path):
     part.unlink()
 
     with pytest.raises(CheckpointError, match=f"lists {part.name}, which is not there"):
-        _checkpoint.read(str(tmp_path), "model")
+        storage.read(str(tmp_path), "model")
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
@@ -228,10 +228,10 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     (tmp_path / "folder.json").mkdir()
     for name in ("pipe", "folder"):
         with pytest.raises(CheckpointError, match=f"{name}.json"):
-            _checkpoint.read(str(tmp_path), name)
+            storage.read(str(tmp_path), name)
     (tmp_path / "device.json").symlink_to("/dev/zero")
     with pytest.raises(CheckpointError, match="not a plain file"):
-        _checkpoint.read(str(tmp_path), "device")
+        storage.read(str(tmp_path), "device")
     assert time.monotonic() - started < 30  # a pipe would be waited for, a device read, for ever
 
 
@@ -239,8 +239,8 @@ def rewrite(path, change):
     manifest = json.loads(path.read_text())
     manifest.pop("hash")
     change(manifest)
-    manifest["hash"] = _checkpoint._hash(_checkpoint._canonical(manifest))
-    path.write_bytes(_checkpoint._canonical(manifest))
+    manifest["hash"] = storage._hash(storage._canonical(manifest))
+    path.write_bytes(storage._canonical(manifest))
 
 
 def test_newer_formats_and_foreign_names_are_refused(tmp_path):
@@ -250,20 +250,20 @@ def test_newer_formats_and_foreign_names_are_refused(tmp_path):
 
     rewrite(manifest, lambda m: m.update(version=99))
     with pytest.raises(CheckpointError, match="has format version 99; this library reads up to 1"):
-        _checkpoint.read(str(tmp_path), "model")
+        storage.read(str(tmp_path), "model")
     manifest.write_bytes(good)
     rewrite(manifest, lambda m: m["files"]["state"].update(name="../../etc/passwd"))
     with pytest.raises(CheckpointError, match="lists a file of another name"):
-        _checkpoint.read(str(tmp_path), "model")
+        storage.read(str(tmp_path), "model")
     manifest.write_text("{}")
     with pytest.raises(CheckpointError, match="damaged, or no checkpoint's manifest"):
-        _checkpoint.read(str(tmp_path), "model")
+        storage.read(str(tmp_path), "model")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b", "-a", "a\n", "x" * 129, "ä", 3])
 def test_names_that_are_no_plain_file_names_are_refused_before_anything(tmp_path, name):
     with pytest.raises(ValueError, match="A checkpoint's name has 1 to 128"):
-        _checkpoint.Folder(str(tmp_path)).save(name, PARTS, {})
+        storage.Folder(str(tmp_path)).save(name, PARTS, {})
     with pytest.raises(ValueError, match="A checkpoint's name has 1 to 128"):
         line_loop(None).load_checkpoint(str(tmp_path), name if name and name != 3 else "..")
     assert not list(tmp_path.iterdir())
@@ -313,7 +313,7 @@ def test_two_processes_cannot_write_to_one_folder(tmp_path):
 
 def test_a_state_of_unknown_things_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="A object cannot be saved in data0"):
-        _checkpoint.pack({"a": [object()]}, "data0", {})
+        storage.pack({"a": [object()]}, "data0", {})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
@@ -325,7 +325,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
     if not child:
         os.setuid(12345)
         try:
-            _checkpoint.Folder(str(tmp_path / "theirs"))
+            storage.Folder(str(tmp_path / "theirs"))
         except CheckpointError as error:
             os._exit(0 if "cannot be written to" in str(error) else 3)
         os._exit(4)
@@ -335,7 +335,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
 
 def test_a_manifest_too_long_to_be_read_is_not_written(tmp_path, monkeypatch):
     folder = folder_with(tmp_path, 1)
-    monkeypatch.setattr(_checkpoint, "_MAX_MANIFEST", 2000)
+    monkeypatch.setattr(storage, "_MAX_MANIFEST", 2000)
 
     with pytest.raises(CheckpointError, match="would have .* bytes, and at most 2000 are read"):
         folder.save("model", parts_with(2), {"step": 2, "history": "x" * 2000})

@@ -17,15 +17,16 @@ import torch
 from programs import children, crashing
 from toys import assert_same_run, let_others_in, line_loop, state_of
 
-from trax_torch import _world
+from trax_torch import _distributed
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised import _checkpoint, _saves, _verify
+from trax_torch.supervised._checkpoint import saver as _saver
+from trax_torch.supervised._checkpoint import storage, verify
 
 CALLS = {
     os: "mkdir rename replace fsync fstat stat lstat chmod open close unlink rmdir listdir scandir",
     builtins: "open",
     safetensors.torch: "save_file",
-    _checkpoint: "_write",
+    storage: "_write",
 }
 WRITERS = ("save_file", "_write")
 
@@ -78,7 +79,7 @@ def steps_in(path):
     """The step of each checkpoint of a folder, which all are whole."""
     steps = {}
     for manifest in path.glob("*.json"):
-        parts, info = _checkpoint.read(str(path), manifest.stem)
+        parts, info = storage.read(str(path), manifest.stem)
         assert parts["state"]["n"].item() == info["step"]
         assert torch.equal(parts["weights"]["w"], parts_of(info["step"])["weights"]["w"])
         assert manifest.stem in ("model", f"model_{info['step']}")
@@ -90,7 +91,7 @@ def steps_in(path):
 def saved(tmp_path_factory):
     """A folder with checkpoints of steps 1 and 2."""
     path = tmp_path_factory.mktemp("saved")
-    saver = _saves.Saver(str(path), _world.join(), keep_last=2)
+    saver = _saver.Saver(str(path), _distributed.join(), keep_last=2)
     save(saver, 1)
     save(saver, 2)
     assert steps_in(path) == {"model": 2, "model_1": 1, "model_2": 2}
@@ -109,7 +110,7 @@ def test_a_save_broken_anywhere_leaves_the_old_or_the_new(tmp_path, saved, how, 
         n += 1
         path = tmp_path / str(n)
         shutil.copytree(saved, path)
-        saver = _saves.Saver(str(path), _world.join(), keep_last=2)
+        saver = _saver.Saver(str(path), _distributed.join(), keep_last=2)
         is_broken = break_save(saver, n, how, blocking)
         steps = steps_in(path)
         if not is_broken:
@@ -171,7 +172,7 @@ def test_a_save_that_fails_leaves_the_run_as_it_was(tmp_path, how, blocking):
         save()
 
         assert all(torch.equal(before[key], after[key]) for key in before)
-        assert _checkpoint.read(str(tmp_path), "model")[1]["step"] == loop.step
+        assert storage.read(str(tmp_path), "model")[1]["step"] == loop.step
 
     assert n > 40
     assert_same_run(loop, twin)
@@ -211,9 +212,9 @@ def test_thirty_kills_lose_nothing_that_was_acknowledged(tmp_path, background):
         assert len(left) <= 32  # those of a save or two that were broken off, and no more
         for name, step in last.items():
             if name in ("model", "lowest_L2Loss") or int(step) in permanent[-2:]:
-                assert _checkpoint.read(str(folder), name)[1]["step"] >= int(step)
+                assert storage.read(str(folder), name)[1]["step"] >= int(step)
         for manifest in folder.glob("*.json"):
-            assert _checkpoint.read(str(folder), manifest.stem) is not None
+            assert storage.read(str(folder), manifest.stem) is not None
 
     loop = crashing.make_loop(folder, background)
     loop.run(40 - loop.step % 20)
@@ -283,7 +284,7 @@ def test_a_permanent_checkpoint_that_a_crash_prevented_is_made_up_for(tmp_path, 
     """It comes after the one to go on from, and is just as it would have been."""
     folders = [tmp_path / "whole", tmp_path / "cut"]
     crashing.make_loop(folders[0]).run(5)
-    save = _checkpoint.Folder.save
+    save = storage.Folder.save
 
     def save_or_die(self, basename, *what):
         if basename == "model_4":
@@ -291,22 +292,22 @@ def test_a_permanent_checkpoint_that_a_crash_prevented_is_made_up_for(tmp_path, 
         return save(self, basename, *what)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_checkpoint.Folder, "save", save_or_die)
+        patch.setattr(storage.Folder, "save", save_or_die)
         crashing.make_loop(folders[1]).run(5)
     assert not (folders[1] / "model_4.json").exists()
     crashing.make_loop(folders[1]).run(1)
 
-    assert _verify.differences(*map(str, folders), "model_4") == []
+    assert verify.differences(*map(str, folders), "model_4") == []
 
 
 def test_a_wait_that_is_broken_off_leaves_the_save_in_flight(tmp_path, monkeypatch):
     """The next save does not write into the copy that the last one is made of."""
-    gate, write = threading.Event(), _checkpoint._write
-    monkeypatch.setattr(_checkpoint, "_write", lambda *what: gate.wait(60) and write(*what))
-    saver = _saves.Saver(str(tmp_path), _world.join())
+    gate, write = threading.Event(), storage._write
+    monkeypatch.setattr(storage, "_write", lambda *what: gate.wait(60) and write(*what))
+    saver = _saver.Saver(str(tmp_path), _distributed.join())
     saver.save(["model"], parts_of(1), {"step": 1}, blocking=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_saves.futures, "wait", interrupt)
+        patch.setattr(_saver.futures, "wait", interrupt)
         saver.save(["model"], parts_of(2), {"step": 2}, blocking=False)
     gate.set()
     saver.wait()

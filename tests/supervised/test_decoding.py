@@ -16,9 +16,10 @@ from torch import nn
 
 from trax_torch import layers as tl
 from trax_torch import models
-from trax_torch.layers import _kv_cache
+from trax_torch.layers._predict import kv_cache
 from trax_torch.supervised import decoding
-from trax_torch.supervised._sampling import Sampler
+from trax_torch.supervised._generation.nan_check import NanCheck
+from trax_torch.supervised._generation.sampling import Sampler
 
 VOCAB = 7
 
@@ -301,7 +302,7 @@ class CountingTwice(tl.Layer):
     """Passes all on, and takes each position for two."""
 
     def init_cache(self, batch_size=None, max_length=None):
-        self._memory = _kv_cache.Position(None)
+        self._memory = kv_cache.Position(None)
 
     def forward(self, x):
         if self._memory is not None:
@@ -465,7 +466,7 @@ def small_room(seed):
 @pytest.mark.parametrize("looks", [lambda n, device: True, lambda n, device: n == 1])
 def test_a_long_row_that_has_ended_leaves_a_short_one_its_room(looks, monkeypatch):
     """The long prompt has room for two tokens; as on a GPU too, which is not asked every time."""
-    monkeypatch.setattr(decoding, "_looks", looks)
+    monkeypatch.setattr(NanCheck, "is_time", staticmethod(looks))
     model, n_longer = small_room(0), 0
     prompts = torch.randint(1, VOCAB, (2, 8), generator=torch.Generator().manual_seed(0))
     for seed in range(12):

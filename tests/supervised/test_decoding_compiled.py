@@ -14,8 +14,9 @@ import torch
 
 from trax_torch import layers as tl
 from trax_torch import models
-from trax_torch.layers import _kv_cache
-from trax_torch.supervised import _compiling, _runs, decoding
+from trax_torch.layers._predict import kv_cache
+from trax_torch.supervised import decoding
+from trax_torch.supervised._generation import compiled_step, engine
 
 VOCAB = 7
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -180,7 +181,7 @@ def test_steps_of_fixed_sizes_give_the_same_tokens(name, monkeypatch):
     """As CUDA graphs want them: a step attends to the whole cache, under a mask."""
     model, inputs = lively(name), prompts(6)
     want, want_beams = sample(model, inputs), search(model, inputs)
-    monkeypatch.setattr(_runs, "_cuts_out", lambda device: False)
+    monkeypatch.setattr(engine, "_cuts_out", lambda device: False)
     graphs, backend = counted()
 
     fast = tl.Accelerate(model, backend=backend)
@@ -302,7 +303,7 @@ def test_copies_and_files_of_a_compiled_model_have_no_programs():
     sample(tl.Accelerate(model, backend="eager"), prompts(3))
 
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert _compiling.steps_of(twin).by_kind == {}
+        assert compiled_step.steps_of(twin).by_kind == {}
         assert torch.equal(sample(twin, prompts(3)), sample(model, prompts(3)))
 
 
@@ -324,7 +325,7 @@ def test_a_plain_call_compiles_where_it_pays_alone(caplog, monkeypatch):
     assert "decodes compiled (known)" in caplog.messages[-1]
     assert len(graphs) == 1
 
-    monkeypatch.setitem(_compiling.N_STEPS_THAT_PAY, "cpu", 19)
+    monkeypatch.setitem(compiled_step.N_STEPS_THAT_PAY, "cpu", 19)
     sample(model, prompts(3, batch=3))  # steps of this kind are taken for the first time
     assert "uncompiled: 0 steps before do not repay it" in caplog.messages[-1]
     sample(model, prompts(3, batch=3))
@@ -445,7 +446,7 @@ def test_a_generous_max_length_is_no_reason_to_compile(monkeypatch):
 
 def test_caches_are_no_longer_than_the_model_is(monkeypatch):
     lengths = []
-    monkeypatch.setattr(_kv_cache.KVCache, "reserve", lambda cache, n: lengths.append(n))
+    monkeypatch.setattr(kv_cache.KVCache, "reserve", lambda cache, n: lengths.append(n))
     model = lively("attention")
 
     with pytest.raises(tl.LayerError):  # of the caches, which are as they were
@@ -505,9 +506,9 @@ def test_most_steps_go_by_the_program_alone(monkeypatch):
     by_the_door = []
     model = lively("attention")
     fast = tl.Accelerate(model, backend="eager")
-    note = _compiling.Calls.note
+    note = compiled_step.Calls.note
     monkeypatch.setattr(
-        _compiling.Calls, "note", lambda self, x: (by_the_door.append(1), note(self, x))
+        compiled_step.Calls, "note", lambda self, x: (by_the_door.append(1), note(self, x))
     )
     sample(fast, prompts(3), max_length=20)
     assert len(by_the_door) == 2

@@ -8,8 +8,8 @@ import torch
 
 from trax_torch import layers as tl
 from trax_torch import models
-from trax_torch.layers import _int8
 from trax_torch.supervised import decoding
+from trax_torch.supervised._generation import int8
 
 VOCAB = 11
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -49,7 +49,7 @@ def search(model, inputs, n_beams=3):
 
 
 def int8_layers(model):
-    return [m for m in model.modules() if isinstance(m, _int8.Int8Dense)]
+    return [m for m in model.modules() if isinstance(m, int8.Int8Dense)]
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -134,9 +134,9 @@ def test_eval_mode_and_rows_alone_say_the_same(name):
 
 def test_a_prompt_goes_through_the_last_layer_with_its_last_position_alone(monkeypatch):
     small = decoding.quantize(lively("attention"))
-    product, seen = _int8.Int8Dense._product, []
+    product, seen = int8.Int8Dense._product, []
     monkeypatch.setattr(
-        _int8.Int8Dense,
+        int8.Int8Dense,
         "_product",
         lambda layer, x, scale: seen.append((layer, x.shape[1])) or product(layer, x, scale),
     )
@@ -181,7 +181,7 @@ def test_layers_that_are_more_than_a_dense_keep_their_weights():
     small = decoding.quantize(model)
 
     kept = [type(layer) for layer in small.sublayers]
-    assert kept == [_int8.Int8Dense, Mine, tl.Dense, type(model.sublayers[3])]
+    assert kept == [int8.Int8Dense, Mine, tl.Dense, type(model.sublayers[3])]
 
 
 def test_a_model_without_dense_layers_is_refused():

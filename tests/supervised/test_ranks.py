@@ -11,8 +11,9 @@ from toys import batches, history_of, line_loop, state_of
 
 from trax_torch import layers as tl
 from trax_torch import optimizers
-from trax_torch.supervised import EvalTask, TrainTask, _checkpoint
+from trax_torch.supervised import EvalTask, TrainTask
 from trax_torch.supervised import callbacks as callback_classes
+from trax_torch.supervised._checkpoint import storage
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -252,8 +253,8 @@ def test_ranks_that_each_hold_a_part_of_the_weights_equal_one_process(
     n_weights = alone["SGD"][1]
     assert max(each["SGD"][1] for each in found) < 0.8 * n_weights
     for name in names:
-        whole, info = _checkpoint.read(str(tmp_path / "alone" / name), "model")
-        parts, parts_info = _checkpoint.read(str(tmp_path / "parts" / name), "model")
+        whole, info = storage.read(str(tmp_path / "alone" / name), "model")
+        parts, parts_info = storage.read(str(tmp_path / "parts" / name), "model")
         assert parts_info["step"] == info["step"] == 10
         for part in ("weights", "opt_slots0"):
             assert whole[part].keys() == parts[part].keys()

@@ -16,7 +16,8 @@ from toys import batches, eval_task, line_loop, state_of
 
 from trax_torch import layers as tl
 from trax_torch import models, optimizers
-from trax_torch.supervised import EvalTask, TrainTask, _checkpoint, training
+from trax_torch.supervised import EvalTask, TrainTask, training
+from trax_torch.supervised._checkpoint import storage
 from trax_torch.supervised.callbacks import TrainingStepCallback
 
 if not torch.distributed.is_available():
@@ -286,7 +287,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_and_saves_nothing(settin
         assert "task 0 (L2Loss); ranks whose part of the loss is not finite: 1." in text
         assert step == 6
         assert all(np.array_equal(a, b) for a, b in zip(weights, found[0][4], strict=True))
-    assert _checkpoint.read(folder, "model")[1]["step"] == 5
+    assert storage.read(folder, "model")[1]["step"] == 5
 
 
 def skipping(rank):
@@ -336,7 +337,7 @@ def test_a_save_that_fails_on_the_chief_is_the_same_error_on_all_ranks(backgroun
         assert folder in text
         assert text.removeprefix("On rank 0: ") == found[0][1]
         assert step == found[0][2]
-    assert _checkpoint.read(folder, "model")[1]["step"] == 5
+    assert storage.read(folder, "model")[1]["step"] == 5
 
 
 def leave_with_a_failing_save(rank, folder):
@@ -495,7 +496,7 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step_and_they_resume(signum, 
     ranks.values(tmp_path / "a", 2, functools.partial(run_whole, folder=whole), limit=60)
     at = {"step": 7, "do": functools.partial(ask, signum)}
     ended = ranks.outcomes(tmp_path / "b", 2, functools.partial(run_whole, folder=cut, at=at))
-    saved_step = _checkpoint.read(cut, "model")[1]["step"]
+    saved_step = storage.read(cut, "model")[1]["step"]
     ranks.values(tmp_path / "c", 2, functools.partial(run_whole, folder=cut), limit=60)
 
     assert ended == [("exit", 128 + signum)] * 2
@@ -519,7 +520,7 @@ def test_a_second_signal_ends_a_process_at_once_unless_it_is_an_echo(pause, save
     code = rank.exit_code(until=time.monotonic() + 60)
 
     assert code == 143
-    assert _checkpoint.read(folder, "model")[1]["step"] == saved_step
+    assert storage.read(folder, "model")[1]["step"] == saved_step
 
 
 def stopped(rank, before, step):

@@ -13,7 +13,8 @@ from toys import line_loop, state_of
 
 from trax_torch import layers as tl
 from trax_torch import optimizers
-from trax_torch.supervised import EvalTask, TrainTask, _checkpoint, share_of, training
+from trax_torch.supervised import EvalTask, TrainTask, share_of, training
+from trax_torch.supervised._checkpoint import storage
 from trax_torch.supervised.callbacks import TrainingStepCallback
 
 if not torch.distributed.is_available():
@@ -95,7 +96,7 @@ def test_ranks_that_are_killed_resume_bit_for_bit(size, settings, tmp_path):
 
     assert {step for step, _ in resumed} == {16}
     assert training.differences(whole, cut) == []
-    assert _checkpoint.read(cut, "model")[1]["world_size"] == size
+    assert storage.read(cut, "model")[1]["world_size"] == size
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -105,7 +106,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(size, tmp_path):
     ranks.values(
         tmp_path / "2", 2, functools.partial(run, size=2, folder=folder, n_steps=8, shared=True)
     )
-    before = _checkpoint.read(folder, "model")
+    before = storage.read(folder, "model")
 
     found = ranks.values(
         tmp_path / str(size),

@@ -78,7 +78,9 @@ def test_what_is_dropped_from_a_checkpoint_shows(tmp_path, monkeypatch):
     whole = line_loop(tmp_path / "whole")
     whole.run(20)
     line_loop(tmp_path / "cut").run(10)
-    monkeypatch.setattr("trax_torch.supervised._streams.BatchStream.seek", lambda *_: None)
+    monkeypatch.setattr(
+        "trax_torch.supervised._tasks.data_position.BatchStream.seek", lambda *_: None
+    )
     resumed = line_loop(tmp_path / "cut")
     resumed.run(10)
 

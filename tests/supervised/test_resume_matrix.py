@@ -14,7 +14,8 @@ from torch import nn
 from toys import eval_task, line_loop, train_task
 
 from trax_torch import optimizers
-from trax_torch.supervised import TrainingStepCallback, _checkpoint, _verify
+from trax_torch.supervised import TrainingStepCallback
+from trax_torch.supervised._checkpoint import storage, verify
 
 # Where the last checkpoint before a kill is of: it falls behind it.
 CUTS = {"step 1": Blow(3, "step"), "middle": Blow(5, "step"), "before evals": Blow(6, "evals")}
@@ -58,7 +59,7 @@ def differences(folder, row):
     names = [{p.stem for p in (folder / side).glob("*.json")} for side in ("whole", "cut")]
     assert names[0] == names[1] == {"model", "model_6", "lowest_Squares", "final"}
     found = {
-        name: _verify.differences(str(folder / "whole"), str(folder / "cut"), name)
+        name: verify.differences(str(folder / "whole"), str(folder / "cut"), name)
         for name in names[0]
     }
     return {name: what for name, what in found.items() if what}
@@ -144,11 +145,11 @@ def drop_tensors(part, begins_with=""):
 
 
 def drop_position(parts, info):
-    info["ranks"][0]["tasks"][0] = _checkpoint.pack({"n_taken": 1}, "", {})
+    info["ranks"][0]["tasks"][0] = storage.pack({"n_taken": 1}, "", {})
 
 
 def drop_eval_position(parts, info):
-    info["ranks"][0]["evals"][0] = _checkpoint.pack({"n_taken": 1}, "", {})
+    info["ranks"][0]["evals"][0] = storage.pack({"n_taken": 1}, "", {})
 
 
 def drop_tallies(parts, info):
@@ -159,8 +160,8 @@ def drop_scheduler(parts, info):
     tensors = {}
     loop = rich_loop(None)
     task = info["members"]["tasks"][0]
-    task["scheduler"] = _checkpoint.pack(loop._schedulers[0].state_dict(), "", tensors)
-    task["groups"] = _checkpoint.pack(loop._trainers[0].groups(), "", tensors)
+    task["scheduler"] = storage.pack(loop._schedulers[0].state_dict(), "", tensors)
+    task["groups"] = storage.pack(loop._trainers[0].groups(), "", tensors)
 
 
 def drop_callbacks(parts, info):
@@ -188,7 +189,7 @@ DROPS = {
 @pytest.mark.parametrize("item", DROPS)
 def test_each_item_that_is_dropped_shows(tmp_path, monkeypatch, item):
     """The comparison can fail: only with nothing dropped are the runs equal."""
-    read = _checkpoint.read
+    read = storage.read
 
     def read_less(*args):
         found = read(*args)
@@ -199,14 +200,14 @@ def test_each_item_that_is_dropped_shows(tmp_path, monkeypatch, item):
     rich_loop(tmp_path / "whole").run(12)
     rich_loop(tmp_path / "cut").run(6)  # saved at 5 the last time, before the evals of 5
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint, "read", read_less)
+        patch.setattr(storage, "read", read_less)
         loop = rich_loop(tmp_path / "cut")
     loop.run(7)
 
     found = [
         (name, what)
         for name in ("model", "lowest_L2Loss")
-        for what in _verify.differences(str(tmp_path / "cut"), str(tmp_path / "whole"), name)
+        for what in verify.differences(str(tmp_path / "cut"), str(tmp_path / "whole"), name)
     ]
     assert bool(found) == (item != "nothing"), found
 
@@ -226,5 +227,5 @@ def test_an_evening_of_kills_ends_as_a_quiet_one(tmp_path):
     assert {p.stem for p in (tmp_path / "cut").glob("*.json")} == names
     assert len(names) == 4
     for name in names:
-        assert _verify.differences(str(tmp_path / "quiet"), str(tmp_path / "cut"), name) == []
+        assert verify.differences(str(tmp_path / "quiet"), str(tmp_path / "cut"), name) == []
     assert json.loads((tmp_path / "cut" / "model.json").read_text())["info"]["step"] == 2000

@@ -9,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trax_torch import models
-from trax_torch.supervised import _sampling, decoding
-from trax_torch.supervised._sampling import Sampler
+from trax_torch.supervised import decoding
+from trax_torch.supervised._generation import sampling
+from trax_torch.supervised._generation.sampling import Sampler
 
 LOGITS = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5, -torch.inf, 3.0, -1.5, 1.5])
 
@@ -83,7 +84,7 @@ def test_noise_follows_gumbels_distribution_on_both_sides():
 def test_no_noise_is_infinite():
     """Not for the lowest and the highest integer either, nor does it fall between them."""
     bits = torch.tensor([0, 1, 2**30, 2**31 - 200, 2**31 - 1], dtype=torch.int32)
-    noise = _sampling.gumbel(bits)
+    noise = sampling.gumbel(bits)
 
     assert bool(noise.isfinite().all())
     assert noise.tolist() == sorted(noise.tolist(), reverse=True)
@@ -174,7 +175,7 @@ def test_a_model_draws_sequences_as_often_as_it_says_they_come():
     whole = torch.cat([torch.full((16, 1), 2), pairs], dim=1)
     model.eval()
     with torch.no_grad():
-        log_probs = _sampling.log_probs_of(model(whole), whole)[:, 1:].sum(1)
+        log_probs = sampling.log_probs_of(model(whole), whole)[:, 1:].sum(1)
 
     found = decoding.autoregressive_sample(
         model, [[2]] * 20_000, 20_000, eos_id=-1, max_length=2, seed=0
@@ -250,7 +251,7 @@ def test_a_nucleus_of_any_size_is_found(top_p, temperature):
     for scale in (0.1, 5.0):
         logits = torch.randn(2, 5000, generator=generator) * scale
         logits -= logits.amax(dim=-1, keepdim=True)
-        lowest = _sampling.lowest_kept(logits, temperature, None, top_p, None)
+        lowest = sampling.lowest_kept(logits, temperature, None, top_p, None)
         probabilities = torch.softmax(logits.double() / temperature, dim=-1)
         kept = logits >= lowest
         mass = probabilities.masked_fill(~kept, 0.0).sum(dim=-1)
@@ -303,11 +304,11 @@ def test_log_probabilities_are_the_models_own():
     tokens = torch.tensor([[0, 4, 8], [1, 2, 3]])
     expected = torch.log_softmax(logits, dim=-1).gather(-1, tokens[..., None])[..., 0]
 
-    torch.testing.assert_close(_sampling.log_probs_of(logits, tokens), expected)
-    half = _sampling.log_probs_of(logits.bfloat16(), tokens)
+    torch.testing.assert_close(sampling.log_probs_of(logits, tokens), expected)
+    half = sampling.log_probs_of(logits.bfloat16(), tokens)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, _sampling.log_probs_of(logits.bfloat16().float(), tokens))
-    torch.testing.assert_close(_sampling.log_probs_of(logits + 100, tokens), expected)
+    torch.testing.assert_close(half, sampling.log_probs_of(logits.bfloat16().float(), tokens))
+    torch.testing.assert_close(sampling.log_probs_of(logits + 100, tokens), expected)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from toys import assert_resumes, assert_same_run, batches, line_loop, state_of, 
 from trax_torch import layers as tl
 from trax_torch import models, optimizers
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised import TrainTask, _checkpoint, training
-from trax_torch.supervised._settings import Settings
+from trax_torch.supervised import TrainTask, training
+from trax_torch.supervised._checkpoint import storage
+from trax_torch.supervised._loop.settings import Settings
 from trax_torch.supervised.callbacks import TrainingStepCallback
 
 
@@ -211,7 +212,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
     assert [k for k in before if not torch.equal(before[k], after[k])] == []
     assert any("mean" in key for key in before)
     loop.save_checkpoint("after")
-    assert _checkpoint.read(str(tmp_path), "after")[1]["step"] == 2
+    assert storage.read(str(tmp_path), "after")[1]["step"] == 2
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
@@ -262,13 +263,13 @@ def test_a_device_may_decide_whether_a_step_is_taken(monkeypatch):
 
 def slowed(monkeypatch, gate):
     """Lets saves wait for an event."""
-    write = _checkpoint._write
+    write = storage._write
 
     def wait_and_write(path, data):
         assert gate.wait(60)
         write(path, data)
 
-    monkeypatch.setattr(_checkpoint, "_write", wait_and_write)
+    monkeypatch.setattr(storage, "_write", wait_and_write)
 
 
 def test_a_save_in_the_background_holds_what_was_there(tmp_path, monkeypatch):
@@ -320,18 +321,18 @@ def test_a_background_save_that_fails_is_spoken_of(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint, "_write", broken)
+        patch.setattr(storage, "_write", broken)
         with pytest.raises(CheckpointError, match="No space left on device"):
             loop.run(3)
         assert loop.step == 3
         loop.save_checkpoint("model", blocking=False)
         with pytest.raises(CheckpointError, match="No space left on device"):
             loop.save_checkpoint("model")
-    assert _checkpoint.read(str(tmp_path), "model")[1]["step"] == 0
+    assert storage.read(str(tmp_path), "model")[1]["step"] == 0
 
     loop.run(1)
     loop.save_checkpoint("model")
-    assert _checkpoint.read(str(tmp_path), "model")[1]["step"] == 4
+    assert storage.read(str(tmp_path), "model")[1]["step"] == 4
 
 
 def test_an_error_in_a_run_does_not_hide_a_failing_save(tmp_path, monkeypatch):
@@ -339,7 +340,7 @@ def test_an_error_in_a_run_does_not_hide_a_failing_save(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     loop = nan_loop(tmp_path, checkpoint_at=lambda step: step == 2, background_saves=True)
-    monkeypatch.setattr(_checkpoint, "_write", broken)
+    monkeypatch.setattr(storage, "_write", broken)
     with pytest.raises(optimizers.NonFiniteError) as caught:
         loop.run(5)
 

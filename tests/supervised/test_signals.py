@@ -10,18 +10,15 @@ from programs import children, runs
 from programs.runs import Blow, Setup
 from toys import assert_same_run, line_loop
 
+from trax_torch import _signals
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised import (
-    TrainingStepCallback,
-    _checkpoint,
-    _signals,
-    _summaries,
-    _verify,
-)
+from trax_torch.supervised import TrainingStepCallback
+from trax_torch.supervised._checkpoint import storage, verify
+from trax_torch.supervised._logging import writers
 
 
 def step_in(folder, name="model"):
-    return _checkpoint.read(str(folder), name)[1]["step"]
+    return storage.read(str(folder), name)[1]["step"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +33,7 @@ def assert_ends_as(folder, whole):
     """Asserts that every checkpoint of two folders is the same, and that neither has more."""
     names = {p.stem for p in whole.glob("*.json")}
     assert {p.stem for p in folder.glob("*.json")} == names
-    assert {n: _verify.differences(str(folder), str(whole), n) for n in names} == {
+    assert {n: verify.differences(str(folder), str(whole), n) for n in names} == {
         n: [] for n in names
     }
 
@@ -122,13 +119,13 @@ def test_handlers_are_as_they_were_after_a_run():
 
 def test_a_signal_at_the_very_end_of_a_run_is_heard(tmp_path, monkeypatch):
     """While the last save is waited for, say: the run is saved, and the process ends."""
-    close = _summaries.Writers.close
+    close = writers.Writers.close
 
     def close_under_fire(self):
         close(self)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(_summaries.Writers, "close", close_under_fire)
+    monkeypatch.setattr(writers.Writers, "close", close_under_fire)
     with pytest.raises(SystemExit) as caught:
         line_loop(tmp_path).run(7)
 
@@ -154,7 +151,7 @@ def test_a_signal_does_not_hide_that_a_save_in_the_background_failed(tmp_path, m
         def on_step_end(self, step):
             if step == 5:
                 self._loop._saver.wait()
-                monkeypatch.setattr(_checkpoint, "_write", fail)
+                monkeypatch.setattr(storage, "_write", fail)
                 os.kill(os.getpid(), signal.SIGTERM)
 
     loop = line_loop(tmp_path, background_saves=True, callbacks=[Ask])

@@ -4,4 +4,6 @@
 the files of `Layer.save_to_file`. Nothing here writes another library's format.
 """
 
+from trax_torch.interop import trax_checkpoint
+
 __all__ = ["trax_checkpoint"]

@@ -1,6 +1,6 @@
 """Layers: `from trax_torch import layers as tl`."""
 
-from trax_torch.layers._trees import (
+from trax_torch.layers._protocol import (
     EMPTY_STATE,
     EMPTY_WEIGHTS,
     GET_STATE_FROM_CACHE,
@@ -8,6 +8,7 @@ from trax_torch.layers._trees import (
     flatten_weights_and_state,
     unflatten_weights_and_state,
 )
+from trax_torch.layers._wrapping import Wrapped, as_layer
 from trax_torch.layers.acceleration import Accelerate
 from trax_torch.layers.activation_fns import (
     Elu,
@@ -48,14 +49,7 @@ from trax_torch.layers.attention import (
     ShiftRight,
     SplitIntoHeads,
 )
-from trax_torch.layers.base import (
-    Fn,
-    Layer,
-    LayerError,
-    PureLayer,
-    Wrapped,
-    as_layer,
-)
+from trax_torch.layers.base import Fn, Layer, LayerError, PureLayer
 from trax_torch.layers.combinators import (
     Add,
     BatchLeadingAxes,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trax_torch.layers import _kv_cache
+from trax_torch.layers import _predict
 from trax_torch.layers import initializers as init
 from trax_torch.layers.base import Layer
 
@@ -120,7 +120,7 @@ class PositionalEncoding(Layer):
         if not self._stepwise:
             return
         limit = self._max_len if max_length is None else min(max_length, self._max_len)
-        self._memory = _kv_cache.Position(limit)
+        self._memory = _predict.Position(limit)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, length, d_feature) to the same shape."""

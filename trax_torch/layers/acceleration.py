@@ -7,6 +7,7 @@ import torch
 
 from trax_torch import _torch_private
 from trax_torch.layers import base
+from trax_torch.layers._wrapping import as_layer
 from trax_torch.layers.base import Layer
 
 
@@ -32,7 +33,7 @@ class Accelerate(Layer):
     """
 
     def __init__(self, layer: Any, n_devices: int | None = None, *, backend: str = "inductor"):
-        layer = base.as_layer(layer)
+        layer = as_layer(layer)
         super().__init__(n_in=layer.n_in, n_out=layer.n_out)
         if n_devices not in (None, 1):
             raise ValueError(

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trax_torch.layers import _kv_cache
-from trax_torch.layers._positions import PositionalEncoding as PositionalEncoding
-from trax_torch.layers._positions import ShiftRight as ShiftRight
+from trax_torch.layers import _predict
+from trax_torch.layers._positional_encoding import PositionalEncoding as PositionalEncoding
+from trax_torch.layers._positional_encoding import ShiftRight as ShiftRight
 from trax_torch.layers.base import Layer, PureLayer
 from trax_torch.layers.combinators import Branch, Cache, Parallel, Select, Serial
 from trax_torch.layers.core import Dense, is_of_few_rows
@@ -235,7 +235,7 @@ class DotProductCausalAttention(Layer):
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode with room for `max_length` positions."""
-        self._memory = _kv_cache.KVCache(
+        self._memory = _predict.KVCache(
             self._max_inference_length if max_length is None else max_length, batch_size
         )
 

@@ -1,13 +1,12 @@
-"""The Layer protocol: a thin skin over `torch.nn.Module`, and the ways to put it on.
+"""The Layer protocol: a thin skin over `torch.nn.Module`.
 
-This room knows how many tensors a layer takes and gives, when its weights are made, how they are
-laid out in Trax's order, and what an error says. It computes nothing of its own.
+A layer says how many tensors it takes and gives, when its weights are made, and how they are laid
+out in Trax's order. It computes nothing of its own. Functions become layers here, modules of others
+in `_wrapping`; what a Layer is made of lies in `_protocol`.
 """
 
-import contextlib
 import copy
 import inspect
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,19 +14,15 @@ import torch
 from torch import nn
 
 from trax_torch import _nest, _seeds, shapes
-from trax_torch.layers import _errors, _files, _trees
-from trax_torch.layers._errors import LayerError
-from trax_torch.layers._predicting import Predicting
-from trax_torch.layers._shape_pass import ShapePass
-from trax_torch.layers._trees import expect_tensors
+from trax_torch.layers import _protocol
+from trax_torch.layers._predict import Predicting
+from trax_torch.layers._protocol import LayerError, ShapePass, expect_tensors
 
 __all__ = [
     "Fn",
     "Layer",
     "LayerError",
     "PureLayer",
-    "Wrapped",
-    "as_layer",
     "call",
     "expect_tensors",
 ]
@@ -38,7 +33,7 @@ MODES = ("train", "eval", "predict")
 call = nn.Module.__call__
 
 
-class Layer(nn.Module):
+class Layer(_protocol.InTraxOrder):
     """A module that says how many tensors it takes and gives; base class of all layers.
 
     `n_in` tensors come in and `n_out` go out: one travels bare, several as a tuple, none as `()`.
@@ -75,11 +70,6 @@ class Layer(nn.Module):
       `train()`, `eval()` and `predict()` change it.
     """
 
-    # Nests of attribute names that say how weights and state are laid out in Trax's order; None
-    # where every parameter or buffer counts, in order of registration.
-    _weight_names: Any = None
-    _state_names: Any = None
-
     def __init__(
         self,
         n_in: int = 1,
@@ -92,12 +82,11 @@ class Layer(nn.Module):
         self._n_out = n_out
         self._name = name or type(self).__name__
         self._sublayers_to_print = sublayers_to_print
-        self._order: tuple[str, ...] = ()  # names of the sublayers; a shared one occurs twice
-        self._memory: Any  # what predict mode remembers; None in other modes
+        self._order = ()
         self.register_module("_memory", None)
         self._pass: ShapePass | None = None  # the pass of shapes under way, if any
         self._init_cached = False
-        self._caller = _errors.creation_site()
+        self._caller = _protocol.creation_site()
         self._init_hook: Any = None
         self._await_init()
 
@@ -128,7 +117,7 @@ class Layer(nn.Module):
           LayerError: if anything goes wrong inside, with the layer where it did, and the cause.
         """
         if rng is not None and weights is None and state is None:
-            with _keyed(self, rng):
+            with _protocol.keyed(self, rng):
                 return self(x)
         if weights is not None or state is not None:
             weights = self.weights if weights is None else weights
@@ -138,13 +127,13 @@ class Layer(nn.Module):
             return super().__call__(x)
         if _nest.has_foreign(x):
             with torch.no_grad():
-                return _nest.to_arrays(self(_nest.to_tensors(x, _device_of(self))))
+                return _nest.to_arrays(self(_nest.to_tensors(x, _protocol.device_of(self))))
         try:
             return super().__call__(x)
         except Exception as error:
-            if isinstance(error, LayerError) or _errors.passes_through(error):
+            if isinstance(error, LayerError) or _protocol.passes_through(error):
                 raise
-            raise _errors.explain(self, x, error) from error
+            raise _protocol.explain(self, x, error) from error
 
     def init(
         self,
@@ -171,7 +160,7 @@ class Layer(nn.Module):
           LayerError: if the layer cannot take inputs of this signature.
         """
         if self._init_cached and use_cache:
-            return _trees.GET_WEIGHTS_FROM_CACHE, _trees.GET_STATE_FROM_CACHE
+            return _protocol.GET_WEIGHTS_FROM_CACHE, _protocol.GET_STATE_FROM_CACHE
         self._init_cached = use_cache
         if self._pass is not None:  # called by a layer that initializes its sublayers by hand
             self._pass.run(self, input_signature)
@@ -203,7 +192,9 @@ class Layer(nn.Module):
         """Returns the signatures of the weights and state that `init` would make."""
         twin = copy.deepcopy(self)
         weights, state = twin.init(input_signature, rng=0)
-        return _trees.map_tree(shapes.signature, weights), _trees.map_tree(shapes.signature, state)
+        return _protocol.map_tree(shapes.signature, weights), _protocol.map_tree(
+            shapes.signature, state
+        )
 
     def pure_fn(
         self, x: Any, weights: Any, state: Any, rng: Any = None, use_cache: bool = False
@@ -219,24 +210,7 @@ class Layer(nn.Module):
           state: likewise, such as `layer.state`.
           rng: a seed or a generator for random numbers; None draws from the default generator.
         """
-        tensors = self._named("weights", weights)
-        others = {}
-        for name, value in self._named("state", state).items():
-            module, attribute = _trees.owner_of(self, name)
-            if attribute in module._buffers:  # cloned, since layers write into their buffers
-                tensors[name] = value.clone()
-            else:
-                others[name] = value
-        swapped = {
-            f"layer.{place}": tensor
-            for name, tensor in tensors.items()
-            for place in _trees.places_of(self, name)
-        }
-        with _other_state_aside(self, others), _keyed(self, rng):
-            outputs, new_state = torch.func.functional_call(
-                _AndState(self), swapped, (x,), tie_weights=False
-            )
-        return outputs, new_state
+        return _protocol.pure_call(self, x, weights, state, rng)
 
     def predict(self, batch_size: int | None = None, max_length: int | None = None) -> Predicting:
         """Returns a context in which the layer predicts, with an empty memory of the past.
@@ -319,13 +293,7 @@ class Layer(nn.Module):
         """
         if input_signature is not None:
             self.init(input_signature)
-        if str(file_name).endswith(".pkl.gz"):
-            from trax_torch.interop import trax_checkpoint  # a room above, needed for such files
-
-            checkpoint = trax_checkpoint.read(file_name, with_slots=False)
-            trax_checkpoint.load_into(self, checkpoint, weights_only)
-        else:
-            _files.load(self, file_name, weights_only)
+        _protocol.load_file(self, file_name, weights_only)
         return self.weights, self.state
 
     def save_to_file(
@@ -337,7 +305,7 @@ class Layer(nn.Module):
 
         `input_signature` is Trax's and is kept in the file's header for people to read.
         """
-        _files.save(self, file_name, weights_only, input_signature)
+        _protocol.save_file(self, file_name, weights_only, input_signature)
 
     @property
     def name(self) -> str:
@@ -362,13 +330,6 @@ class Layer(nn.Module):
         return "train" if self.training else "eval"
 
     @property
-    def sublayers(self) -> tuple[Any, ...]:
-        """The layers it is made of, in order; a shared one occurs as often as it is used."""
-        if self._order:
-            return tuple(self._modules[name] for name in self._order)
-        return tuple(m for m in self.children() if isinstance(m, Layer))
-
-    @property
     def rng(self) -> torch.Generator:
         """The generator to draw from: the initial weights' in `init`, else the device's default.
 
@@ -377,7 +338,7 @@ class Layer(nn.Module):
         """
         if self._pass is not None and self._pass.rng is not None:
             return self._pass.rng
-        device = _device_of(self)
+        device = _protocol.device_of(self)
         if device.type == "cuda":
             return torch.cuda.default_generators[device.index or 0]
         return torch.default_generator
@@ -387,32 +348,6 @@ class Layer(nn.Module):
         raise AttributeError(
             "A layer's rng is set per call: layer(x, rng=...) or init(..., rng=...)."
         )
-
-    @property
-    def weights(self) -> Any:
-        """The weights as a nested tuple in Trax's order and shape; live, not copies.
-
-        `()` stands for none. Where a layer occurs again, `GET_WEIGHTS_FROM_CACHE` stands for its
-        weights. Assigning such a tree copies the values in, or makes the parameters of a layer
-        that has none yet.
-        """
-        return self._tree("weights", set())
-
-    @weights.setter
-    def weights(self, tree: Any) -> None:
-        self._fill("weights", tree)
-
-    @property
-    def state(self) -> Any:
-        """What is remembered between calls and not trained, as a nested tuple; copies.
-
-        Assigning such a tree copies the values in.
-        """
-        return _trees.map_tree(torch.Tensor.clone, self._tree("state", set()))
-
-    @state.setter
-    def state(self, tree: Any) -> None:
-        self._fill("state", tree)
 
     def __repr__(self) -> str:
         n_in = f"_in{self.n_in}" if self.n_in != 1 else ""
@@ -424,14 +359,6 @@ class Layer(nn.Module):
         lines = "\n".join(str(x) for x in inner if str(x)).replace("\n", "\n  ")
         return f"{name}[\n  {lines}\n]"
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("weights", "state"):  # nn.Module would take a Parameter for a new entry
-            object.__setattr__(self, name, value)
-        elif name == "_sublayers":
-            self._set_sublayers(value)
-        else:
-            super().__setattr__(name, value)
-
     # How layers of this package are made.
 
     def _set_mode(self, mode: str, max_length: int | None = None) -> None:
@@ -442,20 +369,13 @@ class Layer(nn.Module):
         if mode == "predict":
             self.init_cache(None, max_length)
 
-    def _set_sublayers(self, layers: Any) -> None:
-        """Registers the sublayers, each instance once, as '0', '1', ..., like nn.Sequential."""
-        names: dict[int, str] = {}
-        for position, layer in enumerate(layers):
-            names.setdefault(id(layer), str(position))
-            if names[id(layer)] == str(position):
-                self.add_module(str(position), layer)
-        self._order = tuple(names[id(layer)] for layer in layers)
-
     def _await_init(self) -> None:
         """Notes that weights are to be made; calling the layer before that is an error."""
-        makes_weights = type(self).init_weights_and_state is not Layer.init_weights_and_state
-        if makes_weights and self._init_hook is None:
+        if self._makes_weights() and self._init_hook is None:
             self._init_hook = self.register_forward_pre_hook(_when_reached)
+
+    def _makes_weights(self) -> bool:
+        return type(self).init_weights_and_state is not Layer.init_weights_and_state
 
     def _init_here(self, input_signature: Any) -> None:
         """Makes the weights in the midst of a pass of shapes."""
@@ -470,97 +390,6 @@ class Layer(nn.Module):
         if self._init_hook is not None:
             self._init_hook.remove()
             self._init_hook = None
-
-    # Trees in Trax's order <-> tensors by name. A layer whose tensors PyTorch keeps in another
-    # layout overrides the two methods `_own_tree` and `_own_named`.
-
-    def _tree(self, kind: str, seen: set[int]) -> Any:
-        if self._identity() in seen:
-            return _trees.MARKERS[kind]
-        seen.add(self._identity())
-        if self._order:
-            return tuple(layer._tree(kind, seen) for layer in self.sublayers)
-        return self._own_tree(kind)
-
-    def _identity(self) -> int:
-        """What two layers have in common that are one: they share their tensors."""
-        return id(self)
-
-    def _own_tree(self, kind: str) -> Any:
-        if kind == "state" and hasattr(self._memory, "tree"):
-            return self._memory.tree()
-        names = self._weight_names if kind == "weights" else self._state_names
-        if names is None:
-            return tuple(_trees.tensors_of(self, kind).values())
-        tensors = _nest.map_leaves(lambda name: getattr(self, name, None), names)
-        return () if any(t is None for t in _nest.leaves(tensors)) else tensors
-
-    def _named(self, kind: str, tree: Any) -> dict[str, Any]:
-        """Returns the tensors of `tree` in the layouts PyTorch wants, by name below this layer."""
-        if _trees.is_marker(tree):
-            return {}
-        if not self._order:
-            return self._own_named(kind, tree)
-        if not isinstance(tree, (tuple, list)) or len(tree) != len(self._order):
-            came = len(tree) if isinstance(tree, (tuple, list)) else type(tree).__name__
-            raise ValueError(
-                f"{self._name} has {len(self._order)} sublayers, so its {kind} are a tuple of as "
-                f"many items; got {came}. layer.{kind} shows the tree."
-            )
-        named: dict[str, Any] = {}
-        for name, layer, subtree in zip(self._order, self.sublayers, tree, strict=True):
-            for key, value in layer._named(kind, subtree).items():
-                named.setdefault(f"{name}.{key}", value)
-        return named
-
-    def _own_named(self, kind: str, tree: Any) -> dict[str, Any]:
-        if kind == "state" and hasattr(self._memory, "fill"):
-            return {"_memory": list(_nest.leaves(tree))}
-        names = self._weight_names if kind == "weights" else self._state_names
-        if names is None:
-            names = tuple(_trees.tensors_of(self, kind))
-            in_trax_tongue = type(self).init_weights_and_state is not Layer.init_weights_and_state
-            if not names and in_trax_tongue and any(True for _ in _nest.leaves(tree)):  # first time
-                letter = kind[0]
-                count = iter(range(1_000_000))
-                names = (
-                    _nest.map_leaves(lambda _: f"{letter}{next(count)}", tree)
-                    if isinstance(tree, (tuple, list))
-                    else letter
-                )
-                object.__setattr__(
-                    self, "_weight_names" if kind == "weights" else "_state_names", names
-                )
-        keys, values = list(_nest.leaves(names)), list(_nest.leaves(tree))
-        if not values and not self._own_tree(kind):
-            return {}  # neither has any
-        return expect_tensors(self, values, tuple(keys), f"{kind} of {len(keys)} tensors")
-
-    def _set_own_state(self, attribute: str, value: Any) -> None:
-        if attribute == "_memory":
-            self._memory.fill(value)  # type: ignore[union-attr, operator]
-        else:
-            _trees.set_buffer(self, attribute, value)
-
-    def _fill(self, kind: str, tree: Any) -> None:
-        named = self._named(kind, tree)
-        owners = {name: _trees.owner_of(self, name) for name in named}
-        for (
-            name,
-            value,
-        ) in named.items():  # all shapes first: a tree that does not fit fills nothing
-            module, attribute = owners[name]
-            # A layer in Trax's tongue may give its state another shape; a built one may not.
-            if kind == "weights" or getattr(type(module), "_state_names", None):
-                _trees.check_fits(module, attribute, value)
-        for name, value in named.items():
-            module, attribute = owners[name]
-            if kind == "weights":
-                _trees.adopt(module, attribute, value)
-            elif isinstance(module, Layer):
-                module._set_own_state(attribute, value)
-            else:
-                _trees.set_buffer(module, attribute, value)
 
 
 class PureLayer(Layer):
@@ -596,7 +425,7 @@ class PureLayer(Layer):
 
     def forward(self, x: Any) -> Any:
         """Returns `forward_fn(x)`."""
-        _check_n_in(x, self._n_in)
+        check_n_in(x, self._n_in)
         return self._forward_fn(x)
 
 
@@ -634,62 +463,6 @@ def Fn(name: str, f: Callable[..., Any], n_out: int = 1) -> PureLayer:
     return PureLayer(_Spread(f), n_in=len(parameters), n_out=n_out, name=name)
 
 
-def as_layer(
-    module: nn.Module, n_in: int | None = None, n_out: int = 1, name: str | None = None
-) -> Layer:
-    """Returns any module as a layer; one that is a layer already is returned as it is.
-
-    Args:
-      module: takes its inputs as positional arguments.
-      n_in: number of inputs; by default the number of required positional parameters of
-        `module.forward`, at least 1.
-      n_out: number of outputs.
-      name: what it prints as; the module's class name by default.
-
-    Raises:
-      TypeError: if `module` is no `nn.Module`.
-
-    Example:
-      >>> as_layer(nn.CrossEntropyLoss()), as_layer(nn.Linear(2, 3))
-      (CrossEntropyLoss_in2, Linear)
-    """
-    if isinstance(module, Layer):
-        return module
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"A layer is made of an nn.Module; got {type(module).__name__}. For a function f(x), "
-            f"use layers.Fn('Name', f)."
-        )
-    return Wrapped(module, n_in, n_out, name)
-
-
-class Wrapped(Layer):
-    """A foreign module in the Layer protocol; made by `as_layer`."""
-
-    def __init__(self, module: nn.Module, n_in: int | None, n_out: int, name: str | None):
-        if n_in is None:
-            parameters = inspect.signature(module.forward).parameters.values()
-            required = [
-                p
-                for p in parameters
-                if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-            ]
-            n_in = max(1, len(required))
-        super().__init__(n_in, n_out, name or type(module).__name__, sublayers_to_print=())
-        self.module = module
-        self.training = module.training
-
-    def _identity(self) -> int:
-        return id(self.module)
-
-    def forward(self, x: Any) -> Any:
-        """Returns what the module returns for `x`, spread over its positional arguments."""
-        if self._n_in == 1:
-            return self.module(x)
-        _check_n_in(x, self._n_in)
-        return self.module(*x)
-
-
 def _when_reached(layer: Layer, args: tuple[Any, ...]) -> None:
     """Forward pre-hook of a layer without weights: makes them in `init`, elsewhere complains."""
     if layer._pass is None or layer._pass.rng is None:
@@ -698,18 +471,6 @@ def _when_reached(layer: Layer, args: tuple[Any, ...]) -> None:
             f"load its weights, before it is called."
         )
     layer._init_here(shapes.signature(args[0]) if args else None)
-
-
-class _AndState(nn.Module):
-    """Calls a layer and reads its state while `functional_call`'s tensors are in place."""
-
-    def __init__(self, layer: Layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Any) -> tuple[Any, Any]:
-        outputs = self.layer(x)
-        return outputs, self.layer.state
 
 
 class _Spread:
@@ -722,50 +483,9 @@ class _Spread:
         return self.f(*xs) if isinstance(xs, (tuple, list)) else self.f(xs)
 
 
-def _check_n_in(x: Any, n_in: int) -> None:
+def check_n_in(x: Any, n_in: int) -> None:
     if n_in == 1:
         return
     came = len(x) if isinstance(x, (tuple, list)) else type(x).__name__
     if came != n_in:
         raise ValueError(f"{n_in} inputs are needed as one tuple; got {came}.")
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-@contextlib.contextmanager
-def _keyed(layer: Layer, rng: "int | torch.Generator | None") -> Iterator[None]:
-    """Draws from `rng` for a while; None draws from the default generators as ever."""
-    if rng is None:
-        yield
-        return
-    with _seeds.Keyed(_device_of(layer))(_seeds.as_seed(rng)):
-        yield
-
-
-@contextlib.contextmanager
-def _other_state_aside(layer: Layer, state: dict[str, Any]) -> Iterator[None]:
-    """Lets what is state but no buffer be another for a while, and predict mode go on in a copy.
-
-    Args:
-      layer: whose state.
-      state: memories and numbers, such as Dropout's rate, by name below the layer.
-    """
-    layers = [m for m in layer.modules() if isinstance(m, Layer) and m._memory is not None]
-    memories = [m._memory for m in layers]
-    owners = {name: _trees.owner_of(layer, name) for name in state}
-    numbers = [(m, a, m.__dict__[a]) for m, a in owners.values() if a in m.__dict__]
-    for m in layers:
-        m._memory = copy.deepcopy(m._memory)
-    try:
-        for name, value in state.items():
-            module, attribute = owners[name]
-            module._set_own_state(attribute, value)  # type: ignore[operator]
-        yield
-    finally:
-        for m, memory in zip(layers, memories, strict=True):
-            m._memory = memory
-        for module, attribute, number in numbers:
-            module.__dict__[attribute] = number

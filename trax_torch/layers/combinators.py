@@ -13,23 +13,24 @@ from typing import Any
 import torch
 
 from trax_torch import _nest
-from trax_torch.layers import _reversing, _stack, base
-from trax_torch.layers._remembering import Cache, Scan
-from trax_torch.layers._stack import put as outputs_onto_stack
-from trax_torch.layers._stack import take as inputs_from_stack
-from trax_torch.layers._stack_moves import (
+from trax_torch.layers import _reversible, base
+from trax_torch.layers._combinators import (
     Add,
+    Cache,
     Concatenate,
     Drop,
     Dup,
     FlattenList,
     Gate,
     Multiply,
+    Scan,
     Select,
     Split,
     SubtractTop,
     Swap,
 )
+from trax_torch.layers._protocol import stack as _stack
+from trax_torch.layers._wrapping import as_layer
 from trax_torch.layers.base import Layer, PureLayer
 
 __all__ = [
@@ -59,6 +60,8 @@ __all__ = [
     "inputs_from_stack",
     "outputs_onto_stack",
 ]
+
+inputs_from_stack, outputs_onto_stack = _stack.take, _stack.put
 
 
 class Serial(Layer):
@@ -95,7 +98,7 @@ class Serial(Layer):
     def forward(self, x: Any) -> Any:
         """Returns the stack that the last sublayer leaves."""
         if self._runs:
-            return _reversing.in_series(self.sublayers, self._runs, x)
+            return _reversible.in_series(self.sublayers, self._runs, x)
         stack = x
         for name in self._order:
             layer: Any = self._modules[name]
@@ -111,7 +114,7 @@ class Serial(Layer):
 
     def _set_sublayers(self, layers: Any) -> None:
         super()._set_sublayers(layers)
-        self._runs = _reversing.find_runs(self.sublayers)
+        self._runs = _reversible.find_runs(self.sublayers)
 
 
 class Parallel(Layer):
@@ -136,7 +139,7 @@ class Parallel(Layer):
         if len(sublayers) < 2:
             raise ValueError(f"Parallel needs at least two layers; got {len(sublayers)}.")
         layers = [
-            Serial(x) if x is None or isinstance(x, (tuple, list)) else base.as_layer(x)
+            Serial(x) if x is None or isinstance(x, (tuple, list)) else as_layer(x)
             for x in sublayers
         ]
         for layer in layers:
@@ -216,7 +219,7 @@ def SerialWithSideOutputs(layers: Any, n_side_outputs: Any = 1) -> Serial:
 
     Source: Trax `layers/combinators.py::SerialWithSideOutputs`.
     """
-    layers = [base.as_layer(layer) for layer in layers]
+    layers = [as_layer(layer) for layer in layers]
     aside = [n_side_outputs] * len(layers) if isinstance(n_side_outputs, int) else n_side_outputs
     if len(aside) != len(layers) or any(
         not 0 <= n <= layer.n_out for n, layer in zip(aside, layers, strict=True)
@@ -262,8 +265,8 @@ class Cond(Layer):
 
     def __init__(self, cond: Any, true: Any, false: Any = None, name: str | None = None):
         super().__init__(name=name)
-        cond, true = base.as_layer(cond), base.as_layer(true)
-        false = Serial() if false is None else base.as_layer(false)
+        cond, true = as_layer(cond), as_layer(true)
+        false = Serial() if false is None else as_layer(false)
         if cond.n_out != 1:
             raise ValueError(f"Cond needs a cond with one output, a Boolean; got {cond!r}.")
         if (true.n_in, true.n_out) != (false.n_in, false.n_out):
@@ -311,7 +314,7 @@ def Chunk(layer: Any, chunk_size: int, pass_unchunkable: bool = True) -> Layer:
 
     Source: Trax `layers/combinators.py::Chunk`; Chen et al. 2016, arXiv:1604.06174.
     """
-    layer = base.as_layer(layer)
+    layer = as_layer(layer)
     if chunk_size < 1:
         return layer
     cut = functools.partial(_to_chunks, size=chunk_size, pass_unchunkable=pass_unchunkable)
@@ -341,7 +344,7 @@ class BatchLeadingAxes(Layer):
     """
 
     def __init__(self, layer: Any, n_last_axes_to_keep: int = 1):
-        layer = base.as_layer(layer)
+        layer = as_layer(layer)
         if layer.n_out != 1 or n_last_axes_to_keep < 1:
             raise ValueError(
                 f"BatchLeadingAxes needs a layer with one output and keeps at least one axis; got "
@@ -385,7 +388,7 @@ def Bidirectional(forward_layer: Any, axis: int = 1, merge_layer: Any = None) ->
 
     Source: Trax `layers/combinators.py::Bidirectional`; Schuster and Paliwal 1997.
     """
-    forward_layer = base.as_layer(forward_layer)
+    forward_layer = as_layer(forward_layer)
     flip = _Flip(axis)
     backward = Serial(flip, copy.deepcopy(forward_layer), flip)
     return Serial(
@@ -424,7 +427,7 @@ def ensure_flat(layers: Any) -> list[Layer]:
             else:
                 yield item
 
-    return [base.as_layer(layer) for layer in flat(layers)]
+    return [as_layer(layer) for layer in flat(layers)]
 
 
 def _to_chunks(xs: Any, size: int, pass_unchunkable: bool) -> Any:

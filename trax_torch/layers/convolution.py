@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trax_torch.layers import _kv_cache
+from trax_torch.layers import _predict
 from trax_torch.layers import initializers as init
 from trax_torch.layers._kernel import KernelLayer, flat_pads, pads_of
 from trax_torch.layers.base import Layer
@@ -124,7 +124,7 @@ class CausalConv(Conv):
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode with nothing before the first position."""
-        self._memory = _kv_cache.Carry(can_branch=False)
+        self._memory = _predict.Carry(can_branch=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, length, in) to (batch, length, filters)."""
@@ -193,7 +193,7 @@ class CausalDepthwiseConv(Layer):
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode with nothing before the first position."""
-        self._memory = _kv_cache.Carry(can_branch=False)
+        self._memory = _predict.Carry(can_branch=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, length, d_feature) to the same shape."""

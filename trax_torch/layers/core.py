@@ -10,16 +10,16 @@ from trax_torch import _nest, shapes
 from trax_torch._torch_private import contiguous_in_memory
 from trax_torch.layers import base
 from trax_torch.layers import initializers as init
-from trax_torch.layers._locally_connected import LocallyConnected1d as LocallyConnected1d
-from trax_torch.layers._looking import PrintShape as PrintShape
-from trax_torch.layers._looking import SummaryImage as SummaryImage
-from trax_torch.layers._looking import SummaryScalar as SummaryScalar
-from trax_torch.layers._probabilities import log_gaussian_diag_pdf as log_gaussian_diag_pdf
-from trax_torch.layers._probabilities import log_gaussian_pdf as log_gaussian_pdf
-from trax_torch.layers._probabilities import log_softmax as log_softmax
-from trax_torch.layers._probabilities import logsoftmax_sample as logsoftmax_sample
-from trax_torch.layers._probabilities import multigaussian_loss as multigaussian_loss
-from trax_torch.layers._probabilities import one_hot as one_hot
+from trax_torch.layers._core import LocallyConnected1d as LocallyConnected1d
+from trax_torch.layers._core import PrintShape as PrintShape
+from trax_torch.layers._core import SummaryImage as SummaryImage
+from trax_torch.layers._core import SummaryScalar as SummaryScalar
+from trax_torch.layers._core import log_gaussian_diag_pdf as log_gaussian_diag_pdf
+from trax_torch.layers._core import log_gaussian_pdf as log_gaussian_pdf
+from trax_torch.layers._core import log_softmax as log_softmax
+from trax_torch.layers._core import logsoftmax_sample as logsoftmax_sample
+from trax_torch.layers._core import multigaussian_loss as multigaussian_loss
+from trax_torch.layers._core import one_hot as one_hot
 from trax_torch.layers.base import Layer, PureLayer
 
 

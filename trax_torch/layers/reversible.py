@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from trax_torch import _nest
-from trax_torch.layers import _reversing, _stack, base
-from trax_torch.layers._replay import Replay
-from trax_torch.layers._reversing import ReversibleLayer
+from trax_torch.layers import _reversible, base
+from trax_torch.layers._protocol import stack as _stack
+from trax_torch.layers._reversible import Replay, ReversibleLayer
+from trax_torch.layers._wrapping import as_layer
 from trax_torch.layers.base import Layer
 from trax_torch.layers.combinators import Serial
 
@@ -75,16 +76,16 @@ class ReversibleSelect(ReversibleLayer):
         output: Any,
         grad: Any,
         replay: Replay | None,
-        params: _reversing.Params = (),
+        params: _reversible.Params = (),
         *,
         tensors: Mapping[str, torch.Tensor] | None = None,
-    ) -> tuple[Any, Any, _reversing.Grads]:
+    ) -> tuple[Any, Any, _reversible.Grads]:
         """Returns the items in their first order; the gradients of an item's copies add up."""
-        items = map(_reversing.detached, _reversing.items_of(self.reverse(output)))
-        sums: _reversing.Grads = [None] * self._n_in
-        for i, g in zip(self._indices, _reversing.items_of(grad), strict=True):
-            sums[i] = _reversing.add(sums[i], g)
-        return _reversing.packed(items), _reversing.packed(sums), [None] * len(params)
+        items = map(_reversible.detached, _reversible.items_of(self.reverse(output)))
+        sums: _reversible.Grads = [None] * self._n_in
+        for i, g in zip(self._indices, _reversible.items_of(grad), strict=True):
+            sums[i] = _reversible.add(sums[i], g)
+        return _reversible.packed(items), _reversible.packed(sums), [None] * len(params)
 
 
 def ReversibleSwap() -> ReversibleSelect:
@@ -112,7 +113,7 @@ class ReversibleHalfResidual(ReversibleLayer):
         super().__init__(name=name)
         layers: list[Layer] = [Serial(*residual_layers)]
         if attention_layer is not None:
-            layers.append(base.as_layer(attention_layer))
+            layers.append(as_layer(attention_layer))
         self._set_sublayers(layers)
         n_in, _ = _stack.n_inputs_n_outputs([(x.n_in, x.n_out) for x in layers])
         self._n_in = self._n_out = n_in + 1
@@ -150,21 +151,21 @@ class ReversibleHalfResidual(ReversibleLayer):
         output: Any,
         grad: Any,
         replay: Replay | None,
-        params: _reversing.Params = (),
+        params: _reversible.Params = (),
         *,
         tensors: Mapping[str, torch.Tensor] | None = None,
-    ) -> tuple[Any, Any, _reversing.Grads]:
+    ) -> tuple[Any, Any, _reversible.Grads]:
         """Returns inputs and gradients as `ReversibleLayer` says; f runs once for both."""
-        accumulator, *context = map(_reversing.detached, output)
+        accumulator, *context = map(_reversible.detached, output)
         of_sum, *of_context = grad
         replay = replay or Replay(self, accumulator.device)
-        leaves = [_reversing.leaf(x) for x in context]
+        leaves = [_reversible.leaf(x) for x in context]
         nothing = accumulator.new_zeros(()).expand_as(accumulator)
         with torch.set_grad_enabled(of_sum is not None):
             residual, *_ = replay((nothing, *leaves), tensors)
-        through, param_grads = _reversing.gradients([residual], [of_sum], leaves, params)
+        through, param_grads = _reversible.gradients([residual], [of_sum], leaves, params)
         x = accumulator - residual.detach()
-        grads = [_reversing.add(a, b) for a, b in zip(of_context, through, strict=True)]
+        grads = [_reversible.add(a, b) for a, b in zip(of_context, through, strict=True)]
         inputs = tuple(replay.as_taken((x, *context)))
         return inputs, tuple(replay.as_taken((of_sum, *grads))), param_grads
 

@@ -9,8 +9,8 @@ import torch
 
 from trax_torch.layers import activation_fns, convolution, core
 from trax_torch.layers import combinators as cb
-from trax_torch.layers._cells import GRUCell, LSTMCell
-from trax_torch.layers._remembering import takes_all_steps
+from trax_torch.layers._combinators import takes_all_steps
+from trax_torch.layers._rnn_cells import GRUCell, LSTMCell
 from trax_torch.layers.base import Fn, Layer, PureLayer
 
 __all__ = [

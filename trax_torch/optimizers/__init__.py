@@ -1,10 +1,15 @@
 """Optimizers."""
 
 from trax_torch.optimizers._adasum import adasum_
-from trax_torch.optimizers._blocks import Blocks, InBlocks
-from trax_torch.optimizers._chunks import ChunkedLoss, split_head
-from trax_torch.optimizers._residence import HostMemory, Residence
-from trax_torch.optimizers._shares import Shares
+from trax_torch.optimizers._memory import (
+    Blocks,
+    ChunkedLoss,
+    HostMemory,
+    InBlocks,
+    Residence,
+    split_head,
+)
+from trax_torch.optimizers._microbatches import Shares
 from trax_torch.optimizers.adafactor import Adafactor
 from trax_torch.optimizers.adam import Adam
 from trax_torch.optimizers.base import SGD, Optimizer, clip_norm_of

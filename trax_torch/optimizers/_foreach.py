@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from trax_torch import _world
+from trax_torch import _distributed
 from trax_torch._torch_private import foreach
 
 Tensors: TypeAlias = list[torch.Tensor] | tuple[torch.Tensor, ...]
@@ -144,7 +144,7 @@ class BoundRule(torch.optim.Optimizer):
         params, grads, states = zip(*bundle, strict=True)
         names = [name for name, slot in states[0].items() if isinstance(slot, torch.Tensor)]
         stored = {name: [state[name] for state in states] for name in names}
-        if self.looks_across and _world.is_shard(params[0]):
+        if self.looks_across and _distributed.is_shard(params[0]):
             self._step_of_shards(group, params, grads, states, stored)
             return
         # Half precision is left at the start and met again at the end, so that a step rounds once.
@@ -171,12 +171,14 @@ class BoundRule(torch.optim.Optimizer):
     ) -> None:
         """Takes the step of weights of which each rank holds a part: one whole weight at a time."""
         for i, (p, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-            twin = _world.whole(p).detach().clone()
-            slots = {name: _world.whole(tensors[i]).clone() for name, tensors in stored.items()}
-            self._step_of(group, [(twin, _world.whole(grad), {**state, **slots})])
-            p.copy_(_world.shard_like(twin, p))
+            twin = _distributed.whole(p).detach().clone()
+            slots = {
+                name: _distributed.whole(tensors[i]).clone() for name, tensors in stored.items()
+            }
+            self._step_of(group, [(twin, _distributed.whole(grad), {**state, **slots})])
+            p.copy_(_distributed.shard_like(twin, p))
             for name, slot in slots.items():
-                state[name].copy_(_world.shard_like(slot, state[name]))
+                state[name].copy_(_distributed.shard_like(slot, state[name]))
             if "step" in state:
                 state["step"] += 1
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import _world
+from trax_torch import _distributed
 from trax_torch.optimizers import _ranges
 
 
@@ -138,4 +138,4 @@ def can_fuse(params: list[Any]) -> bool:
 
 def is_sharded(params: Iterable[Any]) -> bool:
     """Tells whether ranks hold parts of parameters, which torch's fused SGD does not take."""
-    return any(map(_world.is_shard, params))
+    return any(map(_distributed.is_shard, params))

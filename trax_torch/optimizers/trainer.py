@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from trax_torch import _seeds, _torch_private, _world
+from trax_torch import _distributed, _seeds, _torch_private
 from trax_torch import layers as tl
 from trax_torch._torch_private import foreach
-from trax_torch.layers import _trees
-from trax_torch.layers._modes import modes_kept
+from trax_torch.layers import _protocol
+from trax_torch.layers._protocol import modes_kept
 from trax_torch.optimizers import base
-from trax_torch.optimizers._blocks import Blocks
-from trax_torch.optimizers._shares import Shares
+from trax_torch.optimizers._memory import Blocks
+from trax_torch.optimizers._microbatches import Shares
 
 Stats = dict[str, Any]  # floats on a CPU, else scalar tensors on the device
 
@@ -355,7 +355,7 @@ class Trainer:
         tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
         norms = foreach.norm(tensors) if tensors else ()
         if self._is_sharded and norms:
-            total = _world.whole(torch.linalg.vector_norm(torch.stack(norms)))
+            total = _distributed.whole(torch.linalg.vector_norm(torch.stack(norms)))
             return total.item() if self._on_cpu else total
         if self._on_cpu:
             return math.hypot(*[n.item() for n in norms])
@@ -494,4 +494,4 @@ def _check_goes_one_by_one(optimizer: torch.optim.Optimizer) -> None:
 
 def _places_of_buffers(layer: tl.Layer) -> list[tuple[dict[str, Any], str]]:
     """Returns where the buffers are that a step in train mode may change: statistics, say."""
-    return [(owner._buffers, name) for _, owner, name in _trees.lasting_buffers(layer)]
+    return [(owner._buffers, name) for _, owner, name in _protocol.lasting_buffers(layer)]

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from trax_torch import _nest, _world
+from trax_torch import _distributed, _nest
 from trax_torch import layers as tl
 from trax_torch._torch_private import foreach
-from trax_torch.supervised import _reports
+from trax_torch.supervised import _logging
 
 __all__ = [
     "EarlyStopping",
@@ -182,7 +182,7 @@ class ExponentialMovingAverage(TrainingStepCallback):
         super().__init__(loop)
         if not 0 <= decay < 1:
             raise ValueError(f"decay is a number from 0 to below 1; got {decay}.")
-        if any(map(_world.is_shard, loop.model.parameters())):
+        if any(map(_distributed.is_shard, loop.model.parameters())):
             raise ValueError(
                 "ExponentialMovingAverage averages whole weights, and strategy='fsdp' gives each "
                 "rank parts of them. Leave one of the two out."
@@ -319,7 +319,7 @@ class Monitor(TrainingStepCallback):
         self._is_told = True
         seconds = max(self._loop.seconds, 1e-9)
         speeds = {
-            f"{what} {_reports.PER_SECOND}": n * self._loop.n_devices / seconds
+            f"{what} {_logging.PER_SECOND}": n * self._loop.n_devices / seconds
             for what, n in self._counts.items()
             if n
         }

@@ -2,18 +2,15 @@
 
 import itertools
 import math
-import operator
-import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from trax_torch import _nest, _torch_private
+from trax_torch import _torch_private
 from trax_torch import layers as tl
-from trax_torch.layers import _int8
-from trax_torch.supervised import _beams, _compiling, _runs
-from trax_torch.supervised._sampling import Sampler, doubts_in, expect, log_probs_of
+from trax_torch.supervised import _generation
+from trax_torch.supervised._generation import Sampler, doubts_in, expect, log_probs_of
 
 _BACKEND: Any = "inductor"
 
@@ -104,7 +101,7 @@ def autoregressive_sample_stream(
         one for each, whatever its place. So 5 and [5] are other seeds.
       max_length: after how many tokens the stream ends; by default it does not, but the model may
         be out of room.
-      top_k, top_p, min_p: draw among the likeliest tokens alone; see `_sampling.Sampler`.
+      top_k, top_p, min_p: draw among the likeliest tokens alone; see `sampling.Sampler`.
       prompt_lengths: integers (batch,): how many of a row's `inputs` count, where shorter prompts
         are padded on the right. Each row becomes what its prompt alone becomes, up to rounding; in
         eval mode there must be room for `max_length` tokens after the longest.
@@ -127,9 +124,9 @@ def autoregressive_sample_stream(
     Source: Trax `supervised/decoding.py::autoregressive_sample_stream`, which goes on from what the
       last call left behind.
     """
-    _check_counts(batch_size=batch_size, eval_min_length=eval_min_length)
+    _generation.check_counts(batch_size=batch_size, eval_min_length=eval_min_length)
     if max_length is not None:
-        _check_counts(max_length=max_length)
+        _generation.check_counts(max_length=max_length)
     sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
     eval_length = eval_min_length if eval_mode else None
     run = _run(
@@ -188,8 +185,10 @@ def autoregressive_sample(
     Source: Trax `supervised/decoding.py::autoregressive_sample`, where what follows the end symbol
       has no meaning.
     """
-    _check_counts(batch_size=batch_size, max_length=max_length, eval_min_length=eval_min_length)
-    _check_counts(eos_id=eos_id, pad_id=pad_id)
+    _generation.check_counts(
+        batch_size=batch_size, max_length=max_length, eval_min_length=eval_min_length
+    )
+    _generation.check_counts(eos_id=eos_id, pad_id=pad_id)
     sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
     eval_length = eval_min_length if eval_mode else None
     run = _run(
@@ -262,8 +261,8 @@ def beam_search(
     Source: Trax `supervised/decoding.py::beam_search`, which takes a batch of 1 and follows neither
       `eos_id` nor `length_penalty`; Wu et al. 2016, arXiv:1609.08144.
     """
-    _check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
-    _check_counts(eos_id=eos_id, pad_id=pad_id)
+    _generation.check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
+    _generation.check_counts(eos_id=eos_id, pad_id=pad_id)
     expect(
         lambda: abs(length_penalty) * math.log((5 + max_length) / 6) < math.log(1e30),
         f"length_penalty is a number by which ((5 + n) / 6) ** length_penalty stays between 1e-30 "
@@ -275,15 +274,15 @@ def beam_search(
     )
     with run:
         logits = run.begin()[:, None]
-        search = _beams.Search(
+        search = _generation.Search(
             batch_size, n_beams, eos_id, max_length, length_penalty, early_stopping, logits.device
         )
-        doubts = _Doubts(max_length)
+        nan_check = _generation.NanCheck(max_length)
         while True:
             log_probs = torch.log_softmax(logits, dim=-1)
-            doubts.add(log_probs[:, :, 0], search.counts(), search.n + 1)  # all are NaN, or none
+            nan_check.add(log_probs[:, :, 0], search.counts(), search.n + 1)  # all are NaN, or none
             tokens, parents = search.grow(log_probs)
-            looks = run.is_full or _looks(search.n, logits.device)
+            looks = run.is_full or nan_check.is_time(search.n, logits.device)
             if search.n == max_length or (looks and search.is_done()):
                 break
             logits = run.go_on(tokens, parents, search.done)
@@ -327,12 +326,12 @@ def warmup(
       >>> _ = model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
       >>> warmup(model, max_length=60)                                 # doctest: +SKIP
     """
-    _check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
+    _generation.check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
     if max_length < 2:
         raise ValueError(f"The first token needs no compiled step: give more; got {max_length}.")
     layer = _layer_of(model)
     fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
-    _compiling.steps_of(fast.sublayer).cannot = False  # whoever asks for it may have mended it
+    _generation.steps_of(fast.sublayer).cannot = False  # whoever asks for it may have mended it
     run = _run(fast, inputs, batch_size, 0, True, prompt_lengths, max_length, None, n_beams)
     with run:
         tokens = run.begin().argmax(-1, keepdim=True).expand(-1, n_beams)
@@ -379,8 +378,8 @@ def quantize(model: Any) -> tl.Layer:
       >>> autoregressive_sample(small, temperature=0.0, eos_id=-1, max_length=3).shape
       torch.Size([1, 3])
     """
-    small = _int8.with_int8(_layer_of(model))
-    if not any(isinstance(m, _int8.Int8Dense) for m in small.modules()):
+    small = _generation.with_int8(_layer_of(model))
+    if not any(isinstance(m, _generation.Int8Dense) for m in small.modules()):
         raise ValueError(
             f"Weights of 8 bits are for tl.Dense layers themselves, without hooks; {small.name} "
             f"has none. Remove its hooks, build it with tl.Dense, or decode it as it is."
@@ -417,8 +416,8 @@ def _run(
         wish, backend, layer = accelerate, layer.backend, layer.sublayer
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
     source = None
-    prompt = _start_symbols(start_id, batch_size, device)
-    given = None if inputs is None else _tokens(inputs, batch_size, device)
+    prompt = _generation.start_symbols(start_id, batch_size, device)
+    given = None if inputs is None else _generation.tokens_of(inputs, batch_size, device)
     lengths = None
     if layer.n_in > 1:
         if given is None:
@@ -434,7 +433,7 @@ def _run(
         source = given
     elif given is not None:
         if prompt_lengths is not None:
-            given, lengths = _cut(given, prompt_lengths)
+            given, lengths = _generation.cut_to_lengths(given, prompt_lengths)
         prompt = torch.cat([prompt, given], dim=1)
     elif prompt_lengths is not None:
         raise ValueError("prompt_lengths are of the rows of inputs; give inputs too.")
@@ -445,39 +444,10 @@ def _run(
                 f"start_id={start_id!r}. Decode in predict mode, or leave start_id at 0."
             )
         room = None if max_length is None else prompt.shape[1] + max_length - 1
-        return _runs.EvalRun(layer, source, prompt[:, 1:], lengths, room, eval_length)
+        return _generation.EvalRun(layer, source, prompt[:, 1:], lengths, room, eval_length)
     lengths = None if lengths is None else lengths + 1
     n_steps = None if max_length is None else max_length - 1
-    return _runs.PredictRun(layer, source, prompt, lengths, n_steps, n_beams, wish, backend)
-
-
-_COUNTED = {
-    "batch_size": "sequences",
-    "max_length": "tokens",
-    "n_beams": "beams",
-    "eval_min_length": "positions",
-}
-_ADVICE = {
-    "eos_id": "; give -1 for none",
-    "max_length": "; give a number: a stream alone may have no end",
-}
-
-
-def _check_counts(**counts: Any) -> None:
-    """Refuses what is no integer, and what counts something but nothing.
-
-    Raises:
-      TypeError: if one is no integer.
-      ValueError: if one that counts is below 1.
-    """
-    for name, value in counts.items():
-        try:
-            value = operator.index(value)
-        except TypeError:
-            advice = _ADVICE.get(name, "")
-            raise TypeError(f"{name} is an integer; got {value!r}{advice}.") from None
-        if name in _COUNTED and value < 1:
-            raise ValueError(f"{name} counts {_COUNTED[name]}, so it is at least 1; got {value}.")
+    return _generation.PredictRun(layer, source, prompt, lengths, n_steps, n_beams, wish, backend)
 
 
 def _steps(
@@ -485,10 +455,10 @@ def _steps(
 ) -> Iterator[Any]:
     """Yields what a stream yields, inside the run, until all rows have met the end symbol."""
     logits = run.begin()
-    doubts = _Doubts(max_length)
+    nan_check = _generation.NanCheck(max_length)
     ended: torch.Tensor | None = None
     for n in itertools.count(1):
-        doubts.add(doubts_in(logits), None if ended is None else ~ended, n)
+        nan_check.add(doubts_in(logits), None if ended is None else ~ended, n)
         tokens = sampler.choose(logits, sampler.noise(logits.shape[1], logits.device))[:, None]
         yield (tokens, log_probs_of(logits[:, None], tokens)) if log_probs else tokens
         if eos_id >= 0:
@@ -496,7 +466,11 @@ def _steps(
             ended = met if ended is None else ended | met
         if n == max_length:
             return
-        if ended is not None and (run.is_full or _looks(n, met.device)) and bool(ended.all()):
+        if (
+            ended is not None
+            and (run.is_full or nan_check.is_time(n, met.device))
+            and bool(ended.all())
+        ):
             return
         logits = run.go_on(tokens, ended=ended)[:, 0]
 
@@ -509,111 +483,3 @@ def _outside(run: Any, steps: Iterator[Any]) -> Iterator[Any]:
         if item is None:
             return
         yield item
-
-
-class _Doubts:
-    """Whether logits so far were no numbers, looked at now and then and at the end.
-
-    Args:
-      max_length: how many tokens there will be at most, or None.
-    """
-
-    def __init__(self, max_length: int | None):
-        self._max_length = max_length
-        self._pending: list[tuple[torch.Tensor, torch.Tensor | None, int]] = []
-
-    def add(self, marks: torch.Tensor, counts: torch.Tensor | None, n: int) -> None:
-        """Notes of the logits for token n which are no numbers.
-
-        Args:
-          marks: floats, NaN where they are not.
-          counts: booleans of the same shape, which of them matter; None for all.
-          n: from 1.
-
-        Raises:
-          ValueError: if some were, and it is time to look.
-        """
-        self._pending.append((marks, counts, n))
-        if n != self._max_length and not _looks(n, marks.device):
-            return
-        for marks, counts, n in self._pending:
-            if math.isnan(marks.sum().item()) and (
-                counts is None or bool((marks.isnan() & counts).any())
-            ):
-                raise ValueError(
-                    f"The model's logits for token {n} are not numbers: a row holds NaN or +inf, "
-                    f"or -inf everywhere. Look for weights that are none, for a division by 0 in "
-                    f"the model, or at the mask."
-                )
-        self._pending.clear()
-
-
-def _looks(n: int, device: torch.device) -> bool:
-    """Tells whether to look at results after n tokens; a GPU would have to be waited for."""
-    return device.type == "cpu" or n == 1 or n % 8 == 0
-
-
-def _cut(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns prompts without needless padding, and their lengths."""
-    batch, n = inputs.shape
-    needed = f"prompt_lengths are {batch} integers, one a row"
-    lengths = _integers(lengths, needed, "Count the tokens of each prompt.", inputs.device)
-    if lengths.shape != (batch,):
-        raise ValueError(f"{needed}; got shape {tuple(lengths.shape)}. Give one for each row.")
-    low, high = (int(x) for x in torch.aminmax(lengths))
-    if low < 0 or high > n:
-        raise ValueError(
-            f"prompt_lengths are between 0 and {n}, the length of inputs; got "
-            f"{low if low < 0 else high}."
-        )
-    inputs = inputs[:, :high]
-    is_padding = torch.arange(high, device=inputs.device) >= lengths[:, None]
-    return inputs.masked_fill(is_padding, 0), lengths
-
-
-def _start_symbols(start_id: Any, batch_size: int, device: torch.device) -> torch.Tensor:
-    needed = "start_id is an integer, or integers of shape (batch, 1)"
-    symbols = _integers(start_id, needed, "Give 0 for the usual start.", device)
-    if symbols.dim() == 0:
-        return symbols.repeat(batch_size, 1)
-    if symbols.dim() != 2 or symbols.shape[1] != 1:
-        raise ValueError(f"{needed}; got shape {tuple(symbols.shape)}. Give one for each row.")
-    return _of_batch(symbols, "start_id", batch_size)
-
-
-def _tokens(inputs: Any, batch_size: int, device: torch.device) -> torch.Tensor:
-    """Returns inputs as int64 (batch, length) on the device."""
-    needed = "inputs are integers of shape (batch, length)"
-    advice = "Make rows of one length: pad shorter prompts on the right, and give prompt_lengths."
-    tokens = _integers(inputs, needed, advice, device)
-    if tokens.dim() != 2:
-        raise ValueError(f"{needed}; got shape {tuple(tokens.shape)}. One sequence is one row.")
-    return _of_batch(tokens, "inputs", batch_size)
-
-
-def _of_batch(tokens: torch.Tensor, name: str, batch_size: int) -> torch.Tensor:
-    if len(tokens) != batch_size:
-        raise ValueError(
-            f"{name} have a batch of {len(tokens)}, but batch_size is {batch_size}. Give "
-            f"batch_size={len(tokens)}."
-        )
-    return tokens
-
-
-def _integers(x: Any, needed: str, advice: str, device: torch.device) -> torch.Tensor:
-    """Returns a number, list, array or tensor of integers as int64 on the device.
-
-    Raises:
-      TypeError: with what is needed, what came, and what to do.
-    """
-    try:
-        tensor = _nest.to_tensor(x)
-        if not isinstance(tensor, torch.Tensor):
-            tensor = torch.as_tensor(x)
-            if not tensor.numel():  # a list of empty rows has no type
-                tensor = tensor.long()
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{needed}; got {reprlib.repr(x)}. {advice}") from None
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{needed}; got {tensor.dtype}. {advice}")
-    return tensor.to(device, torch.int64)

@@ -13,31 +13,15 @@ from typing import Any
 
 import torch
 
-from trax_torch import _seeds, _world
+from trax_torch import _distributed, _seeds, _signals
 from trax_torch import layers as tl
-from trax_torch.interop._pickle_files import pickle_to_file, unpickle_from_file
+from trax_torch._errors import CheckpointError
+from trax_torch.interop._pickle import pickle_to_file, unpickle_from_file
 from trax_torch.optimizers import NonFiniteError
-from trax_torch.supervised import (
-    _assembly,
-    _best,
-    _checkpoint,
-    _evaluator,
-    _events,
-    _losses,
-    _reports,
-    _saves,
-    _settings,
-    _sharing,
-    _signals,
-    _snapshot,
-    _stepping,
-    _stopping,
-    _summaries,
-    _tally,
-)
+from trax_torch.supervised import _checkpoint, _logging, _loop, _tasks
 from trax_torch.supervised import history as _history
+from trax_torch.supervised._checkpoint import differences, verify_resume
 from trax_torch.supervised._tasks import EvalTask, TrainTask
-from trax_torch.supervised._verify import differences, verify_resume
 
 __all__ = [
     "EvalTask",
@@ -140,11 +124,11 @@ class Loop:
         eval_model: Any = None,
         eval_tasks: Any = None,
         output_dir: str | None = None,
-        checkpoint_at: _events.At | None = None,
+        checkpoint_at: _tasks.At | None = None,
         checkpoint_low_metric: str | None = None,
         checkpoint_high_metric: str | None = None,
-        permanent_checkpoint_at: _events.At | None = None,
-        eval_at: _events.At | None = None,
+        permanent_checkpoint_at: _tasks.At | None = None,
+        eval_at: _tasks.At | None = None,
         which_task: Callable[[int], int] | None = None,
         n_devices: int | None = None,
         random_seed: int | None = None,
@@ -166,7 +150,7 @@ class Loop:
         find_unused_parameters: bool = False,
         timeout: float = 300.0,
     ):
-        settings = _settings.Settings(
+        settings = _loop.Settings(
             precision,
             n_accumulation_steps,
             compile,
@@ -181,9 +165,9 @@ class Loop:
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
         if keep_last is not None and keep_last < 1:
             raise ValueError(f"keep_last is at least 1, or None to keep all; got {keep_last}.")
-        self._world = world = _world.join(n_devices, device, timeout)
-        self._tasks = _assembly.as_tasks(tasks, TrainTask, "tasks")
-        self._eval_tasks = _assembly.as_tasks(eval_tasks, EvalTask, "eval_tasks")
+        self._world = world = _distributed.join(n_devices, device, timeout)
+        self._tasks = _loop.as_tasks(tasks, TrainTask, "tasks")
+        self._eval_tasks = _loop.as_tasks(eval_tasks, EvalTask, "eval_tasks")
         if not self._tasks:
             raise ValueError("Loop needs at least one TrainTask; got none.")
         self._asked_seed = None if random_seed is None else operator.index(random_seed)
@@ -195,55 +179,53 @@ class Loop:
         self._step = 0
         self._reported_step = 0
         self._history = _history.History()
-        self._console = _summaries.Console(self._world.is_chief)
+        self._console = _logging.Console(self._world.is_chief)
         self._progress = progress
         self._background_saves = background_saves
         self._resume_data = resume_data
-        self._stopping = _stopping.Stopping(world)
+        self._stopping = _loop.Stopping(world)
 
-        default_at = _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_checkpoint)
+        default_at = _tasks.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_checkpoint)
         self._checkpoint_at = checkpoint_at or default_at
         self._permanent_checkpoint_at = (
             permanent_checkpoint_at
-            or _events.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_permanent_checkpoint)
+            or _tasks.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_permanent_checkpoint)
         )
         self._eval_at = eval_at or self._checkpoint_at
-        self._best = _best.Best(checkpoint_low_metric, checkpoint_high_metric, self._eval_tasks)
+        self._best = _loop.Best(checkpoint_low_metric, checkpoint_high_metric, self._eval_tasks)
 
         sample, device = self._tasks[0].sample_batch, world.device
         init_seed = _seeds.derive(self._seed, "init")
-        self._model = _assembly.prepare_model(model, sample, init_seed, device, settings)
-        residence = _assembly.to_residence(self._model, self._tasks, world, settings)
+        self._model = _loop.prepare_model(model, sample, init_seed, device, settings)
+        residence = _loop.to_residence(self._model, self._tasks, world, settings)
         world.compare(
             {
                 "random_seed": self._asked_seed,
                 "the number of tasks": [len(self._tasks), len(self._eval_tasks)],
                 "the settings": str(settings),
-                "the model's weights": _snapshot.forms_of(self._model),
+                "the model's weights": _checkpoint.forms_of(self._model),
                 "what is measured": [task.metric_names for task in self._eval_tasks],
                 "whether output_dir is given": output_dir is not None,
             }
         )
-        _sharing.check_world(world, settings)  # no rank leaves before all have come
+        _loop.check_world(world, settings)  # no rank leaves before all have come
         for task in self._tasks:
-            _assembly.check_task(self._model, task, settings)
-        apart = _sharing.shard(self._model, self._tasks, world, settings)
-        running = _assembly.running(self._model, settings, residence)
-        body, head = _losses.cut_for_chunks(self._model, running, settings)
+            _loop.check_task(self._model, task, settings)
+        apart = _loop.shard(self._model, self._tasks, world, settings)
+        running = _loop.running(self._model, settings, residence)
+        body, head = _loop.cut_for_chunks(self._model, running, settings)
         with world.watched():
             self._trainers = [
-                _assembly.make_trainer(
-                    self._model, body, head, task, world, settings, apart, residence
-                )
+                _loop.make_trainer(self._model, body, head, task, world, settings, apart, residence)
                 for task in self._tasks
             ]
-        world.compare({"the optimizers": _snapshot.settings_of(self._trainers)})
+        world.compare({"the optimizers": _checkpoint.settings_of(self._trainers)})
         self._schedulers = [
-            _assembly.make_scheduler(task, trainer)
+            _loop.make_scheduler(task, trainer)
             for task, trainer in zip(self._tasks, self._trainers, strict=True)
         ]
-        self._tallies = [_tally.Tally() for _ in self._tasks]
-        self._stepping = _stepping.Stepping(
+        self._tallies = [_logging.Tally() for _ in self._tasks]
+        self._stepping = _loop.Stepping(
             world,
             self._tasks,
             self._trainers,
@@ -254,18 +236,16 @@ class Loop:
         )
         self._eval_model = self._model
         if eval_model is not None:
-            _assembly.refuse_eval_model(settings)
-            self._eval_model = _assembly.prepare_model(
-                eval_model, sample, init_seed, device, settings
-            )
-            _snapshot.share_weights(self._model, self._eval_model)
-            running = _assembly.running(self._eval_model, settings, residence)
+            _loop.refuse_eval_model(settings)
+            self._eval_model = _loop.prepare_model(eval_model, sample, init_seed, device, settings)
+            _checkpoint.share_weights(self._model, self._eval_model)
+            running = _loop.running(self._eval_model, settings, residence)
         self._evaluators = [
-            _evaluator.Evaluator(running, task, world, settings.autocast(device))
+            _loop.Evaluator(running, task, world, settings.autocast(device))
             for task in self._eval_tasks
         ]
         self._callbacks: list[Any] = []
-        self._members = _snapshot.Members(
+        self._members = _checkpoint.Members(
             self._model,
             self._tasks,
             self._eval_tasks,
@@ -276,19 +256,19 @@ class Loop:
         )
 
         self._output_dir = None if output_dir is None else os.path.expanduser(output_dir)
-        self._reports = _reports.Reports(
+        self._reports = _logging.Reports(
             self._console,
             self._tasks,
             self._eval_tasks,
             self._output_dir if world.is_chief else None,
             world,
         )
-        self._saver: _saves.Saver | None = None
+        self._saver: _checkpoint.Saver | None = None
         self._saved_step: int | None = None  # that 'model' is of
         if self._output_dir is None:
             self._console.say("Will not write evaluation metrics, because output_dir is None.")
         else:
-            self._saver = _saves.Saver(self._output_dir, world, keep_last)
+            self._saver = _checkpoint.Saver(self._output_dir, world, keep_last)
             with self._saver.locked():
                 self.load_checkpoint()
         makers = (
@@ -405,7 +385,7 @@ class Loop:
         names = self._names_due_at(self._step) if self._saved_step == self._step else []
         return [name for name in names if self._saver and not self._saver.has(name)]
 
-    def _report(self, writers: _summaries.Writers, saves_best: bool) -> None:
+    def _report(self, writers: _logging.Writers, saves_best: bool) -> None:
         """Logs training since the last report, runs evals, and saves the best so far."""
         self._stepping.check_finite()
         self._console.say("")
@@ -448,7 +428,7 @@ class Loop:
 
     def _run_evals(self, summary_writers: Any) -> None:
         if self._eval_model is not self._model:
-            _snapshot.share_buffers(self._model, self._eval_model)
+            _checkpoint.share_buffers(self._model, self._eval_model)
         self._world.copy_from_chief_(list(self._eval_model.buffers()))
         for index, evaluator in enumerate(self._evaluators):
             seed = _seeds.derive(self._seed, "eval", self._step, index, self._world.rank)
@@ -529,7 +509,7 @@ class Loop:
     def _check_whole(self) -> None:
         """Raises CheckpointError if an update was broken off."""
         if not all(trainer.is_whole for trainer in self._trainers):
-            raise _checkpoint.CheckpointError(
+            raise CheckpointError(
                 f"The update of step {self._step + 1} was broken off, so the weights in memory "
                 f"belong to no step: they are not saved, nor measured, nor trained on. "
                 f"{self._way_back()}"
@@ -563,8 +543,8 @@ class Loop:
         directory = os.path.expanduser(directory)
         if self._saver is not None:
             self._saver.wait()
-        parts, info = _saves.read(directory, name, self._world)
-        with self._world.together(_checkpoint.CheckpointError):
+        parts, info = _checkpoint.read(directory, name, self._world)
+        with self._world.together(CheckpointError):
             self._go_on_from(parts, info, directory, name)
         self._world.compare({"the step": self._step, "the seed": self._seed})
 
@@ -574,9 +554,7 @@ class Loop:
         if info is not None:
             self._go_on_from_ours(parts, info, directory, name)
         elif os.path.lexists(trax_file := os.path.join(directory, f"{name}.pkl.gz")):
-            from trax_torch.supervised import _trax_resume  # seldom needed
-
-            self._step, history = _trax_resume.put(self._members, trax_file)
+            self._step, history = _checkpoint.load_from_trax(self._members, trax_file)
             self._reported_step = self._step
             self._history = _history.History.from_dict(history)
             self._console.say(f"Resumed from Trax's {trax_file} at step {self._step}.")
@@ -619,7 +597,7 @@ class Loop:
         """
         for tree, kind in ((weights, "weights"), (state, "state")):
             if isinstance(tree, Mapping):
-                _snapshot.put_named(self._model, kind, tree)
+                _checkpoint.put_named(self._model, kind, tree)
             elif tree is not None:
                 setattr(self._model, kind, tree)
 
@@ -656,12 +634,12 @@ class Loop:
     @property
     def model(self) -> Any:
         """The model in training, as it was given."""
-        return _snapshot.bare(self._model)
+        return _checkpoint.bare(self._model)
 
     @property
     def eval_model(self) -> Any:
         """The model that is measured."""
-        return _snapshot.bare(self._eval_model)
+        return _checkpoint.bare(self._eval_model)
 
     @property
     def tasks(self) -> list[TrainTask]:
@@ -713,8 +691,8 @@ class Loop:
                     ends.callback(callback.on_run_end, self._step)
 
     @contextlib.contextmanager
-    def _writers(self, purge_step: int) -> Iterator[_summaries.Writers]:
-        writers = _summaries.Writers(purge_step if purge_step > 1 else None)
+    def _writers(self, purge_step: int) -> Iterator[_logging.Writers]:
+        writers = _logging.Writers(purge_step if purge_step > 1 else None)
         try:
             yield writers
         finally:
@@ -737,7 +715,7 @@ def init_host_and_devices(
 
     Source: Trax `supervised/training.py::init_host_and_devices`.
     """
-    world = _world.join(n_devices)
+    world = _distributed.join(n_devices)
     seed = _seeds.fresh_seed() if random_seed is None else random_seed
     seed = int(world.from_chief(str(seed).encode()))
     _seeds.seed_ambient(seed, world.rank)

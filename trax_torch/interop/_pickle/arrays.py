@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from trax_torch._errors import CheckpointError, UnsafeCheckpointError
-from trax_torch.interop._gzip import GzipReader
+from trax_torch.interop._pickle.gzip_stream import GzipReader
 
 BFLOAT16 = "bfloat16"
 

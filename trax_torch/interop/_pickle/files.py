@@ -16,7 +16,7 @@ import torch
 
 from trax_torch._durable import sync_folder
 from trax_torch._errors import CheckpointError, UnsafeCheckpointError
-from trax_torch.interop import _gzip, _plain_data, _safe_pickle
+from trax_torch.interop._pickle import gzip_stream, machine, plain_data
 
 _PROTOCOL = 5  # the highest of Python 3.8 to 3.14, and so Trax's
 _LEVEL = 2  # Trax's level of compression
@@ -125,9 +125,9 @@ def unpickle_from_file(
     Source: Trax `supervised/training.py::unpickle_from_file`, which runs what the file says.
     """
     path = os.fspath(file_path)
-    allowed = _plain_data.by_address(allow)
+    allowed = plain_data.by_address(allow)
     try:
-        with _gzip.regular_file(path) as file:
+        with gzip_stream.regular_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             limit = 64 * _MIB + 32 * size if max_bytes is None else max_bytes
             is_packed = file.peek(2)[:2] == _GZIP_MAGIC
@@ -135,9 +135,13 @@ def unpickle_from_file(
                 raise CheckpointError(
                     f"it is {'a' if is_packed else 'no'} gzip file; read it with gzip={is_packed}"
                 )
-            data = _gzip.GzipReader(file, _gzip.Budget(limit)).read_all() if gzip else file.read()
-        rules = _plain_data.PlainRules(len(data), allowed)
-        return rules.check_result(_safe_pickle.load(data, limit // 64 + 20 * size, rules).value)
+            data = (
+                gzip_stream.GzipReader(file, gzip_stream.Budget(limit)).read_all()
+                if gzip
+                else file.read()
+            )
+        rules = plain_data.PlainRules(len(data), allowed)
+        return rules.check_result(machine.load(data, limit // 64 + 20 * size, rules).value)
     except UnsafeCheckpointError as error:
         ran = "" if allowed else " Nothing in it was run."
         raise UnsafeCheckpointError(f"{path} is refused: {error}.{ran}") from error.__cause__

@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from trax_torch.interop import _records
-from trax_torch.interop._records import refuse, require
+from trax_torch.interop._pickle import records
+from trax_torch.interop._pickle.records import refuse, require
 
 
 class Rules(Protocol):
@@ -77,7 +77,7 @@ def load(data: bytes | bytearray, max_opcodes: int, rules: Rules | None = None) 
     Raises:
       UnsafeCheckpointError: at the first thing that the rules do not expect.
     """
-    machine = Machine(data, max_opcodes, _records.TraxRules() if rules is None else rules)
+    machine = Machine(data, max_opcodes, records.TraxRules() if rules is None else rules)
     return Parsed(machine.run(), machine.n_opcodes)
 
 

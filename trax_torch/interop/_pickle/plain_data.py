@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from trax_torch._errors import CheckpointError
-from trax_torch.interop import _arrays
-from trax_torch.interop._records import is_tuple, refuse, require, sizes_of
-from trax_torch.interop._safe_pickle import Machine
+from trax_torch.interop._pickle import arrays
+from trax_torch.interop._pickle.machine import Machine
+from trax_torch.interop._pickle.records import is_tuple, refuse, require, sizes_of
 
-_TYPE_CODES = {code for code in _arrays.TYPES if code != _arrays.BFLOAT16} | {"c8", "c16"}
+_TYPE_CODES = {code for code in arrays.TYPES if code != arrays.BFLOAT16} | {"c8", "c16"}
 _MAX_KEY_DEPTH = 8
 _MAX_SAME_HASH = 64
 _MAX_BYTES = 1 << 47  # of one array; keeps its strides far from overflow
@@ -318,7 +318,7 @@ def by_address(allow: Callable[..., Any] | Iterable[Callable[..., Any]]) -> dict
 
 
 def _refuse_name(module: str, name: str) -> NoReturn:
-    if (module, name) == ("ml_dtypes", _arrays.BFLOAT16):
+    if (module, name) == ("ml_dtypes", arrays.BFLOAT16):
         refuse("an array of bfloat16, which numpy does not have; it can be written as float32")
     shown = name if all(part.isidentifier() for part in name.split(".")) else "ThatClass"
     refuse(
@@ -452,7 +452,7 @@ _BUILTINS = {
 _NAMES: dict[Address, Any] = {
     **{("builtins", name): item for name, item in _BUILTINS.items()},
     **{("__builtin__", name): item for name, item in _BUILTINS.items()},  # under protocol 2
-    **{("torch", str(t).removeprefix("torch.")): t for t in _arrays.TYPES.values()},
+    **{("torch", str(t).removeprefix("torch.")): t for t in arrays.TYPES.values()},
     ("_codecs", "encode"): _Name(_encode),
     ("collections", "OrderedDict"): _Name(_ordered_dict),
     ("collections", "defaultdict"): _Name(_defaultdict),

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import torch
 
 from trax_torch._errors import UnsafeCheckpointError
-from trax_torch.interop import _arrays
-from trax_torch.interop._gzip import Budget
+from trax_torch.interop._pickle import arrays
+from trax_torch.interop._pickle.gzip_stream import Budget
 
 
 def require(condition: bool, what: str) -> None:
@@ -48,7 +48,7 @@ class Array:
         require(self._filling is None, "an array that is filled twice")
         require(isinstance(data, memoryview), "an array without plain bytes")
         require(isinstance(dtype, Dtype), "an array without a numpy type")
-        needed = _arrays.n_bytes_of(dtype.code, sizes_of(shape))
+        needed = arrays.n_bytes_of(dtype.code, sizes_of(shape))
         require(len(data) == needed, f"an array of {len(data)} bytes where {needed} are needed")
         self._filling = (data, dtype.code, shape, fortran_order)
 
@@ -57,11 +57,11 @@ class Array:
         if self._filling is None:
             refuse("an array without contents")
         budget.take(len(self._filling[0]))
-        return _arrays.to_tensor(*self._filling)
+        return arrays.to_tensor(*self._filling)
 
 
 class Dtype:
-    """A numpy type; `code` is a key of `_arrays.TYPES`."""
+    """A numpy type; `code` is a key of `arrays.TYPES`."""
 
     def __init__(self, code: str):
         self.code = code
@@ -70,7 +70,7 @@ class Dtype:
         """Takes numpy's (version, byte order, ...); all else must be as for plain numbers."""
         require(is_tuple(state, 8) and isinstance(state[1], str), "a type in an unknown form")
         require(state[0] == 3 and state[2:] == (None, None, None, -1, -1, 0), "a type with fields")
-        _arrays.check_type(self.code, state[1])
+        arrays.check_type(self.code, state[1])
 
 
 class Signature:
@@ -89,8 +89,8 @@ class Signature:
         )
         require(isinstance(fields["dtype"], Dtype), "a ShapeDtype without a numpy type")
         self.shape = sizes_of(fields["shape"])
-        _arrays.n_bytes_of("b1", self.shape)
-        self.dtype = _arrays.TYPES[fields["dtype"].code]
+        arrays.n_bytes_of("b1", self.shape)
+        self.dtype = arrays.TYPES[fields["dtype"].code]
 
 
 class History:
@@ -122,7 +122,7 @@ class Name:
 
 def sizes_of(shape: Any) -> tuple[int, ...]:
     """Returns a shape if it is a tuple of sizes that an array may have."""
-    short = isinstance(shape, tuple) and len(shape) <= _arrays.MAX_DIMS
+    short = isinstance(shape, tuple) and len(shape) <= arrays.MAX_DIMS
     plain = short and all(type(size) is int and size >= 0 for size in shape)
     require(plain, "a shape that is no tuple of sizes")
     return shape
@@ -163,7 +163,7 @@ def _dtype(args: tuple[Any, ...]) -> Dtype:
     require(flags and isinstance(args[0], (str, Dtype)), "a numpy type in an unknown form")
     if isinstance(args[0], Dtype):
         return args[0]
-    return Dtype(_arrays.check_type(args[0], ""))
+    return Dtype(arrays.check_type(args[0], ""))
 
 
 def _defaultdict(args: tuple[Any, ...]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ NAMES: dict[tuple[str, str], Any] = {
     ("trax.shapes", "ShapeDtype"): Name(new=Signature),
     ("jax._src.array", "_reconstruct_array"): _JAX_ARRAY,
     ("jax._src.device_array", "reconstruct_device_array"): _JAX_ARRAY,
-    ("ml_dtypes", "bfloat16"): Dtype(_arrays.BFLOAT16),
+    ("ml_dtypes", "bfloat16"): Dtype(arrays.BFLOAT16),
     # ShapeDtype keeps a type as the caller gave it, and its default is np.float32.
     ("numpy", "float32"): Dtype("f4"),
     ("numpy", "float64"): Dtype("f8"),

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from trax_torch._errors import CheckpointError, UnsafeCheckpointError
-from trax_torch.interop._gzip import Budget
-from trax_torch.interop._records import Array, History, Signature
-from trax_torch.interop._safe_pickle import Parsed
+from trax_torch.interop._pickle.gzip_stream import Budget
+from trax_torch.interop._pickle.machine import Parsed
+from trax_torch.interop._pickle.records import Array, History, Signature
 from trax_torch.shapes import ShapeDtype
 
 _MAX_DEPTH = 8  # of optimizer slots; SM3's, the deepest, have 4

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from trax_torch.interop import _mismatch
-from trax_torch.interop._mismatch import Shape
+from trax_torch.interop.trax_checkpoint import mismatch
+from trax_torch.interop.trax_checkpoint.mismatch import Shape
 
 
 def _adafactor(factored: bool, momentum: bool) -> Callable[[Shape], list[Shape]]:
@@ -47,7 +47,7 @@ def group(
     for layout in LAYOUTS[optimizer_name]:
         groups = [layout(shape) for shape in weights]
         wanted = [shape for shapes in groups for shape in shapes]
-        differences = _mismatch.differences(f"{optimizer_name}'s slots", slots, wanted)
+        differences = mismatch.differences(f"{optimizer_name}'s slots", slots, wanted)
         if not differences:
             return [len(shapes) for shapes in groups], []
         if closest is None or len(differences) < len(closest):

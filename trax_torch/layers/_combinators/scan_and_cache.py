@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from trax_torch import _nest, _torch_private
-from trax_torch.layers import _kv_cache, base
-from trax_torch.layers._hooks import has_hooks
+from trax_torch.layers import _predict, base
+from trax_torch.layers._protocol import has_hooks
+from trax_torch.layers._wrapping import as_layer
 from trax_torch.layers.base import Layer
 
 
@@ -52,7 +53,7 @@ class Scan(Layer):
         remat: bool = False,
         mode: str = "train",
     ):
-        layer = base.as_layer(layer)
+        layer = as_layer(layer)
         super().__init__(n_in=layer.n_in, n_out=layer.n_out)
         if n_carry < 0 or layer.n_in <= n_carry or layer.n_out < n_carry:
             raise ValueError(
@@ -75,7 +76,7 @@ class Scan(Layer):
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode without a carry; a carry has no length, so `max_length` is free."""
         if self._n_carry:
-            self._memory = _kv_cache.Carry(can_branch=self._axis == 1)
+            self._memory = _predict.Carry(can_branch=self._axis == 1)
         else:
             super().init_cache(batch_size, max_length)
 
@@ -89,7 +90,7 @@ class Scan(Layer):
             raise ValueError(
                 f"Scan takes {n_xs} inputs and a carry of {self._n_carry}; got {len(items)} items."
             )
-        memory = self._memory if isinstance(self._memory, _kv_cache.Carry) else None
+        memory = self._memory if isinstance(self._memory, _predict.Carry) else None
         n_beams = 1
         if memory is not None:
             carry = memory.read(carry)
@@ -191,7 +192,7 @@ class Cache(Layer):
     """
 
     def __init__(self, layer: Any, mode: str = "train"):
-        layer = base.as_layer(layer)
+        layer = as_layer(layer)
         super().__init__(n_in=layer.n_in, n_out=layer.n_out)
         self._set_sublayers([layer])
         self._set_mode(mode)
@@ -203,12 +204,12 @@ class Cache(Layer):
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode with nothing remembered."""
-        self._memory = _kv_cache.Kept()
+        self._memory = _predict.Kept()
 
     def forward(self, x: Any) -> Any:
         """Returns the layer's outputs, of this call or the first."""
         layer: Any = self._modules["0"]
-        if not isinstance(self._memory, _kv_cache.Kept):
+        if not isinstance(self._memory, _predict.Kept):
             return base.call(layer, x)
         outputs = self._memory.tree()
         if not outputs:
@@ -254,7 +255,7 @@ class NoMemory:
 def _held_by(layer: Layer) -> Any:
     """Returns what a layer's memory holds, as a tuple; `()` in other modes than predict."""
     memory: Any = layer._memory
-    return memory.tree() if isinstance(memory, (_kv_cache.Carry, _kv_cache.Kept)) else ()
+    return memory.tree() if isinstance(memory, (_predict.Carry, _predict.Kept)) else ()
 
 
 def _named_with_held(layer: Layer, named: Any, tree: Any, position: int) -> dict[str, Any]:
@@ -277,7 +278,7 @@ def _named_with_held(layer: Layer, named: Any, tree: Any, position: int) -> dict
         )
     held = list(_nest.leaves(tree[position]))
     result = named("state", (tree[1 - position],))
-    if isinstance(layer._memory, (_kv_cache.Carry, _kv_cache.Kept)):
+    if isinstance(layer._memory, (_predict.Carry, _predict.Kept)):
         result["_memory"] = [_nest.to_tensor(value) for value in held]
     elif held:
         raise ValueError(

@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import Any
 
-from trax_torch.layers._turns import turn_of
+from trax_torch.layers._predict.lock import turn_of
 
 
 class Predicting:

@@ -8,7 +8,7 @@ import torch
 
 from trax_torch import _torch_private, shapes
 
-_LAYERS_FOLDER = os.path.dirname(os.path.abspath(__file__))
+_LAYERS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class LayerError(Exception):
@@ -44,11 +44,10 @@ class LayerError(Exception):
 
 
 def creation_site() -> tuple[str, int]:
-    """Returns the file and line that asked for a layer: the first frame outside this package's."""
+    """Returns the file and line that asked for a layer: the first frame outside of `layers`."""
     frame = sys._getframe(1)
     while frame.f_back is not None and (
-        os.path.dirname(frame.f_code.co_filename) == _LAYERS_FOLDER
-        or frame.f_code.co_name == "__init__"
+        frame.f_code.co_filename.startswith(_LAYERS) or frame.f_code.co_name == "__init__"
     ):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno

@@ -1,16 +1,19 @@
 """A layer's weights and state as one safetensors file, written whole or not at all."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from trax_torch._errors import CheckpointError, MismatchError
-from trax_torch.layers._trees import adopt, set_buffer
+from trax_torch.layers._protocol.trees import adopt, set_buffer
+
+_readers: dict[str, Callable[[nn.Module, str, bool], None]] = {}  # of other formats, by ending
 
 
-def save(module: nn.Module, file_name: str, weights_only: bool, input_signature: Any) -> None:
+def save_file(module: nn.Module, file_name: str, weights_only: bool, input_signature: Any) -> None:
     """Writes the parameters, and the buffers unless `weights_only`, under their PyTorch names."""
     from safetensors.torch import save as to_bytes
 
@@ -38,7 +41,17 @@ def save(module: nn.Module, file_name: str, weights_only: bool, input_signature:
         raise
 
 
-def load(module: nn.Module, file_name: str, weights_only: bool) -> None:
+def register_reader(ending: str, reader: Callable[[nn.Module, str, bool], None]) -> None:
+    """Has `load_file` leave files of another format to a reader, which it calls as itself.
+
+    Args:
+      ending: of the files' names, such as '.pkl.gz'.
+      reader: takes the module, the file's name, and whether weights alone are to be filled.
+    """
+    _readers[ending] = reader
+
+
+def load_file(module: nn.Module, file_name: str, weights_only: bool) -> None:
     """Fills `module` from a file; all or nothing.
 
     Args:
@@ -49,6 +62,9 @@ def load(module: nn.Module, file_name: str, weights_only: bool) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
+    for ending, reader in _readers.items():
+        if str(file_name).endswith(ending):
+            return reader(module, file_name, weights_only)
     path = os.path.expanduser(file_name)
     with open(path, "rb") as f:
         data = f.read()

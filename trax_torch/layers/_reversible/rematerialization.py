@@ -13,7 +13,7 @@ from torch import nn
 
 from trax_torch import _seeds
 from trax_torch._torch_private import version
-from trax_torch.layers import _trees, base
+from trax_torch.layers import _protocol, base
 
 
 class Replay:
@@ -140,7 +140,7 @@ class Held:
         self._now: list[list[dict[str, Any]]] = []  # to go back to, the innermost context's last
         tensors = {id(x): x for _, then in self._then for x in then.values() if _is_tensor(x)}
         # Kernels of torch write into running statistics without counting a version.
-        self._lasting = {id(owner._buffers[k]) for _, owner, k in _trees.lasting_buffers(layer)}
+        self._lasting = {id(owner._buffers[k]) for _, owner, k in _protocol.lasting_buffers(layer)}
         self._noted = {key: _Noted(x, version(x), _copy(x)) for key, x in tensors.items()}
 
     def settle(self) -> None:

@@ -11,8 +11,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from trax_torch import _torch_private
-from trax_torch.layers import _replay, _stack, base
-from trax_torch.layers._hooks import has_hooks
+from trax_torch.layers import base
+from trax_torch.layers._protocol import has_hooks
+from trax_torch.layers._protocol import stack as _stack
+from trax_torch.layers._reversible import rematerialization
 from trax_torch.layers.base import Layer
 
 Params = Sequence[torch.Tensor]
@@ -57,7 +59,7 @@ class ReversibleLayer(Layer):
         self,
         output: Any,
         grad: Any,
-        replay: _replay.Replay | None,
+        replay: rematerialization.Replay | None,
         params: Params = (),
         *,
         tensors: Mapping[str, torch.Tensor] | None = None,
@@ -77,7 +79,7 @@ class ReversibleLayer(Layer):
           `(inputs, input_grads, param_grads)`, the first two packed as the layer takes them, the
           last a list; a gradient is None where the outputs do not depend on the input or weight.
         """
-        replay = replay or _replay.Replay(self, _device_of(items_of(output)))
+        replay = replay or rematerialization.Replay(self, _device_of(items_of(output)))
         with torch.no_grad():
             inputs = items_of(replay.reverse(output, tensors))
             inputs = tuple(map(leaf, replay.as_taken(inputs)))
@@ -121,7 +123,11 @@ class _Run(torch.autograd.Function):
         stack, ctx.replays = packed(items), []
         for layer in layers:
             inputs = _stack.take(stack, layer.n_in)
-            replay = _replay.Replay(layer, _device_of(items), inputs) if layer._computes else None
+            replay = (
+                rematerialization.Replay(layer, _device_of(items), inputs)
+                if layer._computes
+                else None
+            )
             stack = _stack.put(base.call(layer, inputs), stack, layer.n_in)
             if replay is not None:
                 replay.held.settle()
@@ -131,7 +137,9 @@ class _Run(torch.autograd.Function):
         ctx.mark_non_differentiable(*(y for y in outputs if id(y) in unmoved and y is not None))
         places = {id(p): i for i, p in enumerate(params)}
         ctx.layers = layers
-        ctx.names = [{k: places[id(p)] for k, p in _replay.parameters_of(x)} for x in layers]
+        ctx.names = [
+            {k: places[id(p)] for k, p in rematerialization.parameters_of(x)} for x in layers
+        ]
         ctx.n_items = n_items
         ctx.is_tensor = [isinstance(y, torch.Tensor) for y in outputs]
         ctx.save_for_backward(*(y for y in outputs if isinstance(y, torch.Tensor)), *params)
@@ -233,7 +241,9 @@ def _run(layers: Sequence[Any], stack: Any) -> Any:
     items = items_of(_stack.take(stack, n_in))
     if not _keeps_nothing(layers, items):
         return _one_by_one(layers, stack)
-    params = list({id(p): p for layer in layers for _, p in _replay.parameters_of(layer)}.values())
+    params = list(
+        {id(p): p for layer in layers for _, p in rematerialization.parameters_of(layer)}.values()
+    )
     outputs = _Run.apply(layers, len(items), *items, *params)
     return _stack.put(outputs, stack, n_in)
 

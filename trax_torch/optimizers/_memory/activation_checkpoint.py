@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from trax_torch.layers._replay import Held
+from trax_torch.layers._reversible import Held
 
 
 @contextlib.contextmanager

@@ -19,13 +19,12 @@ from torch import nn
 from trax_torch import _nest, _torch_private
 from trax_torch import layers as tl
 from trax_torch.layers import base
-from trax_torch.layers._hooks import has_hooks
-from trax_torch.layers._replay import Replay
-from trax_torch.layers._reversing import add, can_have_grad, can_reverse, items_of, packed
-from trax_torch.optimizers._cutting import cut
-from trax_torch.optimizers._early import run_watched
-from trax_torch.optimizers._recompute import parts_of, recomputed
-from trax_torch.optimizers._residence import Residence
+from trax_torch.layers._protocol import has_hooks
+from trax_torch.layers._reversible import Replay, add, can_have_grad, can_reverse, items_of, packed
+from trax_torch.optimizers._memory.activation_checkpoint import parts_of, recomputed
+from trax_torch.optimizers._memory.offload import Residence
+from trax_torch.optimizers._memory.partition import cut
+from trax_torch.optimizers._memory.update_in_backward import run_watched
 
 Stack = tuple[Any, ...]
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from trax_torch import _nest, _torch_private
 from trax_torch import layers as tl
-from trax_torch.layers._hooks import has_hooks
-from trax_torch.optimizers._shares import WEIGHING, Shares, weighs_by_targets
+from trax_torch.layers._protocol import has_hooks
+from trax_torch.optimizers._microbatches import WEIGHING, Shares, weighs_by_targets
 
 # Losses of Trax that are means, or sums, over positions; and measures that are not.
 _OVER_POSITIONS = (

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from trax_torch import layers as tl
-from trax_torch.layers._hooks import has_hooks
-from trax_torch.layers._reversing import can_reverse, items_of, packed
+from trax_torch.layers._protocol import has_hooks
+from trax_torch.layers._reversible import can_reverse, items_of, packed
 
 _SEALED = "sealed"
 

@@ -11,7 +11,7 @@ import torch
 from trax_torch import layers as tl
 from trax_torch._errors import MismatchError
 from trax_torch.interop import trax_checkpoint
-from trax_torch.supervised import _snapshot
+from trax_torch.supervised._checkpoint import state
 
 # For each optimizer of ours, by class: Trax's name, and our names of the slots of full size.
 _RULES = {
@@ -24,7 +24,7 @@ _RULES = {
 }
 
 
-def put(members: _snapshot.Members, path: str) -> tuple[int, dict[str, Any]]:
+def load_from_trax(members: state.Members, path: str) -> tuple[int, dict[str, Any]]:
     """Sets weights, state and slots from a Trax checkpoint; all or nothing.
 
     The data's place is not in Trax's files, so data goes on from where it is.
@@ -56,7 +56,7 @@ def put(members: _snapshot.Members, path: str) -> tuple[int, dict[str, Any]]:
 
 
 def _slots_of(
-    members: _snapshot.Members, task: int, checkpoint: trax_checkpoint.TraxCheckpoint, step: int
+    members: state.Members, task: int, checkpoint: trax_checkpoint.TraxCheckpoint, step: int
 ) -> list[tuple[Any, dict[str, Any]]]:
     """Returns `(parameter, slots by our names)`, checked against the optimizer's own."""
     trainer = members.trainers[task]

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from trax_torch import _world, optimizers
+from trax_torch import _distributed, optimizers
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised import _checkpoint
+from trax_torch.supervised._checkpoint import storage
 
 _log = logging.getLogger("trax_torch")
 
@@ -36,23 +36,23 @@ class Saver:
       keep_last: how many permanent checkpoints, `model_<step>`, to keep; None keeps all.
     """
 
-    def __init__(self, path: str, world: _world.World, keep_last: int | None = None):
+    def __init__(self, path: str, world: _distributed.World, keep_last: int | None = None):
         self._path = path
         self._world = world
         self._keep_last = keep_last
         self._generation: str | None = None  # of the checkpoint 'model' that the run goes on from
         self._executor: futures.ThreadPoolExecutor | None = None
         self._in_flight: futures.Future[None] | None = None
-        self._copies: _checkpoint.Parts = {}
-        self._folder: _checkpoint.Folder | None = None  # the chief's
+        self._copies: storage.Parts = {}
+        self._folder: storage.Folder | None = None  # the chief's
         with self._together():
             if world.is_chief:
-                self._folder = _checkpoint.Folder(path)
+                self._folder = storage.Folder(path)
 
     def save(
         self,
         basenames: Sequence[str],
-        parts: _checkpoint.Parts,
+        parts: storage.Parts,
         info: Mapping[str, Any],
         blocking: bool,
         frozen: Collection[str] = (),
@@ -126,7 +126,7 @@ class Saver:
 
     def goes_on_from(self, basename: str) -> None:
         """Remembers that the run was put where a checkpoint of the folder left it."""
-        self._generation = _checkpoint.generation_of(self._path, basename)
+        self._generation = storage.generation_of(self._path, basename)
 
     def check_not_overtaken(self) -> None:
         """Refuses to go on where another process has trained since this one read or saved last.
@@ -138,7 +138,7 @@ class Saver:
         with self._together():
             if self._folder is None:
                 return
-            current = _checkpoint.generation_of(self._path, "model")
+            current = storage.generation_of(self._path, "model")
             if current != self._generation and current is not None:
                 raise CheckpointError(
                     f"Another process has trained into {self._path} since this run saved or loaded "
@@ -161,9 +161,9 @@ class Saver:
 
     def _save(
         self,
-        folder: _checkpoint.Folder,
+        folder: storage.Folder,
         basenames: Sequence[str],
-        parts: _checkpoint.Parts,
+        parts: storage.Parts,
         info: Mapping[str, Any],
         frozen: Collection[str],
     ) -> None:
@@ -203,8 +203,8 @@ def _log_failure(save: "futures.Future[None]") -> None:
 
 
 def read(
-    directory: str, basename: str, world: _world.World
-) -> tuple[_checkpoint.Parts, dict[str, Any] | None]:
+    directory: str, basename: str, world: _distributed.World
+) -> tuple[storage.Parts, dict[str, Any] | None]:
     """Returns the parts and info of a checkpoint that the chief reads, or `({}, None)`.
 
     Raises:
@@ -213,11 +213,11 @@ def read(
     found = None
     with world.together(CheckpointError):
         if world.is_chief:
-            found = _checkpoint.read(directory, basename)
+            found = storage.read(directory, basename)
     return world.share(*(found or ({}, None)))
 
 
-def _check_all_finite(parts: _checkpoint.Parts, frozen: Collection[str]) -> None:
+def _check_all_finite(parts: storage.Parts, frozen: Collection[str]) -> None:
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
             if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trax_torch import _nest, _world, optimizers
+from trax_torch import _distributed, _nest, optimizers
 from trax_torch import layers as tl
 from trax_torch._errors import MismatchError
-from trax_torch.supervised import _checkpoint, _tally, _tasks
-from trax_torch.supervised._checkpoint import pack, unpack
+from trax_torch.supervised import _logging, _tasks
+from trax_torch.supervised._checkpoint import storage
+from trax_torch.supervised._checkpoint.storage import pack, unpack
 
 Tensors = dict[str, torch.Tensor]
 
@@ -43,14 +44,14 @@ class Members:
     eval_tasks: list[_tasks.EvalTask]
     trainers: list[optimizers.Trainer]
     schedulers: list[Any]
-    tallies: list[_tally.Tally]
+    tallies: list[_logging.Tally]
     callbacks: list[Any]
     waiting: dict[str, Any] = field(default_factory=dict)  # saved states of callbacks to come
 
-    def take(self) -> tuple[_checkpoint.Parts, dict[str, Any]]:
+    def take(self) -> tuple[storage.Parts, dict[str, Any]]:
         """Returns what all ranks share: tensors by part and name, and the rest as plain data."""
         parts = {
-            part: {name: _world.whole(tensor) for name, tensor in tensors.items()}
+            part: {name: _distributed.whole(tensor) for name, tensor in tensors.items()}
             for part, tensors in self._tensors().items()
         }
         info = {
@@ -92,7 +93,7 @@ class Members:
 
     def put(
         self,
-        parts: _checkpoint.Parts,
+        parts: storage.Parts,
         info: dict[str, Any],
         ranks: list[dict[str, Any]],
         rank: int = 0,
@@ -131,7 +132,7 @@ class Members:
         with torch.no_grad():
             for part, tensors in mine.items():
                 for name, tensor in tensors.items():
-                    tensor.copy_(_world.shard_like(parts[part][name], tensor))
+                    tensor.copy_(_distributed.shard_like(parts[part][name], tensor))
         for i, pair in enumerate(pairs):
             _put_task(i, *pair[:2], parts, pair[2])
         for i, tally in enumerate(self.tallies):
@@ -139,7 +140,7 @@ class Members:
                 tally.fill(ranks[rank]["tallies"][i])
             else:
                 kept = [each["tallies"][i] for each in ranks]
-                tally.fill(_tally.merged(kept, is_chief=rank == 0))
+                tally.fill(_logging.merged(kept, is_chief=rank == 0))
         modules = _extra_of(self.model)
         for name, kept in info["extra"].items():
             if name in modules:
@@ -150,7 +151,7 @@ class Members:
         self.fill_callbacks()
 
     def _seek(
-        self, parts: _checkpoint.Parts, ranks: list[dict[str, Any]], rank: int, size: int
+        self, parts: storage.Parts, ranks: list[dict[str, Any]], rank: int, size: int
     ) -> None:
         """Has each stream go where it was on this rank."""
         streams: dict[str, list[Any]] = {
@@ -190,7 +191,7 @@ class Members:
                 found.append((f"{kind}{counts[kind]}", callback))
         return found
 
-    def _tensors(self) -> _checkpoint.Parts:
+    def _tensors(self) -> storage.Parts:
         """Returns the weights and buffers of the model, and of losses, which may be trained too."""
         weights, buffers = weights_of(self.model), buffers_of(self.model)
         for i, task in enumerate(self.tasks):
@@ -243,7 +244,7 @@ def settings_of(trainers: Sequence[optimizers.Trainer]) -> list[str]:
     ]
 
 
-def _buffers_in(parts: _checkpoint.Parts) -> Tensors:
+def _buffers_in(parts: storage.Parts) -> Tensors:
     return {k: v for k, v in parts["state"].items() if k.startswith(_BUFFER)}
 
 
@@ -251,7 +252,7 @@ def _take_task(
     index: int,
     trainer: optimizers.Trainer,
     scheduler: Any,
-    parts: _checkpoint.Parts,
+    parts: storage.Parts,
 ) -> dict[str, Any]:
     """Puts a task's slots into `parts`, and returns the rest of what it remembers."""
     optimizer, slots = trainer.optimizer, {}
@@ -259,7 +260,7 @@ def _take_task(
     for name, p in _named_of(trainer):
         for key, value in optimizer.state.get(p, {}).items():
             if isinstance(value, torch.Tensor):
-                slots[f"{name}.{key}"] = _world.whole(value)
+                slots[f"{name}.{key}"] = _distributed.whole(value)
             else:
                 numbers[f"{name}.{key}"] = pack(value, "slot", parts["state"])
     parts[f"opt_slots{index}"] = slots
@@ -319,7 +320,7 @@ def _put_task(
     index: int,
     trainer: optimizers.Trainer,
     scheduler: Any,
-    parts: _checkpoint.Parts,
+    parts: storage.Parts,
     info: dict[str, Any],
 ) -> None:
     """Sets a task's slots and scheduler; `_compare_task` comes first."""
@@ -350,14 +351,16 @@ def _shards(
     slots: dict[str, Any], p: torch.Tensor, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """Returns a weight's slots in parts, as the weight, or the slot that is there, is."""
-    if not _world.is_shard(p):
+    if not _distributed.is_shard(p):
         return slots
     present = optimizer.state.get(p, {})
 
     def in_parts(name: str, slot: Any) -> Any:
         if not isinstance(slot, torch.Tensor):
             return slot
-        return _world.shard_like(slot, present.get(name, p if slot.shape == p.shape else slot))
+        return _distributed.shard_like(
+            slot, present.get(name, p if slot.shape == p.shape else slot)
+        )
 
     return {name: in_parts(name, slot) for name, slot in slots.items()}
 
@@ -405,7 +408,7 @@ def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:
 
 
 def _slots_by_weight(
-    index: int, parts: _checkpoint.Parts, info: dict[str, Any]
+    index: int, parts: storage.Parts, info: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Returns a task's saved slots, tensors and numbers, by weight and slot."""
     saved: dict[str, dict[str, Any]] = {}

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from trax_torch.supervised import _checkpoint, _reports
+from trax_torch.supervised import _logging
+from trax_torch.supervised._checkpoint import storage
 
 
 def verify_resume(make_loop: Callable[[str], Any], n_steps: int = 10) -> None:
@@ -61,9 +62,9 @@ def differences(one: str, other: str, basename: str = "model") -> list[str]:
 
 def contents(directory: str, basename: str) -> dict[str, Any]:
     """Returns everything that a checkpoint holds, by name."""
-    found = _checkpoint.read(directory, basename)
+    found = storage.read(directory, basename)
     if found is None:
-        raise _checkpoint.CheckpointError(f"There is no checkpoint {basename} in {directory}.")
+        raise storage.CheckpointError(f"There is no checkpoint {basename} in {directory}.")
     parts, info = found
     flat: dict[str, Any] = {}
     for part, tensors in parts.items():
@@ -71,7 +72,7 @@ def contents(directory: str, basename: str) -> dict[str, Any]:
     history = info["history"]["_values"]
     for mode, metrics in history.items():
         for name, values in metrics.items():
-            if not _reports.of_the_clock(name):
+            if not _logging.of_the_clock(name):
                 flat[f"history {mode} {name}"] = values
     for i, rank in enumerate(info["ranks"]):
         flat |= {f"rank{i} {name}": rank[name] for name in ("tasks", "evals")}

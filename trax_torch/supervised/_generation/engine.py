@@ -3,7 +3,6 @@
 A run knows how a model is asked and what it remembers. Which token comes next, others decide.
 """
 
-import collections
 import contextlib
 import math
 from collections.abc import Iterator
@@ -14,13 +13,20 @@ from torch import nn
 
 from trax_torch import _torch_private
 from trax_torch import layers as tl
-from trax_torch.layers import _kv_cache, _remembering
-from trax_torch.layers._int8 import Int8Dense
-from trax_torch.layers._turns import turn_of
-from trax_torch.supervised import _compiling
-from trax_torch.supervised._compiling import step
+from trax_torch.layers import _combinators, _predict
+from trax_torch.layers._predict import turn_of
+from trax_torch.supervised._generation import compiled_step
+from trax_torch.supervised._generation.checks import (
+    check_can_predict,
+    foreign_caches,
+    ids_checked,
+    logits_checked,
+    used_once,
+)
+from trax_torch.supervised._generation.compiled_step import step
+from trax_torch.supervised._generation.int8 import Int8Dense
 
-_MEMORIES = (_kv_cache.Position, _kv_cache.Carry, _kv_cache.Kept)
+_MEMORIES = (_predict.Position, _predict.Carry, _predict.Kept)
 
 
 class PredictRun:
@@ -38,7 +44,7 @@ class PredictRun:
       n_steps: how many steps will follow the prompt at most; None for as many as the model has
         room for.
       n_beams: how many beams a row will have after the prompt.
-      wish: whether to compile; see `_compiling.step_for`.
+      wish: whether to compile; see `compiled_step.step_for`.
       backend: as for `torch.compile`.
     """
 
@@ -53,14 +59,14 @@ class PredictRun:
         wish: bool | None = None,
         backend: str = "inductor",
     ):
-        _check_can_predict(layer, n_beams)
+        check_can_predict(layer, n_beams)
         self._layer, self._source, self._prompt, self._lengths = layer, source, prompt, lengths
         self._n_beams = n_beams
         batch, n = prompt.shape
         room = None if n_steps is None else n + n_steps
         self._rows = torch.arange(batch, device=prompt.device)[:, None] * n_beams
         # Memories of other kinds have a row for each beam from the beginning.
-        foreign = _foreign(layer)
+        foreign = foreign_caches(layer)
         self._context = layer.predict(batch, room)
         with self._context:
             memories = list(layer._memories())
@@ -77,7 +83,7 @@ class PredictRun:
                 f"{layer.name} has others. Decode rows with prompts of one length together."
             )
         self._memories = memories
-        self._caches = [m for m in memories if isinstance(m, _kv_cache.KVCache)]
+        self._caches = [m for m in memories if isinstance(m, _predict.KVCache)]
         self._n_places = min(
             (m.max_length for m in self._positions() if m.max_length is not None),
             default=math.inf,
@@ -92,13 +98,13 @@ class PredictRun:
                 if memory.max_length == self._n_places and memory not in self._caches:
                     memory.advice = _what_fits(memory.max_length, n)
         self._wish, self._backend = wish, backend
-        self._compiled: _compiling.CompiledStep | None = None
+        self._compiled: compiled_step.CompiledStep | None = None
         self._sizes: Any = None  # where uncompiled steps are counted: what they are counted by
         if self._shares:
             self._reserve()
         self._n = 0  # steps since the prompt
-        self._moment: _kv_cache.Moment | None = None
-        self._calls = _compiling.Calls(self._moving)
+        self._moment: _predict.Moment | None = None
+        self._calls = compiled_step.Calls(self._moving)
 
     def __enter__(self) -> "PredictRun":
         self._calls.forget()  # the caller may have changed the model
@@ -116,17 +122,17 @@ class PredictRun:
         """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
         layer, lengths, (batch, n) = self._layer, self._lengths, self._prompt.shape
         for memory in self._memories:
-            if isinstance(memory, _kv_cache.Carry):
+            if isinstance(memory, _predict.Carry):
                 memory.lengths = lengths
         with (
             ids_checked(layer),
-            _logits_checked(layer, batch, n, or_last=True),
-            _used_once(layer),
+            logits_checked(layer, batch, n, or_last=True),
+            used_once(layer),
             _last_alone(layer, lengths),
         ):
             logits = step(layer, self._source, self._prompt)
         for memory in self._memories:
-            if isinstance(memory, _kv_cache.Carry):
+            if isinstance(memory, _predict.Carry):
                 memory.lengths = None
         positions = [m.filled for m in self._positions()]
         if self._shares and any(filled != n for filled in positions):
@@ -186,7 +192,7 @@ class PredictRun:
         if self._compiled is None:
             logits = step(self._layer, self._source, tokens)
             if self._sizes is not None:
-                _compiling.steps_of(self._layer).n_uncompiled[self._sizes] += 1
+                compiled_step.steps_of(self._layer).n_uncompiled[self._sizes] += 1
         else:
             if not self._calls.are_known:
                 self._mark_what_changes()
@@ -212,9 +218,9 @@ class PredictRun:
         """Whether the steps after the prompt may be compiled; known after the prompt."""
         return self._shares
 
-    def _positions(self) -> list[_kv_cache.Position]:
+    def _positions(self) -> list[_predict.Position]:
         """Returns the memories that count positions."""
-        return [m for m in self._memories if isinstance(m, _kv_cache.Position)]
+        return [m for m in self._memories if isinstance(m, _predict.Position)]
 
     def _is_ragged(self) -> bool:
         """Tells whether rows have prompts of several lengths."""
@@ -237,7 +243,7 @@ class PredictRun:
         if math.isfinite(n_slots):
             source = None if self._source is None else (self._source.shape[1] > 1)
             sizes = (batch, self._n_beams, self._lengths is not None, source, self._prompt.dtype)
-            self._compiled, n_slots = _compiling.step_for(
+            self._compiled, n_slots = compiled_step.step_for(
                 self._layer, sizes, int(n_slots), self._wish, self._backend
             )
             if self._compiled is None and self._wish is not False:
@@ -264,7 +270,7 @@ class PredictRun:
             self._apart = torch.eye(k, dtype=torch.bool, device=device)
             for memory in self._memories:
                 memory.branch(k)
-        self._moment = _kv_cache.Moment(self._ruler, self._ruler, self._first)
+        self._moment = _predict.Moment(self._ruler, self._ruler, self._first)
         for memory in self._positions():
             memory.moment = self._moment
 
@@ -294,7 +300,7 @@ class PredictRun:
             moment.visible = self._visible[..., :window]
 
     def _moving(self) -> tuple[torch.Tensor, ...]:
-        """Returns what a step is given that another step is not; see `_compiling.Calls`."""
+        """Returns what a step is given that another step is not; see `compiled_step.Calls`."""
         moment = self._moment
         assert moment is not None
         tensors = (moment.window, moment.slots, moment.positions, moment.visible, self._tokens)
@@ -313,7 +319,7 @@ class PredictRun:
         if self._n == 0 and self._source is not None and self._source.shape[1] > 1:
             assert self._compiled is not None
             length = self._source.shape[1]
-            kept = [t for m in self._memories if isinstance(m, _kv_cache.Kept) for t in m.held]
+            kept = [t for m in self._memories if isinstance(m, _predict.Kept) for t in m.held]
             tensors = (self._source, *kept)
             if self._compiled.axes is None:
                 # Once for all: a later source may be as long as another axis.
@@ -380,7 +386,7 @@ class EvalRun:
         self._modes.enter_context(torch.no_grad())
         self._training = [m for m in self._layer.modules() if m.training]
         self._layer.eval()
-        self._modes.enter_context(_remembering.NoMemory(self._layer))
+        self._modes.enter_context(_combinators.NoMemory(self._layer))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -398,7 +404,7 @@ class EvalRun:
         with contextlib.ExitStack() as checks:
             if self._is_first:
                 checks.enter_context(ids_checked(self._layer))
-                checks.enter_context(_logits_checked(self._layer, *padded.shape))
+                checks.enter_context(logits_checked(self._layer, *padded.shape))
             logits = step(self._layer, self._source, padded)
         self._is_first = False
         return logits[torch.arange(len(logits), device=logits.device), self._counts]
@@ -410,110 +416,6 @@ class EvalRun:
         )
         self._counts = self._counts + 1
         return self.begin()[:, None]
-
-
-def _check_can_predict(layer: tl.Layer, n_beams: int) -> None:
-    foreign = _foreign(layer)
-    if isinstance(layer, tl.Wrapped) and not any(
-        hasattr(m, "init_cache") for m in layer.module.modules()
-    ):
-        raise TypeError(
-            f"{layer.name} cannot predict position by position: it offers no init_cache("
-            f"batch_size, max_length) and reset_cache(). Offer them, or decode with "
-            f"eval_mode=True if its output at a position tells of the token there, from those "
-            f"before."
-        )
-    for module in foreign:
-        if n_beams > 1 and not hasattr(module, "reorder_cache"):
-            raise TypeError(
-                f"Beams go on from each other's past, but {type(module).__name__} has a cache and "
-                f"offers no reorder_cache(parents). Offer it, as decoding.CachedModule says, or "
-                f"search with n_beams=1."
-            )
-
-
-def _foreign(layer: tl.Layer) -> list[nn.Module]:
-    """Returns the modules with a cache of their own."""
-    return [m for m in layer.modules() if not isinstance(m, tl.Layer) and hasattr(m, "init_cache")]
-
-
-@contextlib.contextmanager
-def ids_checked(layer: tl.Layer) -> Iterator[None]:
-    """Lets a model's embeddings refuse ids that are not in their vocabulary, for a while.
-
-    `Embedding` clips them, as Trax does: a mistake in a prompt would become another prompt.
-    """
-    embeddings = [m for m in layer.modules() if isinstance(m, (tl.Embedding, nn.Embedding))]
-    hooks = [m.register_forward_pre_hook(_check_ids, with_kwargs=True) for m in embeddings]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _check_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    ids, n = (*args, *kwargs.values())[0], module.weight.shape[0]
-    if not ids.numel():
-        return
-    low, high = (int(t) for t in torch.aminmax(ids))
-    if low < 0 or high >= n:
-        raise ValueError(
-            f"Token id {low if low < 0 else high} is outside the vocabulary of {n}, whose ids are "
-            f"0 to {n - 1}. Encode inputs and start_id with the model's own vocabulary."
-        )
-
-
-@contextlib.contextmanager
-def _logits_checked(
-    layer: tl.Layer, batch: int, length: int, or_last: bool = False
-) -> Iterator[None]:
-    """Refuses what a model gives if it is no logits (batch, length, vocab), or of the last."""
-    shapes = [(batch, length), (batch, 1 if or_last else length)]
-
-    def check(module: Any, args: Any, outputs: Any) -> None:
-        came = outputs[0] if isinstance(outputs, (tuple, list)) and outputs else outputs
-        if not isinstance(came, torch.Tensor):
-            what = type(came).__name__
-        elif came.dim() == 3 and came.is_floating_point() and tuple(came.shape[:2]) in shapes:
-            return
-        else:
-            what = f"{came.dtype} of shape {tuple(came.shape)}"
-        raise TypeError(
-            f"Tokens are chosen by logits, floats of shape (batch, length, vocab), which is here "
-            f"({batch}, {length}, vocab); {layer.name} gave {what}. Let it return them, or a tuple "
-            f"that begins with them."
-        )
-
-    hook = layer.register_forward_hook(check)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextlib.contextmanager
-def _used_once(layer: tl.Layer) -> Iterator[None]:
-    """Refuses a model that uses a layer with a memory twice: both uses would write into it."""
-    counts: collections.Counter[Any] = collections.Counter()
-
-    def count(module: Any, args: tuple[Any, ...]) -> None:
-        if hasattr(module._memory, "reset"):  # as it has not while a Cache reads whole sequences
-            counts[module] += 1
-
-    layers = [m for m in layer.modules() if isinstance(m, tl.Layer)]
-    hooks = [m.register_forward_pre_hook(count) for m in layers if hasattr(m._memory, "reset")]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        twice = [m.name for m, n in counts.items() if n > 1]
-        if twice:
-            raise TypeError(
-                f"A layer remembers one past, but {twice[0]} is used {max(counts.values())} times "
-                f"in {layer.name}. Build a layer for each use, or decode with eval_mode=True."
-            )
 
 
 @contextlib.contextmanager

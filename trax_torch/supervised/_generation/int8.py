@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trax_torch._torch_private import contiguous_in_memory
 from trax_torch.layers import base, core
-from trax_torch.layers._hooks import has_hooks
+from trax_torch.layers._protocol import has_hooks
 
 
 class Int8Dense(base.Layer):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import _world
+from trax_torch import _distributed
 
 
 class Tally:
@@ -76,7 +76,7 @@ class Tally:
             "seconds_waited": self.seconds_waited,
         }
 
-    def reduce(self, world: _world.World) -> None:
+    def reduce(self, world: _distributed.World) -> None:
         """Adds up the shares of the loss that each rank knows, for all of them."""
         if world.size > 1 and "loss" in self._sums:
             (self._sums["loss"],) = world.sum([float(self._sums["loss"])])

@@ -5,9 +5,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from trax_torch import _nest, _world
-from trax_torch.supervised import _summaries, _tally, _tasks
+from trax_torch import _distributed, _nest
+from trax_torch.supervised import _tasks
 from trax_torch.supervised import history as _history
+from trax_torch.supervised._logging import accumulators
+from trax_torch.supervised._logging import writers as _writers
 
 # Names of values that the clock decides: they differ between two runs that are otherwise equal.
 PER_SECOND = "per second"
@@ -32,11 +34,11 @@ class Reports:
 
     def __init__(
         self,
-        console: _summaries.Console,
+        console: _writers.Console,
         tasks: list[_tasks.TrainTask],
         eval_tasks: list[_tasks.EvalTask],
         output_dir: str | None,
-        world: _world.World,
+        world: _distributed.World,
     ):
         self._console = console
         self._world = world
@@ -76,8 +78,8 @@ class Reports:
         self,
         history: _history.History,
         step: int,
-        tallies: list[_tally.Tally],
-        writers: _summaries.Writers,
+        tallies: list[accumulators.Tally],
+        writers: _writers.Writers,
         more: Mapping[str, Any],
     ) -> None:
         """Tells of training since the last report, for every task that ran.
@@ -111,7 +113,7 @@ class Reports:
                 self.log(history, step, loss, writer, "metrics/", "train")
             self.log(history, step, parameters, writer, "training/", "train", stdout=False)
 
-    def eval_writers(self, writers: _summaries.Writers) -> list[Any]:
+    def eval_writers(self, writers: _writers.Writers) -> list[Any]:
         """Returns what writes each eval task's values."""
         return [writers.at(folder) for folder in self._eval_folders]
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
-from trax_torch import _world, optimizers, shapes
+from trax_torch import _distributed, optimizers, shapes
 from trax_torch import layers as tl
-from trax_torch.supervised import _losses, _sharing, _tasks
-from trax_torch.supervised._settings import Settings
+from trax_torch.supervised import _tasks
+from trax_torch.supervised._loop import data_parallel
+from trax_torch.supervised._loop import losses as _losses
+from trax_torch.supervised._loop.settings import Settings
 
 
 def as_tasks(items: Any, kind: type, name: str) -> list[Any]:
@@ -55,7 +57,7 @@ def prepare_model(
 
 
 def to_residence(
-    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _world.World, settings: Settings
+    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _distributed.World, settings: Settings
 ) -> optimizers.Residence:
     """Puts the weights where they are to be while they are not used."""
     losses = [task.loss_layer.to(world.device) for task in tasks]
@@ -125,7 +127,7 @@ def make_trainer(
     body: tl.Layer,
     head: tl.Layer | None,
     task: _tasks.TrainTask,
-    world: _world.World,
+    world: _distributed.World,
     settings: Settings,
     apart: Callable[[], Any],
     residence: optimizers.Residence,
@@ -149,7 +151,7 @@ def make_trainer(
         _losses.warn_of_uneven(both, shares, task)
     ranks = blocks = None
     if world.size > 1:
-        module, ranks = _sharing.over_ranks(module, both, task, world, settings, apart)
+        module, ranks = data_parallel.over_ranks(module, both, task, world, settings, apart)
     if settings.memory_efficient:
         layers = [model] if head is None else body.sublayers
         blocks = optimizers.Blocks(layers, last, world.device, autocast, residence)

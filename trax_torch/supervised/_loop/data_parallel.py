@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from trax_torch import _nest, _world, optimizers
+from trax_torch import _distributed, _nest, optimizers
 from trax_torch import layers as tl
-from trax_torch.supervised import _snapshot, _tasks
-from trax_torch.supervised._settings import Settings
+from trax_torch.supervised import _checkpoint, _tasks
+from trax_torch.supervised._loop.settings import Settings
 
 
-def check_world(world: _world.World, settings: Settings) -> None:
+def check_world(world: _distributed.World, settings: Settings) -> None:
     """Raises ValueError if the ranks cannot do what is wanted of them."""
     if settings.adasum and world.size & (world.size - 1):
         raise ValueError(
@@ -22,7 +22,7 @@ def check_world(world: _world.World, settings: Settings) -> None:
 
 
 def shard(
-    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _world.World, settings: Settings
+    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _distributed.World, settings: Settings
 ) -> Callable[[], Any]:
     """Cuts the weights into parts, one for each rank, if that is wanted.
 
@@ -32,7 +32,7 @@ def shard(
     if world.size == 1 or settings.strategy != "fsdp":
         return contextlib.nullcontext
     losses = [task.loss_layer for task in tasks if any(True for _ in task.loss_layer.parameters())]
-    aparts = [world.shard(_snapshot.bare(layer)) for layer in (model, *losses)]
+    aparts = [world.shard(_checkpoint.bare(layer)) for layer in (model, *losses)]
 
     @contextlib.contextmanager
     def apart() -> Iterator[None]:
@@ -48,7 +48,7 @@ def over_ranks(
     module: torch.nn.Module,
     both: tl.Layer,
     task: _tasks.TrainTask,
-    world: _world.World,
+    world: _distributed.World,
     settings: Settings,
     apart: Callable[[], Any],
 ) -> tuple[torch.nn.Module, optimizers.Ranks]:

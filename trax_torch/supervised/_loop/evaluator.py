@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from trax_torch import _nest, _seeds, _world
+from trax_torch import _distributed, _nest, _seeds
 from trax_torch import layers as tl
-from trax_torch.layers import _stack
-from trax_torch.layers._modes import modes_kept
+from trax_torch.layers._protocol import modes_kept
+from trax_torch.layers._protocol import stack as _stack
 from trax_torch.supervised import _tasks
 
 
@@ -27,7 +27,7 @@ class Evaluator:
         self,
         model: tl.Layer,
         task: _tasks.EvalTask,
-        world: _world.World,
+        world: _distributed.World,
         autocast: Callable[[], Any] = contextlib.nullcontext,
     ):
         self._model = model
@@ -78,7 +78,7 @@ class Evaluator:
         batches run it on the sample, for the others' sake.
         """
         task, n_batches = self._task, self._task.n_eval_batches
-        if not any(map(_world.is_shard, self._model.parameters())):
+        if not any(map(_distributed.is_shard, self._model.parameters())):
             for _ in range(n_batches):
                 yield task.next_batch()
             return

@@ -10,10 +10,10 @@ import torch
 
 from trax_torch import _nest, optimizers
 from trax_torch import layers as tl
-from trax_torch.layers import _stack
-from trax_torch.layers._modes import modes_kept
+from trax_torch.layers._protocol import modes_kept
+from trax_torch.layers._protocol import stack as _stack
 from trax_torch.supervised import _tasks
-from trax_torch.supervised._settings import Settings
+from trax_torch.supervised._loop.settings import Settings
 
 
 class LossOf(torch.nn.Module):

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from trax_torch import _nest, _seeds, _world, optimizers
-from trax_torch.supervised import _stopping, _tally, _tasks
+from trax_torch import _distributed, _nest, _seeds, optimizers
+from trax_torch.supervised import _logging, _tasks
+from trax_torch.supervised._loop import stopping as _stopping
 
 
 class Stepping:
@@ -29,11 +30,11 @@ class Stepping:
 
     def __init__(
         self,
-        world: _world.World,
+        world: _distributed.World,
         tasks: list[_tasks.TrainTask],
         trainers: list[optimizers.Trainer],
         schedulers: list[Any],
-        tallies: list[_tally.Tally],
+        tallies: list[_logging.Tally],
         which_task: Callable[[int], int],
         stopping: _stopping.Stopping,
     ):

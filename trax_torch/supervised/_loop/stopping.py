@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from trax_torch import _world
-from trax_torch.supervised import _signals
+from trax_torch import _distributed, _signals
 
 
 class Stopping:
@@ -14,7 +13,7 @@ class Stopping:
       world: the ranks that train together.
     """
 
-    def __init__(self, world: _world.World):
+    def __init__(self, world: _distributed.World):
         self._world = world
         self.begin(_signals.Stopper())
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import _nest, _world
-from trax_torch.supervised import _signals
+from trax_torch import _distributed, _nest, _signals
 
 _log = logging.getLogger("trax_torch")
 
@@ -199,5 +198,5 @@ def share_of(labeled_data: Any, rank: int | None = None, size: int | None = None
       >>> next(share_of(data, rank=1, size=2))
       (tensor([2, 3]), tensor([True, True]))
     """
-    own, all_ranks = _world.launched()
+    own, all_ranks = _distributed.launched()
     return Share(labeled_data, own if rank is None else rank, all_ranks if size is None else size)

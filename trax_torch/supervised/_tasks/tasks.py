@@ -8,7 +8,7 @@ from typing import Any
 
 from trax_torch import layers as tl
 from trax_torch import optimizers
-from trax_torch.supervised import _events, _streams
+from trax_torch.supervised._tasks import data_position, events
 
 
 class TrainTask:
@@ -52,13 +52,13 @@ class TrainTask:
         export_prefix: str | None = None,
     ):
         self._labeled_data = labeled_data
-        self.stream = _streams.BatchStream(labeled_data, "TrainTask's labeled_data")
+        self.stream = data_position.BatchStream(labeled_data, "TrainTask's labeled_data")
         self._loss_layer = tl.as_layer(loss_layer)
         self._optimizer = optimizer
         self._own_rate = _own_rate(optimizer)
         self._schedule, self._scheduler_maker = _schedule_or_maker(lr_schedule)
         for period in (n_steps_per_checkpoint, n_steps_per_permanent_checkpoint):
-            _events.at_step_1_and_every_nth_step(period)
+            events.at_step_1_and_every_nth_step(period)
         self._n_steps_per_checkpoint = n_steps_per_checkpoint
         self._n_steps_per_permanent_checkpoint = n_steps_per_permanent_checkpoint
         self._loss_name = loss_name or self._loss_layer.name
@@ -152,7 +152,7 @@ class EvalTask:
         export_prefix: str | None = None,
     ):
         self._labeled_data = labeled_data
-        self.stream = _streams.BatchStream(labeled_data, "EvalTask's labeled_data")
+        self.stream = data_position.BatchStream(labeled_data, "EvalTask's labeled_data")
         metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
         self._metrics = [tl.as_layer(metric) for metric in metrics]
         names = [metric.name for metric in self._metrics] if metric_names is None else metric_names

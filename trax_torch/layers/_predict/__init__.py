@@ -1,0 +1,12 @@
+"""Predict mode: what a model remembers of a sequence, and for how long.
+
+`kv_cache` holds the KV cache and other memories, in buffers written at a position; `mode` puts
+them in place for a while, `lock` keeps other threads out meanwhile. Layers that remember call it,
+and decoding does.
+"""
+
+from trax_torch.layers._predict.kv_cache import Carry, Kept, KVCache, Moment, Position
+from trax_torch.layers._predict.lock import turn_of
+from trax_torch.layers._predict.mode import Predicting
+
+__all__ = ["Carry", "KVCache", "Kept", "Moment", "Position", "Predicting", "turn_of"]

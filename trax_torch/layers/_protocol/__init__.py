@@ -1,0 +1,69 @@
+"""What `layers.base.Layer` is made of; below it, and knows it by its attributes alone.
+
+`trees` and `trax_order` (weights and state as in Trax), `shape_pass` (how weights are made),
+`functional` (one call with other weights), `files` (save and load), `errors` (where a layer was
+created), `modes`, `hooks`, the data `stack`. Layers call it, and whoever looks inside one.
+"""
+
+from trax_torch.layers._protocol import stack
+from trax_torch.layers._protocol.errors import LayerError, creation_site, explain, passes_through
+from trax_torch.layers._protocol.files import load_file, register_reader, save_file
+from trax_torch.layers._protocol.functional import device_of, keyed, pure_call
+from trax_torch.layers._protocol.hooks import has_hooks
+from trax_torch.layers._protocol.modes import modes_kept
+from trax_torch.layers._protocol.shape_pass import ShapePass
+from trax_torch.layers._protocol.trax_order import InTraxOrder
+from trax_torch.layers._protocol.trees import (
+    EMPTY_STATE,
+    EMPTY_WEIGHTS,
+    GET_STATE_FROM_CACHE,
+    GET_WEIGHTS_FROM_CACHE,
+    MARKERS,
+    adopt,
+    check_fits,
+    expect_tensors,
+    flatten_weights_and_state,
+    is_marker,
+    lasting_buffers,
+    map_tree,
+    owner_of,
+    places_of,
+    set_buffer,
+    tensors_of,
+    unflatten_weights_and_state,
+)
+
+__all__ = [
+    "EMPTY_STATE",
+    "EMPTY_WEIGHTS",
+    "GET_STATE_FROM_CACHE",
+    "GET_WEIGHTS_FROM_CACHE",
+    "MARKERS",
+    "InTraxOrder",
+    "LayerError",
+    "ShapePass",
+    "adopt",
+    "check_fits",
+    "creation_site",
+    "device_of",
+    "expect_tensors",
+    "explain",
+    "flatten_weights_and_state",
+    "has_hooks",
+    "is_marker",
+    "keyed",
+    "lasting_buffers",
+    "load_file",
+    "map_tree",
+    "modes_kept",
+    "owner_of",
+    "passes_through",
+    "places_of",
+    "pure_call",
+    "register_reader",
+    "save_file",
+    "set_buffer",
+    "stack",
+    "tensors_of",
+    "unflatten_weights_and_state",
+]
