@@ -63,7 +63,7 @@ def main():
         with contextlib.redirect_stdout(io.StringIO()):
             loop = make_loop(os.path.join(place, "run"), n_layers, width)
         bare = os.path.join(place, "bare.safetensors")
-        parts, _ = loop._members.take()
+        parts, _ = loop._saver._members.take()
         tensors = {f"{part}.{k}": v for part, ts in parts.items() for k, v in ts.items()}
         n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
         path = os.path.join(place, "run")

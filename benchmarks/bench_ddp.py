@@ -99,7 +99,7 @@ def count_bytes(loop, n_steps):
 
         return call
 
-    loop._trainers[0]._forward.register_comm_hook(None, hook)
+    loop._parts.trainers[0]._forward.register_comm_hook(None, hook)
     try:
         for name in real:
             setattr(dist, name, counting(name))

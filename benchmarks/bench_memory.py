@@ -143,7 +143,7 @@ def gradients_of(mode):
 
     loop.optimizers[0].step = look
     found = memory_of(loop)
-    blocks = loop._trainers[0]._blocks
+    blocks = loop._parts.trainers[0]._blocks
     sizes = sorted(sum(p.nbytes for p in due) for due in blocks.params_due()) if blocks else [0]
     return {**found, "gradients": max(alive), "two blocks": sum(sizes[-2:])}
 

@@ -51,7 +51,7 @@ def line_loop(output_dir=None, dropout=0.0, model=None, task=None, evals=None, *
 def state_of(loop):
     """Everything a run is made of that can be compared bit for bit."""
     tensors = {k: v.clone() for k, v in loop.model.state_dict().items()}
-    for i, trainer in enumerate(loop._trainers):
+    for i, trainer in enumerate(loop._parts.trainers):
         for j, p in enumerate(trainer.params):
             for key, value in trainer.optimizer.state[p].items():
                 tensors[f"slot{i}.{j}.{key}"] = torch.as_tensor(value).clone()

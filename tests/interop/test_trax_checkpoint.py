@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from trax_torch import layers as tl
 from trax_torch import models
 from trax_torch.interop import trax_checkpoint as tc
+from trax_torch.interop.trax_checkpoint import __main__ as command
 from trax_torch.shapes import ShapeDtype
 
 LM = figures.FOLDER / "single" / "trax_checkpoint" / "model.pkl.gz"
@@ -621,6 +622,6 @@ def test_a_refused_file_converts_to_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["trax_checkpoint", str(path), str(tmp_path / "out")])
 
     with pytest.raises(SystemExit, match=r"CheckpointError: .*model\.pkl\.gz cannot be read"):
-        tc._main()
+        command.main()
 
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ def train(folder, kill_at=0, place="step"):
         checkpoint_low_metric="L2Loss",
         keep_last=2,
     )
-    optimizer = loop._trainers[0].optimizer
+    optimizer = loop._parts.trainers[0].optimizer
     update, forward, write = optimizer.step, loop.model.forward, storage._write
 
     def die(where):

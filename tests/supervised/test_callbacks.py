@@ -103,7 +103,7 @@ def loop_with_metric(values, folder=None, **kwargs):
     """A loop whose metric has values[step] at each step."""
     stopping = functools.partial(EarlyStopping, metric="L2Loss", **kwargs)
     loop = line_loop(folder, callbacks=[stopping], **ALWAYS)
-    loop._evaluators[0].means = lambda seed: {"L2Loss": values[loop.step]}
+    loop._parts.evaluators[0].means = lambda seed: {"L2Loss": values[loop.step]}
     return loop
 
 
@@ -655,7 +655,7 @@ def test_monitor_counts_on_after_a_restart(tmp_path, clock, cut, is_saved_at_the
 
 def test_a_report_that_failed_is_told_again_whole(clock, monkeypatch):
     loop = token_loop()
-    means, fails = loop._evaluators[0].means, [True]
+    means, fails = loop._parts.evaluators[0].means, [True]
 
     def failing(seed):
         if fails.pop():
@@ -663,7 +663,7 @@ def test_a_report_that_failed_is_told_again_whole(clock, monkeypatch):
         return means(seed)
 
     loop.run(3)
-    monkeypatch.setattr(loop._evaluators[0], "means", failing)
+    monkeypatch.setattr(loop._parts.evaluators[0], "means", failing)
     with pytest.raises(OSError, match="no data"):
         loop.run(1)
     fails += [False] * 3

@@ -292,7 +292,7 @@ def test_two_processes_cannot_write_to_one_folder(tmp_path):
     """The second is told at once, and by the time the first is done it may."""
     code = (
         "import sys\n"
-        "from trax_torch.supervised._checkpoint import Folder\n"
+        "from trax_torch.supervised._checkpoint.storage import Folder\n"
         "with Folder(sys.argv[1]).lock():\n"
         "    print('locked', flush=True)\n"
         "    sys.stdin.read()\n"

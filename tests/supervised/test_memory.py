@@ -90,7 +90,7 @@ def test_models_of_all_kinds_are_cut_into_blocks(model, mode):
 
 def test_reversible_layers_in_an_nn_sequential_are_blocks_too():
     run = loop(model=with_context())
-    kinds = [type(block) for block in run._trainers[0]._blocks._blocks]
+    kinds = [type(block) for block in run._parts.trainers[0]._blocks._blocks]
     assert kinds.count(tl.ReversibleHalfResidual) == 2
 
 
@@ -274,7 +274,9 @@ def test_a_model_to_measure_has_the_weights_in_host_memory_too():
 def test_gradients_of_two_blocks_at_most_are_alive_at_once(model, monkeypatch):
     run = loop(model=model)
     params = list(run.model.parameters())
-    sizes = sorted(sum(p.numel() for p in due) for due in run._trainers[0]._blocks.params_due())
+    sizes = sorted(
+        sum(p.numel() for p in due) for due in run._parts.trainers[0]._blocks.params_due()
+    )
     alive, update = [], trainer.Trainer._update_alone
 
     def watched(self, due):
@@ -342,7 +344,7 @@ def test_blocks_of_a_module_of_others_compute_their_activations_again():
         block[0].register_forward_hook(lambda *_: calls.append(1))
     run.model.train()
     batch = tuple(map(torch.from_numpy, tokens()[0]))
-    run._trainers[0].one_step(batch, rng=0)
+    run._parts.trainers[0].one_step(batch, rng=0)
 
     assert len(calls) == 2 * 5
     assert all("forward" not in vars(block) for block in model.blocks)
@@ -352,7 +354,7 @@ def test_blocks_of_a_module_of_others_compute_their_activations_again():
 def test_weights_of_three_blocks_at_most_are_on_the_device(model, monkeypatch):
     """With their slots: what is copied there, and lives."""
     run = loop(model=model, mode=2)
-    blocks = run._trainers[0]._blocks
+    blocks = run._parts.trainers[0]._blocks
     sizes = sorted(3 * sum(p.numel() for p in m.parameters()) for m in blocks._modules)
     living, most = {}, []
     copy = optimizers.HostMemory._copy

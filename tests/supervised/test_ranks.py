@@ -99,7 +99,7 @@ def n_reductions(rank, n_parts):
         work = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True)
         return work.get_future().then(lambda done: done.value()[0])
 
-    loop._trainers[0]._forward.register_comm_hook(None, hook)
+    loop._parts.trainers[0]._forward.register_comm_hook(None, hook)
     loop.run(3)
     return len(counts)
 
@@ -181,7 +181,8 @@ def two_heads_outcome(rank, size):
     loop = two_heads(rank, size)
     loop.run(160)
     slots = [
-        [bool(t.optimizer.state[p]["exp_avg"].any()) for p in t.params[-4:]] for t in loop._trainers
+        [bool(t.optimizer.state[p]["exp_avg"].any()) for p in t.params[-4:]]
+        for t in loop._parts.trainers
     ]
     return {k: v.numpy() for k, v in loop.model.state_dict().items()}, history_of(loop), slots
 

@@ -315,8 +315,8 @@ def fill_disk(loop):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if loop._saver._in_flight is not None:
-        loop._saver._in_flight.result()
+    if loop._saver._saver._in_flight is not None:
+        loop._saver._saver._in_flight.result()
     os.fsync = full
 
 

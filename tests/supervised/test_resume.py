@@ -217,7 +217,7 @@ def test_buffers_and_torch_schedulers_are_resumed(tmp_path):
         return line_loop(folder, model=model, task=task, evals=evals)
 
     resumed, whole = assert_resumes(loop, tmp_path, 10, 5)
-    assert resumed._schedulers[0].state_dict() == whole._schedulers[0].state_dict()
+    assert resumed._parts.schedulers[0].state_dict() == whole._parts.schedulers[0].state_dict()
     names = set(resumed.model.state_dict())
     assert "1.running_mean" in names
 
@@ -491,7 +491,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted(tmp_path):
     with pytest.raises(optimizers.NonFiniteError, match="Step 5: .* 2 steps were not"):
         resumed.run(1)
 
-    assert first._trainers[0].n_skipped == 1
+    assert first._parts.trainers[0].n_skipped == 1
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not torch.equal(before["0.weight"], state_of(first)["0.weight"])
     assert all(torch.equal(v, state_of(resumed)[k]) for k, v in state_of(first).items())
@@ -531,8 +531,8 @@ def test_two_heads_over_one_body_learn_and_resume(tmp_path, which_task, n_parts)
         values = [v for _, v in whole.history.get("train", f"metrics/loss_{index}")]
         assert sum(values[-3:]) < 0.7 * sum(values[:3])
         assert list((tmp_path / "cut" / f"head_{index}" / "train").glob("events*"))
-    adam, sgd = (trainer.optimizer for trainer in resumed._trainers)
+    adam, sgd = (trainer.optimizer for trainer in resumed._parts.trainers)
     assert adam.state
     assert not any(sgd.state.values())
     body = next(iter(whole.model.parameters()))
-    assert all(any(p is body for p in t.params) for t in whole._trainers)
+    assert all(any(p is body for p in t.params) for t in whole._parts.trainers)

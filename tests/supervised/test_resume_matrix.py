@@ -160,8 +160,8 @@ def drop_scheduler(parts, info):
     tensors = {}
     loop = rich_loop(None)
     task = info["members"]["tasks"][0]
-    task["scheduler"] = storage.pack(loop._schedulers[0].state_dict(), "", tensors)
-    task["groups"] = storage.pack(loop._trainers[0].groups(), "", tensors)
+    task["scheduler"] = storage.pack(loop._parts.schedulers[0].state_dict(), "", tensors)
+    task["groups"] = storage.pack(loop._parts.trainers[0].groups(), "", tensors)
 
 
 def drop_callbacks(parts, info):

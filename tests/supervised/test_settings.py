@@ -17,7 +17,7 @@ from trax_torch import models, optimizers
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import TrainTask, training
 from trax_torch.supervised._checkpoint import storage
-from trax_torch.supervised._loop.settings import Settings
+from trax_torch.supervised._loop.settings import LoopConfig
 from trax_torch.supervised.callbacks import TrainingStepCallback
 
 
@@ -243,7 +243,7 @@ def test_a_device_may_decide_whether_a_step_is_taken(monkeypatch):
     loop = nan_loop(steps=(3, 4))
     loop.run(2)
     before = state_of(loop)
-    trainer = loop._trainers[0]
+    trainer = loop._parts.trainers[0]
     trainer.optimizer = torch.optim.Adam(trainer.params, fused=True)
     monkeypatch.setattr(trainer, "_on_cpu", False)
     monkeypatch.setattr(trainer, "_decides_on_device", True)
@@ -253,9 +253,9 @@ def test_a_device_may_decide_whether_a_step_is_taken(monkeypatch):
     assert [k for k, v in after.items() if not torch.equal(before[k], v)] == []
     loop.run(1)
     with pytest.raises(optimizers.NonFiniteError, match="Step 3: the loss is nan"):
-        loop._stepping.check_finite()
+        loop._stepper.check_finite()
     assert trainer.n_skipped == 2
-    assert math.isfinite(loop._tallies[0].means()["loss"])
+    assert math.isfinite(loop._parts.accumulators[0].means()["loss"])
 
 
 # Saves behind the run
@@ -463,8 +463,8 @@ def test_settings_out_of_range_are_refused(setting, match):
 
 def test_whole_numbers_may_be_numpys():
     """And are the same settings on all ranks, whoever made them."""
-    ours = Settings(loss_chunk_size=3, n_accumulation_steps=2, on_nonfinite=5)
-    numpys = Settings(
+    ours = LoopConfig(loss_chunk_size=3, n_accumulation_steps=2, on_nonfinite=5)
+    numpys = LoopConfig(
         loss_chunk_size=np.int64(3), n_accumulation_steps=np.int32(2), on_nonfinite=np.int64(5)
     )
 
@@ -474,7 +474,10 @@ def test_whole_numbers_may_be_numpys():
 
 def test_trains_block_by_block_for_true_and_1_alike():
     """As in Trax; False stands for 0."""
-    modes = [Settings(memory_efficient=m).memory_efficient for m in (False, 0, True, 1, 2)]
+    modes = [
+        LoopConfig(use_memory_efficient_trainer=m).use_memory_efficient_trainer
+        for m in (False, 0, True, 1, 2)
+    ]
 
     assert [repr(mode) for mode in modes] == ["0", "0", "1", "1", "2"]
 
@@ -491,7 +494,7 @@ def test_an_update_that_is_broken_off_is_not_saved(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        optimizer = loop._trainers[0].optimizer
+        optimizer = loop._parts.trainers[0].optimizer
         patch.setattr(optimizer, "step", functools.partial(broken, optimizer))
         with pytest.raises(KeyboardInterrupt):
             loop.run(1)
@@ -539,7 +542,7 @@ def test_callbacks_remember(tmp_path):
     resumed = line_loop(tmp_path, callbacks=[TrainingStepCallback, Count, Count])
     resumed.run(1)
 
-    assert [int(c.n) for c in resumed._callbacks[1:]] == [6, 1]
+    assert [int(c.n) for c in resumed.callbacks[1:]] == [6, 1]
     fresh = line_loop(None, callbacks=[Count])
     fresh.load_checkpoint(str(tmp_path))
     assert int(fresh._callbacks[0].n) == 5

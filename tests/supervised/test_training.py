@@ -81,9 +81,9 @@ def test_the_events_of_a_step_come_in_order(tmp_path, monkeypatch):
         checkpoint_low_metric="L2Loss",
         callbacks=[functools.partial(Recorder, calls=calls)],
     )
-    monkeypatch.setattr(loop._saver._folder, "save", lambda name, *_: calls.append(name))
+    monkeypatch.setattr(loop._saver._saver._folder, "save", lambda name, *_: calls.append(name))
     monkeypatch.setattr(loop, "run_evals", lambda _: calls.append("evals"))
-    monkeypatch.setattr(loop._history, "get", lambda *_: [(loop.step, 1.0)])
+    monkeypatch.setattr(loop.history, "get", lambda *_: [(loop.step, 1.0)])
 
     loop.run(4)
 
@@ -310,12 +310,12 @@ def test_several_tasks_take_turns_on_one_model(tmp_path):
     loop = line_loop(tmp_path, task=tasks, evals=[eval_task(), eval_task(101)])
     loop.run(10)
 
-    assert [len(t.optimizer.state) for t in loop._trainers] == [4, 4]
-    assert loop._trainers[0].optimizer is not loop._trainers[1].optimizer
+    assert [len(t.optimizer.state) for t in loop._parts.trainers] == [4, 4]
+    assert loop._parts.trainers[0].optimizer is not loop._parts.trainers[1].optimizer
     folders = {str(p.parent.relative_to(tmp_path)) for p in tmp_path.rglob("events*")}
     assert folders == {"even/train", "1/train", "0/eval", "1/eval"}
     assert loop.history.metrics_for_mode("train").count("metrics/loss_a") == 1
-    steps = [t.optimizer.state_dict()["state"][0]["step"].item() for t in loop._trainers]
+    steps = [t.optimizer.state_dict()["state"][0]["step"].item() for t in loop._parts.trainers]
     assert steps == [6.0, 6.0]  # Adam's own count starts at 1
 
 
@@ -333,7 +333,9 @@ def test_the_best_so_far_is_kept(tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0, 1.5, 0.5])
 
     def fake(loop):
-        monkeypatch.setattr(loop._evaluators[0], "means", lambda seed: {"L2Loss": next(values)})
+        monkeypatch.setattr(
+            loop._parts.evaluators[0], "means", lambda seed: {"L2Loss": next(values)}
+        )
         return loop
 
     settings = {"checkpoint_at": lambda step: True, "eval_at": lambda step: True}
@@ -588,7 +590,7 @@ def test_the_best_is_kept_though_an_eval_was_not_finite(tmp_path, monkeypatch):
     values = iter([float("nan"), 3.0, 2.0])
     at = {"checkpoint_at": lambda step: True, "checkpoint_low_metric": "L2Loss"}
     loop = line_loop(tmp_path, **at)
-    monkeypatch.setattr(loop._evaluators[0], "means", lambda seed: {"L2Loss": next(values)})
+    monkeypatch.setattr(loop._parts.evaluators[0], "means", lambda seed: {"L2Loss": next(values)})
     loop.run(3)
 
     best = line_loop(None)

@@ -49,7 +49,7 @@ def test_training_goes_on_from_the_slots_of_trax():
     """Adam's averages carry on: the loss stays low, where fresh slots would make it jump."""
     loop = copy_loop(eval_at=lambda step: True)
     loop.load_checkpoint(str(TRAX), "model.pkl.gz")
-    slots = loop._trainers[0].optimizer.state[loop._trainers[0].params[1]]
+    slots = loop._parts.trainers[0].optimizer.state[loop._parts.trainers[0].params[1]]
     assert slots["step"].item() == 801
     assert bool(slots["exp_avg_sq"].any())
 
@@ -102,8 +102,8 @@ def loop_with(recipe):
 
 def trax_slots(loop):
     """This run's slots as Trax would store them: by weight, in Trax's order and layout."""
-    name = type(loop._trainers[0].optimizer).__name__
-    state = loop._trainers[0].optimizer.state
+    name = type(loop._parts.trainers[0].optimizer).__name__
+    state = loop._parts.trainers[0].optimizer.state
     flat = []
     for path in ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"):
         p = loop.model.get_parameter(path)

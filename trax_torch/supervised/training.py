@@ -4,24 +4,19 @@
 The order of events at a step is written down once, in `Loop.run`.
 """
 
-import contextlib
-import logging
-import operator
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from trax_torch import _distributed, _seeds, _signals
-from trax_torch import layers as tl
-from trax_torch._errors import CheckpointError
 from trax_torch.interop._pickle import pickle_to_file, unpickle_from_file
 from trax_torch.optimizers import NonFiniteError
 from trax_torch.supervised import _checkpoint, _logging, _loop, _tasks
-from trax_torch.supervised import history as _history
 from trax_torch.supervised._checkpoint import differences, verify_resume
+from trax_torch.supervised._loop import init_host_and_devices
 from trax_torch.supervised._tasks import EvalTask, TrainTask
+from trax_torch.supervised.history import History
 
 __all__ = [
     "EvalTask",
@@ -33,8 +28,6 @@ __all__ = [
     "unpickle_from_file",
     "verify_resume",
 ]
-
-_log = logging.getLogger("trax_torch")
 
 
 class Loop:
@@ -77,10 +70,10 @@ class Loop:
         computes everything at once.
       use_memory_efficient_trainer: True trains block by block: activations of one block at a time
         take up memory, and its weights are updated, and its gradients freed, in the midst of the
-        backward pass. 2 keeps weights and slots in host memory, too, and one block at a time on
-        the device, so `loop.model` itself is on the host. Results are those of False. Gradients
-        flow through what layers take and give: a loss that reads what a block left on itself gives
-        that none. Clipping by the global norm, accumulation, `compile`, `on_nonfinite='skip'` and
+        backward pass. 2 offloads weights and slots to host memory, too: one block at a time is on
+        the device, and `loop.model` on the host. Results are those of False. Gradients flow through
+        what layers take and give: a loss that reads what a block left on itself gives that none.
+        Clipping by the global norm, accumulation, `compile`, `on_nonfinite='skip'` and
         `strategy='fsdp'` are refused.
       adasum: True has ranks merge their gradients by how much they agree, instead of averaging
         them (arXiv:2006.02924); the number of ranks must be a power of 2.
@@ -150,136 +143,28 @@ class Loop:
         find_unused_parameters: bool = False,
         timeout: float = 300.0,
     ):
-        settings = _loop.Settings(
-            precision,
-            n_accumulation_steps,
-            compile,
-            on_nonfinite,
-            adasum,
-            strategy,
-            find_unused_parameters,
-            loss_chunk_size,
-            use_memory_efficient_trainer,
-        )
-        if resume_data not in ("exact", "restart"):
-            raise ValueError(f"resume_data is 'exact' or 'restart'; got {resume_data!r}.")
-        if keep_last is not None and keep_last < 1:
-            raise ValueError(f"keep_last is at least 1, or None to keep all; got {keep_last}.")
+        self._config = config = _loop.LoopConfig.of(locals())  # while nothing else has a name
         self._world = world = _distributed.join(n_devices, device, timeout)
-        self._tasks = _loop.as_tasks(tasks, TrainTask, "tasks")
-        self._eval_tasks = _loop.as_tasks(eval_tasks, EvalTask, "eval_tasks")
-        if not self._tasks:
-            raise ValueError("Loop needs at least one TrainTask; got none.")
-        self._asked_seed = None if random_seed is None else operator.index(random_seed)
-        if self._asked_seed is not None:
-            _seeds.seed_ambient(self._asked_seed, world.rank)
-        seed = _seeds.fresh_seed() if self._asked_seed is None else self._asked_seed
-        self._seed = int(world.from_chief(str(seed).encode()))
-        self._n_rngs = 0
-        self._step = 0
-        self._reported_step = 0
-        self._history = _history.History()
-        self._console = _logging.Console(self._world.is_chief)
-        self._progress = progress
-        self._background_saves = background_saves
-        self._resume_data = resume_data
-        self._stopping = _loop.Stopping(world)
-
-        default_at = _tasks.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_checkpoint)
-        self._checkpoint_at = checkpoint_at or default_at
-        self._permanent_checkpoint_at = (
-            permanent_checkpoint_at
-            or _tasks.at_step_1_and_every_nth_step(self._tasks[0].n_steps_per_permanent_checkpoint)
-        )
-        self._eval_at = eval_at or self._checkpoint_at
+        self._tasks, self._eval_tasks = _loop.as_tasks(tasks, eval_tasks)
+        self._state = state = _checkpoint.RunState(_loop.seed_of(config, world))
+        self._console = _logging.Console(world.is_chief, config)
+        self._events = _loop.events_of(config, self._tasks[0])
         self._best = _loop.Best(checkpoint_low_metric, checkpoint_high_metric, self._eval_tasks)
-
-        sample, device = self._tasks[0].sample_batch, world.device
-        init_seed = _seeds.derive(self._seed, "init")
-        self._model = _loop.prepare_model(model, sample, init_seed, device, settings)
-        residence = _loop.to_residence(self._model, self._tasks, world, settings)
-        world.compare(
-            {
-                "random_seed": self._asked_seed,
-                "the number of tasks": [len(self._tasks), len(self._eval_tasks)],
-                "the settings": str(settings),
-                "the model's weights": _checkpoint.forms_of(self._model),
-                "what is measured": [task.metric_names for task in self._eval_tasks],
-                "whether output_dir is given": output_dir is not None,
-            }
+        self._parts = parts = _loop.build(
+            model, self._tasks, eval_model, self._eval_tasks, config, world, state.seed
         )
-        _loop.check_world(world, settings)  # no rank leaves before all have come
-        for task in self._tasks:
-            _loop.check_task(self._model, task, settings)
-        apart = _loop.shard(self._model, self._tasks, world, settings)
-        running = _loop.running(self._model, settings, residence)
-        body, head = _loop.cut_for_chunks(self._model, running, settings)
-        with world.watched():
-            self._trainers = [
-                _loop.make_trainer(self._model, body, head, task, world, settings, apart, residence)
-                for task in self._tasks
-            ]
-        world.compare({"the optimizers": _checkpoint.settings_of(self._trainers)})
-        self._schedulers = [
-            _loop.make_scheduler(task, trainer)
-            for task, trainer in zip(self._tasks, self._trainers, strict=True)
-        ]
-        self._tallies = [_logging.Tally() for _ in self._tasks]
-        self._stepping = _loop.Stepping(
-            world,
-            self._tasks,
-            self._trainers,
-            self._schedulers,
-            self._tallies,
-            which_task or (lambda step: step % len(self._tasks)),
-            self._stopping,
-        )
-        self._eval_model = self._model
-        if eval_model is not None:
-            _loop.refuse_eval_model(settings)
-            self._eval_model = _loop.prepare_model(eval_model, sample, init_seed, device, settings)
-            _checkpoint.share_weights(self._model, self._eval_model)
-            running = _loop.running(self._eval_model, settings, residence)
-        self._evaluators = [
-            _loop.Evaluator(running, task, world, settings.autocast(device))
-            for task in self._eval_tasks
-        ]
-        self._callbacks: list[Any] = []
-        self._members = _checkpoint.Members(
-            self._model,
-            self._tasks,
-            self._eval_tasks,
-            self._trainers,
-            self._schedulers,
-            self._tallies,
-            self._callbacks,
-        )
-
-        self._output_dir = None if output_dir is None else os.path.expanduser(output_dir)
+        self._stopping = _loop.Stopping(world)
+        self._stepper = _loop.Stepper(world, self._tasks, parts, which_task, self._stopping)
+        self._callbacks = _loop.CallbackList(world, self._stopping)
+        members = parts.members(self._tasks, self._eval_tasks, self._callbacks.items)
         self._reports = _logging.Reports(
-            self._console,
-            self._tasks,
-            self._eval_tasks,
-            self._output_dir if world.is_chief else None,
-            world,
+            self._console, self._tasks, self._eval_tasks, config.output_dir, world
         )
-        self._saver: _checkpoint.Saver | None = None
-        self._saved_step: int | None = None  # that 'model' is of
-        if self._output_dir is None:
-            self._console.say("Will not write evaluation metrics, because output_dir is None.")
-        else:
-            self._saver = _checkpoint.Saver(self._output_dir, world, keep_last)
-            with self._saver.locked():
-                self.load_checkpoint()
-        makers = (
-            callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks)
-        )
-        with world.together():
-            for callback in makers:  # they may look at the loop, which is ready now
-                self._callbacks.append(callback(self))
-        self._members.fill_callbacks()
-        (n_callbacks,) = world.sum([len(self._callbacks)])
-        self._callbacks_anywhere = n_callbacks > 0
+        self._saver = _checkpoint.Checkpointer(state, members, world, self._console, config)
+        with self._saver.locked():
+            self.load_checkpoint()
+        self._callbacks.build(callbacks, self)
+        members.fill_callbacks()
 
     def run(self, n_steps: int = 1) -> None:
         """Trains for `n_steps` more steps.
@@ -297,35 +182,30 @@ class Loop:
         """
         if n_steps < 0:
             raise ValueError(f"A run takes 0 steps or more; got {n_steps}.")
-        self._check_whole()
-        self._model.train()
-        for trainer in self._trainers:
+        self._saver.check_whole()
+        self._parts.model.train()
+        for trainer in self._parts.trainers:
             trainer.renew_params()
-        self._step_seed = _seeds.derive(self._seed, "step", self._world.rank)
-        first = self._step + 1
+        self._step_seed = _seeds.derive(self._state.seed, "step", self._world.rank)
+        first = self.step + 1
         with _signals.Stopper() as stopper:
             self._stopping.begin(stopper)
             with (
-                self._saver.running() if self._saver is not None else contextlib.nullcontext(),
-                self._writers(purge_step=self._step if self._report_is_due() else first) as writers,
-                self._console.progress(first, n_steps, self._progress) as steps,
-                self._clocks(),
-                self._callbacks_told_of_the_end(),
+                self._saver.running(),
+                _logging.Writers(self.step if self._report_is_due() else first) as writers,
+                self._console.progress(first, n_steps, self._config.progress) as steps,
+                _logging.clocks_running(self._parts.accumulators),
+                self._callbacks.run(self),
             ):
-                if self._saver is not None:
-                    self._saver.check_not_overtaken()
-                    self._save(self._names_missed(), blocking=True)
-                if self._report_is_due():  # the checkpoint gone on from was saved before its evals
-                    names = self._names_due_at(self._step)
-                    self._report(writers, saves_best="model" in names)
-                self._world.compare({"the step": self._step, "n_steps": n_steps})
+                self._catch_up(writers)
+                self._world.compare({"the step": self.step, "n_steps": n_steps})
                 self._stopping.agree()
                 for step in steps:
                     if self._stopping.is_due:
                         break
-                    report, names = bool(self._eval_at(step)), self._names_due_at(step)
+                    report, names = bool(self._events.eval_at(step)), self._names_at(step)
                     self._take_step(step, report, names)
-                    self._save(names, blocking=not self._background_saves)
+                    self._save(names)
                     if report and self._stopping.signum is None:
                         self._report(writers, saves_best="model" in names)
                         self._stopping.agree()  # a callback may have asked to stop
@@ -341,73 +221,59 @@ class Loop:
         """
         self._stopping.ask()
         if why:
-            self._console.say_step(self._step, f"Stopped: {why}")
+            self._console.say_step(self.step, f"Stopped: {why}")
+
+    def _catch_up(self, writers: _logging.Writers) -> None:
+        """Does what was due at the step that the run goes on from, if a crash kept it from that."""
+        self._saver.check_not_overtaken()
+        if self._saver.saved_step == self.step:
+            missing = self._saver.missing(self._names_at(self.step))
+            self._save(missing, blocking=True)
+        if self._report_is_due():  # a checkpoint is saved before the evals of its step
+            self._report(writers, saves_best="model" in self._names_at(self.step))
 
     def _leave(self, signum: int) -> None:
         """Saves what was done, and ends the process."""
-        if self._saver is not None:
-            if self._saved_step != self._step:
-                self._save(["model"], blocking=True)
-            self._saver.wait()  # one that failed is an error, not an orderly end
-        self._console.say_step(self._step, f"Stopped by signal {signum}.")
+        if self._saver.saved_step != self.step:
+            self._save(["model"], blocking=True)
+        self._saver.wait()  # a save that failed is an error, not an orderly end
+        self._console.say_step(self.step, f"Stopped by signal {signum}.")
         raise SystemExit(_signals.exit_code(signum))
 
     def _take_step(self, step: int, report: bool, names: list[str]) -> None:
         due = {"what is reported": report, "what is saved": len(names)}
         try:
-            trainer, called = self._stepping.take(
-                step, self._step_seed, self._callbacks, report, due
+            trainer, called = self._stepper.take(
+                step, self._step_seed, self._callbacks.items, report, due
             )
         except NonFiniteError as raised:
-            if not all(each.is_whole for each in self._trainers):
-                raised.args = (f"{raised} {self._way_back()}",)
+            if not all(each.is_whole for each in self._parts.trainers):
+                raised.args = (f"{raised} {self._saver.way_back()}",)
             raise
-        self._step = step
+        self._state.step = step
         trainer.is_whole = True
-        error = None
-        try:
-            for callback in called:
-                callback.on_step_end(step)
-        except Exception as raised:
-            error = raised
-        if self._callbacks_anywhere and self._world.size > 1:
-            self._stopping.agree(error=error)
-        elif error is not None:
-            raise error
+        self._callbacks.step_ended(called, step)
 
-    def _names_due_at(self, step: int) -> list[str]:
-        """Returns the names to save under at a step, which no eval has seen yet."""
-        due = {"model": self._checkpoint_at, f"model_{step}": self._permanent_checkpoint_at}
-        return [name for name, at in due.items() if self._saver is not None and at(step)]
-
-    def _names_missed(self) -> list[str]:
-        """Returns the names that a crash kept from being saved beside 'model', gone on from now."""
-        names = self._names_due_at(self._step) if self._saved_step == self._step else []
-        return [name for name in names if self._saver and not self._saver.has(name)]
+    def _names_at(self, step: int) -> list[str]:
+        """Returns the names to save under at a step, before its evals."""
+        return [] if self.output_dir is None else self._events.names_at(step)
 
     def _report(self, writers: _logging.Writers, saves_best: bool) -> None:
         """Logs training since the last report, runs evals, and saves the best so far."""
-        self._stepping.check_finite()
-        self._console.say("")
-        if self._step == 1:
-            count = sum(p.numel() for p in self._model.parameters() if p.requires_grad)
-            self._console.say_step(1, f"Total number of trainable weights: {count}")
-        more: dict[str, Any] = {}
-        for callback in self._callbacks:
-            more |= {name: float(x) for name, x in callback.training_values().items()}
-        if skipped := sum(trainer.n_skipped for trainer in self._trainers):
-            more["skipped steps"] = skipped
-        self._reports.log_training(self._history, self._step, self._tallies, writers, more)
+        self._stepper.check_finite()
+        self._reports.begin(self.step, self._parts.model)
+        more = self._callbacks.values() | self._stepper.counts()
+        accumulators = self._parts.accumulators
+        self._reports.log_training(self.history, self.step, accumulators, writers, more)
         self.run_evals(self._reports.eval_writers(writers))
-        self._reported_step = self._step
-        for tally in self._tallies:
-            tally.clear()
+        self._state.reported_step = self.step
+        for each in accumulators:
+            each.clear()
         if saves_best:
-            best = self._best.names_at(self._step, self._history)
-            self._save(best, blocking=not self._background_saves)
+            self._save(self._best.names_at(self.step, self.history))
 
     def _report_is_due(self) -> bool:
-        return self._step != self._reported_step and bool(self._eval_at(self._step))
+        return self.step != self._state.reported_step and bool(self._events.eval_at(self.step))
 
     def run_evals(self, summary_writers: Any = None) -> None:
         """Measures the model on every eval task, and logs and records what it finds.
@@ -418,23 +284,21 @@ class Loop:
         Raises:
           CheckpointError: if an update was broken off, with the way back.
         """
-        self._check_whole()
+        self._saver.check_whole()
         summary_writers = summary_writers or [None] * len(self._eval_tasks)
-        with contextlib.ExitStack() as measured:
-            for callback in self._callbacks:
-                callback.on_evals_begin(self._step)
-                measured.callback(callback.on_evals_end, self._step)
+        with self._callbacks.evals(self.step):
             self._run_evals(summary_writers)
 
     def _run_evals(self, summary_writers: Any) -> None:
-        if self._eval_model is not self._model:
-            _checkpoint.share_buffers(self._model, self._eval_model)
-        self._world.copy_from_chief_(list(self._eval_model.buffers()))
-        for index, evaluator in enumerate(self._evaluators):
-            seed = _seeds.derive(self._seed, "eval", self._step, index, self._world.rank)
+        model = self._parts.eval_model
+        if model is not self._parts.model:
+            _checkpoint.share_buffers(self._parts.model, model)
+        self._world.copy_from_chief_(list(model.buffers()))
+        for index, evaluator in enumerate(self._parts.evaluators):
+            seed = _seeds.derive(self._state.seed, "eval", self.step, index, self._world.rank)
             self.log_summary(evaluator.means(seed), summary_writers[index], "metrics/", "eval")
-            summaries = _summaries_of(self._eval_model)
-            self.log_summary(summaries, summary_writers[index], "", "eval", stdout=False)
+            seen = _logging.summaries_of(model)
+            self.log_summary(seen, summary_writers[index], "", "eval", stdout=False)
 
     def log_summary(
         self,
@@ -454,7 +318,7 @@ class Loop:
           stdout: False prints nothing.
         """
         self._reports.log(
-            self._history, self._step, values, summary_writer, value_prefix, log_prefix, stdout
+            self.history, self.step, values, summary_writer, value_prefix, log_prefix, stdout
         )
 
     def save_checkpoint(self, basename: str, *, blocking: bool = True) -> None:
@@ -472,56 +336,15 @@ class Loop:
             nothing is saved then.
         """
         _checkpoint.check_basename(basename)
-        if self._saver is None:
+        if self.output_dir is None:
             self._console.say("Did not save checkpoint as output_dir is None")
-            return
         self._save([basename], blocking)
 
-    def _save(self, basenames: Sequence[str], blocking: bool) -> None:
-        if not basenames:
-            return
-        assert self._saver is not None
-        self._stepping.check_finite()
-        self._check_whole()
-        with self._world.together():
-            ranks = [self._members.take_own(self._world.rank)]
-        if self._world.size > 1:
-            gathered = self._world.gather(_checkpoint.to_bytes(*ranks[0]))
-            ranks = [_checkpoint.from_bytes(data) for data in gathered]
-        parts, members = self._members.take()
-        for tensors, _ in ranks:
-            parts["state"] |= tensors
-        info = {
-            "step": self._step,
-            "reported_step": self._reported_step,
-            "history": self._history.to_dict(),
-            "seed": self._seed,
-            "n_rngs": self._n_rngs,
-            "world_size": self._world.size,
-            "members": members,
-            "ranks": [info for _, info in ranks],
-        }
-        self._saver.save(basenames, parts, info, blocking, self._members.frozen())
-        if "model" in basenames:
-            self._saved_step = self._step
-        _log.info("Saved checkpoint %s of step %d", ", ".join(basenames), self._step)
-
-    def _check_whole(self) -> None:
-        """Raises CheckpointError if an update was broken off."""
-        if not all(trainer.is_whole for trainer in self._trainers):
-            raise CheckpointError(
-                f"The update of step {self._step + 1} was broken off, so the weights in memory "
-                f"belong to no step: they are not saved, nor measured, nor trained on. "
-                f"{self._way_back()}"
-            )
-
-    def _way_back(self) -> str:
-        """Says where the run can go on from."""
-        if self._saved_step is None:
-            return "Nothing was saved to go back to: build Loop again."
-        return (
-            f"Go back to step {self._saved_step}, saved in {self._output_dir}: load_checkpoint()."
-        )
+    def _save(self, names: list[str], blocking: bool | None = None) -> None:
+        if names and self.output_dir is not None:
+            blocking = not self._config.background_saves if blocking is None else blocking
+            self._stepper.check_finite()
+            self._saver.save(names, blocking)
 
     def load_checkpoint(self, directory: str | None = None, filename: str | None = None) -> None:
         """Puts the run where a checkpoint left it; without one, nothing changes.
@@ -536,52 +359,7 @@ class Loop:
           IndexError: if it belongs to another model, optimizer or set of tasks (a `MismatchError`,
             with the first differences); nothing has changed then.
         """
-        directory = directory or self._output_dir
-        name = _checkpoint.check_basename(str(filename or "model").removesuffix(".pkl.gz"))
-        if directory is None:
-            return
-        directory = os.path.expanduser(directory)
-        if self._saver is not None:
-            self._saver.wait()
-        parts, info = _checkpoint.read(directory, name, self._world)
-        with self._world.together(CheckpointError):
-            self._go_on_from(parts, info, directory, name)
-        self._world.compare({"the step": self._step, "the seed": self._seed})
-
-    def _go_on_from(
-        self, parts: _checkpoint.Parts, info: dict[str, Any] | None, directory: str, name: str
-    ) -> None:
-        if info is not None:
-            self._go_on_from_ours(parts, info, directory, name)
-        elif os.path.lexists(trax_file := os.path.join(directory, f"{name}.pkl.gz")):
-            self._step, history = _checkpoint.load_from_trax(self._members, trax_file)
-            self._reported_step = self._step
-            self._history = _history.History.from_dict(history)
-            self._console.say(f"Resumed from Trax's {trax_file} at step {self._step}.")
-
-    def _go_on_from_ours(
-        self, parts: _checkpoint.Parts, info: dict[str, Any], directory: str, name: str
-    ) -> None:
-        self._members.put(
-            parts,
-            info["members"],
-            info["ranks"],
-            self._world.rank,
-            self._world.size,
-            self._resume_data == "exact",
-        )
-        if self._asked_seed not in (None, info["seed"]):
-            self._console.say(
-                f"The run's seed is {info['seed']}, as saved; not {self._asked_seed}."
-            )
-        self._step, self._seed, self._n_rngs = info["step"], info["seed"], info["n_rngs"]
-        self._history = _history.History.from_dict(info["history"])
-        self._reported_step = info["reported_step"]
-        is_own = directory == self._output_dir and name == "model"
-        if self._saver is not None and is_own:
-            self._saver.goes_on_from(name)
-        self._saved_step = self._step if is_own else None
-        self._console.say(f"Resumed from {directory} at step {self._step}.")
+        self._saver.load(directory, filename)
 
     def update_weights_and_state(self, weights: Any = None, state: Any = None) -> None:
         """Sets the model's weights, its state, or both.
@@ -597,29 +375,29 @@ class Loop:
         """
         for tree, kind in ((weights, "weights"), (state, "state")):
             if isinstance(tree, Mapping):
-                _checkpoint.put_named(self._model, kind, tree)
+                _checkpoint.put_named(self._parts.model, kind, tree)
             elif tree is not None:
-                setattr(self._model, kind, tree)
+                setattr(self._parts.model, kind, tree)
 
     def new_rng(self) -> torch.Generator:
         """Returns a fresh generator, each call another; the same sequence for the same seed."""
-        self._n_rngs += 1
-        return _seeds.generator(self._seed, "new_rng", self._n_rngs, self._world.rank)
+        self._state.n_rngs += 1
+        return _seeds.generator(self._state.seed, "new_rng", self._state.n_rngs, self._world.rank)
 
     @property
     def step(self) -> int:
         """How many steps have been taken."""
-        return self._step
+        return self._state.step
 
     @property
     def batch(self) -> Any:
         """The batch of the step under way, or of the last one, as tensors; for callbacks."""
-        return self._stepping.batch
+        return self._stepper.batch
 
     @property
-    def history(self) -> _history.History:
+    def history(self) -> History:
         """What was measured so far."""
-        return self._history
+        return self._state.history
 
     @property
     def n_devices(self) -> int:
@@ -634,12 +412,12 @@ class Loop:
     @property
     def model(self) -> Any:
         """The model in training, as it was given."""
-        return _checkpoint.bare(self._model)
+        return _checkpoint.bare(self._parts.model)
 
     @property
     def eval_model(self) -> Any:
         """The model that is measured."""
-        return _checkpoint.bare(self._eval_model)
+        return _checkpoint.bare(self._parts.eval_model)
 
     @property
     def tasks(self) -> list[TrainTask]:
@@ -654,75 +432,19 @@ class Loop:
     @property
     def callbacks(self) -> list[Any]:
         """The callbacks, as they were built."""
-        return self._callbacks
+        return self._callbacks.items
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """The optimizer of each training task, bound to its weights; for callbacks."""
-        return [trainer.optimizer for trainer in self._trainers]
+        return [trainer.optimizer for trainer in self._parts.trainers]
 
     @property
     def seconds(self) -> float:
         """How long the loop has run since the last report, evals left out; for callbacks."""
-        return max(tally.seconds() for tally in self._tallies)
+        return max(each.seconds() for each in self._parts.accumulators)
 
     @property
     def output_dir(self) -> str | None:
         """Where checkpoints and logs go."""
-        return self._output_dir
-
-    @contextlib.contextmanager
-    def _clocks(self) -> Iterator[None]:
-        for tally in self._tallies:
-            tally.start_clock()
-        try:
-            yield
-        finally:
-            for tally in self._tallies:
-                tally.stop_clock()
-
-    @contextlib.contextmanager
-    def _callbacks_told_of_the_end(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            with contextlib.ExitStack() as ends:  # one that fails keeps no other from its end
-                for callback in self._callbacks:
-                    ends.callback(callback.on_run_end, self._step)
-
-    @contextlib.contextmanager
-    def _writers(self, purge_step: int) -> Iterator[_logging.Writers]:
-        writers = _logging.Writers(purge_step if purge_step > 1 else None)
-        try:
-            yield writers
-        finally:
-            writers.close()
-
-
-def init_host_and_devices(
-    n_devices: int | None = None, random_seed: int | None = None
-) -> tuple[bool, int, int, int]:
-    """Returns `(is_chief, host_count, n_devices, random_seed)` of the world that `Loop` would join.
-
-    Python's, numpy's and torch's global generators are seeded with the seed that is returned.
-
-    Args:
-      n_devices: how many devices are counted on; None takes what the launcher gave.
-      random_seed: None makes a fresh one.
-
-    Raises:
-      ValueError: if more devices are wanted than the launcher gave, with the line to launch them.
-
-    Source: Trax `supervised/training.py::init_host_and_devices`.
-    """
-    world = _distributed.join(n_devices)
-    seed = _seeds.fresh_seed() if random_seed is None else random_seed
-    seed = int(world.from_chief(str(seed).encode()))
-    _seeds.seed_ambient(seed, world.rank)
-    return world.is_chief, world.n_hosts, world.size, seed
-
-
-def _summaries_of(model: tl.Layer) -> dict[str, Any]:
-    """Returns what SummaryScalar and SummaryImage layers saw last, by their 'summary_...' names."""
-    found = (getattr(module, "summary", None) for module in model.modules())
-    return {name: value for name, value in filter(None, found) if value is not None}
+        return self._config.output_dir

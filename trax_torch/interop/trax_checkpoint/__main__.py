@@ -5,7 +5,8 @@ import argparse
 from trax_torch.interop.trax_checkpoint import CheckpointError, convert
 
 
-def _main() -> None:
+def main() -> None:
+    """Converts what the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m trax_torch.interop.trax_checkpoint",
         description="Converts a file of Trax's to weights.safetensors and info.json.",
@@ -22,4 +23,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    main()

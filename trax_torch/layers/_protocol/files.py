@@ -74,6 +74,26 @@ def load_file(module: nn.Module, file_name: str, weights_only: bool) -> None:
         raise CheckpointError(
             f"{file_name} is not a whole safetensors file ({error}). Save it again."
         ) from error
+    _check_fits(module, file_name, tensors, weights_only)
+    have = _named(module, weights_only=False)
+    owners = {name: module.get_submodule(name.rpartition(".")[0]) for name in tensors}
+    # A file has no order. Buffers come first: a layer that has its weights makes what is missing.
+    for name in sorted(tensors, key=lambda n: n.rpartition(".")[2] not in owners[n]._buffers):
+        owner, tensor, attribute = owners[name], tensors[name], name.rpartition(".")[2]
+        if name in have and not isinstance(have[name], nn.Parameter):
+            if not weights_only:
+                have[name].copy_(tensor)
+        elif attribute in owner._buffers:
+            if not weights_only:
+                set_buffer(owner, attribute, tensor)
+        else:
+            adopt(owner, attribute, tensor)
+
+
+def _check_fits(
+    module: nn.Module, file_name: str, tensors: dict[str, torch.Tensor], weights_only: bool
+) -> None:
+    """Raises MismatchError if a file's tensors are another model's."""
     have = _named(module, weights_only=False)
     waiting = [
         name
@@ -108,18 +128,6 @@ def load_file(module: nn.Module, file_name: str, weights_only: bool) -> None:
             f"{file_name} holds another model: {shown} ({len(differences)} differences in all). "
             f"Build the model with the arguments it was saved with."
         )
-    owners = {name: module.get_submodule(name.rpartition(".")[0]) for name in tensors}
-    # A file has no order. Buffers come first: a layer that has its weights makes what is missing.
-    for name in sorted(tensors, key=lambda n: n.rpartition(".")[2] not in owners[n]._buffers):
-        owner, tensor, attribute = owners[name], tensors[name], name.rpartition(".")[2]
-        if name in have and not isinstance(have[name], nn.Parameter):
-            if not weights_only:
-                have[name].copy_(tensor)
-        elif attribute in owner._buffers:
-            if not weights_only:
-                set_buffer(owner, attribute, tensor)
-        else:
-            adopt(owner, attribute, tensor)
 
 
 def _named(module: nn.Module, weights_only: bool) -> dict[str, torch.Tensor]:

@@ -1,12 +1,11 @@
 """What outlives the process: checkpoints that are whole or absent, and the way back from them.
 
-`storage` makes files whole, `saver` decides when a save is done, `state` takes a run apart into
-plain data and puts it back, `from_trax` goes on from Trax's files, `verify` compares runs. `Loop`
-calls it.
+`checkpointer` saves and loads a run: `state` takes it apart into plain data and puts it back,
+`saver` sees a save to its end, `storage` makes files whole. `from_trax` goes on from Trax's files,
+`verify` compares runs. `Loop` and its parts call it.
 """
 
-from trax_torch.supervised._checkpoint.from_trax import load_from_trax
-from trax_torch.supervised._checkpoint.saver import Saver, read
+from trax_torch.supervised._checkpoint.checkpointer import Checkpointer, RunState
 from trax_torch.supervised._checkpoint.state import (
     Members,
     bare,
@@ -16,24 +15,20 @@ from trax_torch.supervised._checkpoint.state import (
     share_buffers,
     share_weights,
 )
-from trax_torch.supervised._checkpoint.storage import Parts, check_basename, from_bytes, to_bytes
+from trax_torch.supervised._checkpoint.storage import check_basename
 from trax_torch.supervised._checkpoint.verify import differences, verify_resume
 
 __all__ = [
+    "Checkpointer",
     "Members",
-    "Parts",
-    "Saver",
+    "RunState",
     "bare",
     "check_basename",
     "differences",
     "forms_of",
-    "from_bytes",
-    "load_from_trax",
     "put_named",
-    "read",
     "settings_of",
     "share_buffers",
     "share_weights",
-    "to_bytes",
     "verify_resume",
 ]

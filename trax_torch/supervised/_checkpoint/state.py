@@ -35,7 +35,7 @@ class Members:
       tasks: the training tasks, and eval_tasks: the eval tasks; their data has a position.
       trainers: one for each training task, with its slots.
       schedulers: one for each training task: a torch scheduler, or None.
-      tallies: one for each training task: what happened since the last report.
+      accumulators: one for each training task: what happened since the last report.
       callbacks: those with `state_dict` and `load_state_dict` remember something, too.
     """
 
@@ -44,7 +44,7 @@ class Members:
     eval_tasks: list[_tasks.EvalTask]
     trainers: list[optimizers.Trainer]
     schedulers: list[Any]
-    tallies: list[_logging.Tally]
+    accumulators: list[_logging.Accumulators]
     callbacks: list[Any]
     waiting: dict[str, Any] = field(default_factory=dict)  # saved states of callbacks to come
 
@@ -87,7 +87,7 @@ class Members:
         own = {
             "tasks": places("data", self.tasks),
             "evals": places("eval", self.eval_tasks),
-            "tallies": [tally.to_dict() for tally in self.tallies],
+            "tallies": [each.to_dict() for each in self.accumulators],
         }
         return tensors, own
 
@@ -135,12 +135,12 @@ class Members:
                     tensor.copy_(_distributed.shard_like(parts[part][name], tensor))
         for i, pair in enumerate(pairs):
             _put_task(i, *pair[:2], parts, pair[2])
-        for i, tally in enumerate(self.tallies):
+        for i, accumulators in enumerate(self.accumulators):
             if len(ranks) == size:
-                tally.fill(ranks[rank]["tallies"][i])
+                accumulators.fill(ranks[rank]["tallies"][i])
             else:
                 kept = [each["tallies"][i] for each in ranks]
-                tally.fill(_logging.merged(kept, is_chief=rank == 0))
+                accumulators.fill(_logging.merged(kept, is_chief=rank == 0))
         modules = _extra_of(self.model)
         for name, kept in info["extra"].items():
             if name in modules:

@@ -80,7 +80,8 @@ def contents(directory: str, basename: str) -> dict[str, Any]:
             kept = {k: v for k, v in tally.items() if not k.startswith("seconds")}
             flat[f"rank{i} tally{j}"] = kept
     flat |= {f"members {name}": value for name, value in info["members"].items()}
-    flat |= {k: v for k, v in info.items() if k not in ("history", "members", "ranks")}
+    apart = ("history", "members", "ranks", "settings")  # two ways to compute may agree
+    flat |= {k: v for k, v in info.items() if k not in apart}
     return flat
 
 

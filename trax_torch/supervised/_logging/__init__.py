@@ -4,8 +4,18 @@
 `writers` writes them. It measures nothing itself. `Loop`, its parts and callbacks call it.
 """
 
-from trax_torch.supervised._logging.accumulators import Tally, merged
-from trax_torch.supervised._logging.reports import PER_SECOND, Reports, of_the_clock
+from trax_torch.supervised._logging.accumulators import Accumulators, clocks_running, merged
+from trax_torch.supervised._logging.reports import PER_SECOND, Reports, of_the_clock, summaries_of
 from trax_torch.supervised._logging.writers import Console, Writers
 
-__all__ = ["PER_SECOND", "Console", "Reports", "Tally", "Writers", "merged", "of_the_clock"]
+__all__ = [
+    "PER_SECOND",
+    "Accumulators",
+    "Console",
+    "Reports",
+    "Writers",
+    "clocks_running",
+    "merged",
+    "of_the_clock",
+    "summaries_of",
+]

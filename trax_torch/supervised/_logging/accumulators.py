@@ -1,7 +1,8 @@
 """What happened since the last report: sums that stay on the device until someone asks."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from trax_torch import _distributed
 
 
-class Tally:
+class Accumulators:
     """Sums of a task's training statistics over steps, and the time they took."""
 
     def __init__(self) -> None:
@@ -98,3 +99,15 @@ def merged(kept: Sequence[dict[str, Any]], is_chief: bool) -> dict[str, Any]:
     if "loss" in sums:
         sums["loss"] = sum(each["sums"]["loss"] for each in kept) if is_chief else 0.0
     return {**kept[0], "sums": sums}
+
+
+@contextlib.contextmanager
+def clocks_running(accumulators: Sequence[Accumulators]) -> Iterator[None]:
+    """Counts time while its block runs."""
+    for each in accumulators:
+        each.start_clock()
+    try:
+        yield
+    finally:
+        for each in accumulators:
+            each.stop_clock()

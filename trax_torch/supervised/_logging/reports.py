@@ -5,11 +5,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from trax_torch import _distributed, _nest
 from trax_torch.supervised import _tasks
 from trax_torch.supervised import history as _history
-from trax_torch.supervised._logging import accumulators
 from trax_torch.supervised._logging import writers as _writers
+from trax_torch.supervised._logging.accumulators import Accumulators
 
 # Names of values that the clock decides: they differ between two runs that are otherwise equal.
 PER_SECOND = "per second"
@@ -28,7 +30,7 @@ class Reports:
       console: prints lines.
       tasks: the training tasks.
       eval_tasks: the eval tasks.
-      output_dir: where TensorBoard's folders lie; None for none.
+      output_dir: where TensorBoard's folders lie, which the chief writes; None for none.
       world: the ranks that train together; what one of them says, all record.
     """
 
@@ -46,6 +48,10 @@ class Reports:
         names = [task.loss_name for task in tasks]
         names += [name for task in eval_tasks for name in task.metric_names]
         self._width = max(map(len, names))
+        if output_dir is None:
+            console.say("Will not write evaluation metrics, because output_dir is None.")
+        if not world.is_chief:
+            output_dir = None
         self._train_folders = self._folders_of(output_dir, tasks, "train")
         self._eval_folders = self._folders_of(output_dir, eval_tasks, "eval")
 
@@ -74,11 +80,18 @@ class Reports:
         if writer is not None:
             writer.flush()
 
+    def begin(self, step: int, model: nn.Module) -> None:
+        """Begins a report, at step 1 with the number of weights."""
+        self._console.say("")
+        if step == 1:
+            count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            self._console.say_step(1, f"Total number of trainable weights: {count}")
+
     def log_training(
         self,
         history: _history.History,
         step: int,
-        tallies: list[accumulators.Tally],
+        accumulators: list[Accumulators],
         writers: _writers.Writers,
         more: Mapping[str, Any],
     ) -> None:
@@ -87,23 +100,23 @@ class Reports:
         Args:
           history: what was measured so far.
           step: the step that was taken last.
-          tallies: one for each training task.
+          accumulators: one for each training task.
           writers: of TensorBoard's files.
           more: further values by name.
         """
-        n_steps = sum(tally.n_steps for tally in tallies)
-        seconds = max(tally.seconds() for tally in tallies)
+        n_steps = sum(each.n_steps for each in accumulators)
+        seconds = max(each.seconds() for each in accumulators)
         self._console.say_step(step, f"Ran {n_steps} train steps in {seconds:0.2f} secs")
-        for task, tally, folder in zip(self._tasks, tallies, self._train_folders, strict=True):
-            if not tally.n_steps:
+        for task, sums, folder in zip(self._tasks, accumulators, self._train_folders, strict=True):
+            if not sums.n_steps:
                 continue
             writer = writers.at(folder)
-            tally.reduce(self._world)
-            means = tally.means()
+            sums.reduce(self._world)
+            means = sums.means()
             parameters = {
-                "learning_rate": tally.learning_rate,
-                f"steps {PER_SECOND}": tally.n_steps / max(tally.seconds(), 1e-9),
-                WAITING: tally.seconds_waited / max(tally.seconds(), 1e-9),
+                "learning_rate": sums.learning_rate,
+                f"steps {PER_SECOND}": sums.n_steps / max(sums.seconds(), 1e-9),
+                WAITING: sums.seconds_waited / max(sums.seconds(), 1e-9),
                 **means,
                 **more,
             }
@@ -124,3 +137,9 @@ class Reports:
         if len(tasks) < 2:
             prefixes = [""] * len(tasks)
         return [os.path.join(output_dir, prefix, kind) for prefix in prefixes]
+
+
+def summaries_of(model: nn.Module) -> dict[str, Any]:
+    """Returns what SummaryScalar and SummaryImage layers saw last, by their 'summary_...' names."""
+    found = (getattr(module, "summary", None) for module in model.modules())
+    return {name: value for name, value in filter(None, found) if value is not None}

@@ -19,11 +19,14 @@ class Console:
 
     Args:
       is_chief: whether this process speaks.
+      settings: those that are not the default, as text, are the first line, if there are some.
     """
 
-    def __init__(self, is_chief: bool):
+    def __init__(self, is_chief: bool, settings: object = ""):
         self._is_chief = is_chief
         self._bar: Any = None
+        if str(settings):
+            self.say(f"Settings: {settings}")
 
     def say(self, text: str, stdout: bool = True) -> None:
         """Prints a line, or only logs it."""
@@ -66,16 +69,28 @@ class Console:
 
 
 class Writers:
-    """TensorBoard event files, one per folder, opened when the first value comes.
+    """TensorBoard event files, one per folder, opened when the first value comes; a context.
 
     Args:
-      purge_step: values of an earlier run at this step and later are no longer shown; None keeps
-        all.
+      purge_step: values of an earlier run at this step and later are no longer shown, unless it is
+        the first step.
     """
 
-    def __init__(self, purge_step: int | None):
-        self._purge_step = purge_step
+    def __init__(self, purge_step: int):
+        self._purge_step = purge_step if purge_step > 1 else None
         self._open: dict[str, Any] = {}
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is left and closes the files."""
+        for writer in self._open.values():
+            writer.close()
+        self._open = {}
 
     def at(self, folder: str | None) -> "Writer | None":
         """Returns what writes to `folder`, or None for no folder."""
@@ -86,12 +101,6 @@ class Writers:
 
             self._open[folder] = SummaryWriter(folder, purge_step=self._purge_step)
         return Writer(self._open[folder])
-
-    def close(self) -> None:
-        """Writes what is left and closes the files."""
-        for writer in self._open.values():
-            writer.close()
-        self._open = {}
 
 
 class Writer:

@@ -1,34 +1,116 @@
-"""Puts a Loop's parts together: checks what was given, and builds what will run."""
+"""Builds what runs in a Loop, from what was given, and checks that it fits together."""
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from trax_torch import _distributed, optimizers, shapes
+from trax_torch import _distributed, _seeds, optimizers, shapes
 from trax_torch import layers as tl
-from trax_torch.supervised import _tasks
+from trax_torch.supervised import _checkpoint, _logging, _tasks
 from trax_torch.supervised._loop import data_parallel
 from trax_torch.supervised._loop import losses as _losses
-from trax_torch.supervised._loop.settings import Settings
+from trax_torch.supervised._loop.evaluator import Evaluator
+from trax_torch.supervised._loop.settings import LoopConfig
 
 
-def as_tasks(items: Any, kind: type, name: str) -> list[Any]:
-    """Returns one task, several or None as a list.
+@dataclass(frozen=True)
+class Parts:
+    """What runs in a Loop.
+
+    Attributes:
+      model: the model in training, and eval_model: the one that is measured.
+      trainers, schedulers, accumulators: one for each training task.
+      evaluators: one for each eval task.
+    """
+
+    model: tl.Layer
+    eval_model: tl.Layer
+    trainers: list[optimizers.Trainer]
+    schedulers: list[Any]
+    accumulators: list[_logging.Accumulators]
+    evaluators: list[Evaluator]
+
+    def members(
+        self,
+        tasks: list[_tasks.TrainTask],
+        eval_tasks: list[_tasks.EvalTask],
+        callbacks: list[Any],
+    ) -> _checkpoint.Members:
+        """Returns what of the run remembers something."""
+        return _checkpoint.Members(
+            self.model,
+            tasks,
+            eval_tasks,
+            self.trainers,
+            self.schedulers,
+            self.accumulators,
+            callbacks,
+        )
+
+
+def build(
+    model: Any,
+    tasks: list[_tasks.TrainTask],
+    eval_model: Any,
+    eval_tasks: list[_tasks.EvalTask],
+    config: LoopConfig,
+    world: _distributed.World,
+    seed: int,
+) -> Parts:
+    """Returns what runs, on the device and spread over the ranks.
+
+    Args:
+      model, tasks, eval_model, eval_tasks: what the user gave; a model may be any module.
+      config: the settings.
+      world: the ranks that train together.
+      seed: the run's.
 
     Raises:
-      TypeError: if an item is not of the kind.
+      ValueError: if what was given does not fit together, or differs between ranks.
     """
-    items = [] if items is None else list(items) if isinstance(items, (list, tuple)) else [items]
-    for item in items:
-        if not isinstance(item, kind):
-            raise TypeError(f"{name} are {kind.__name__}s; got {type(item).__name__}.")
-    return items
+    sample = tasks[0].sample_batch
+    seed = _seeds.derive(seed, "init")
+    layer = prepare_model(model, sample, seed, world.device, config)
+    residence = to_residence(layer, tasks, world, config)
+    world.compare(
+        {
+            "random_seed": config.random_seed,
+            "the number of tasks": [len(tasks), len(eval_tasks)],
+            "the settings": str(config.of_steps()),
+            "the model's weights": _checkpoint.forms_of(layer),
+            "what is measured": [task.metric_names for task in eval_tasks],
+            "whether output_dir is given": config.output_dir is not None,
+        }
+    )
+    data_parallel.check_world(world, config)  # no rank leaves before all have come
+    for task in tasks:
+        check_task(layer, task, config)
+    apart = data_parallel.shard(layer, tasks, world, config)
+    runs = running(layer, config, residence)
+    body, head = _losses.cut_for_chunks(layer, runs, config)
+    with world.watched():
+        trainers = [
+            make_trainer(layer, body, head, task, world, config, apart, residence) for task in tasks
+        ]
+    world.compare({"the optimizers": _checkpoint.settings_of(trainers)})
+    schedulers = [make_scheduler(*pair) for pair in zip(tasks, trainers, strict=True)]
+    measured = layer
+    if eval_model is not None:
+        refuse_eval_model(config)
+        measured = prepare_model(eval_model, sample, seed, world.device, config)
+        _checkpoint.share_weights(layer, measured)
+        runs = running(measured, config, residence)
+    autocast = config.autocast(world.device)
+    evaluators = [Evaluator(runs, task, world, autocast) for task in eval_tasks]
+    accumulators = [_logging.Accumulators() for _ in tasks]
+    return Parts(layer, measured, trainers, schedulers, accumulators, evaluators)
 
 
 def prepare_model(
-    model: Any, batch: tuple[Any, ...], seed: int, device: torch.device, settings: Settings
+    model: Any, batch: tuple[Any, ...], seed: int, device: torch.device, config: LoopConfig
 ) -> tl.Layer:
     """Returns a model as a layer with weights, on the device; what has weights keeps them.
 
@@ -37,7 +119,7 @@ def prepare_model(
       batch: a sample, whose first items are the model's inputs.
       seed: of the weights that are made.
       device: where to.
-      settings: say whether weights go there.
+      config: says whether weights go there.
     """
     layer = tl.as_layer(model)
     if not layer.is_initialized:
@@ -47,7 +129,7 @@ def prepare_model(
             )
         inputs = shapes.signature(batch[0] if layer.n_in == 1 else batch[: layer.n_in])
         layer.init_missing(inputs, rng=seed)
-    if settings.memory_efficient != 2:
+    if config.use_memory_efficient_trainer != 2:
         return layer.to(device)
     for module in layer.modules():  # weights stay: there may be no room for them
         for name, buffer in module._buffers.items():
@@ -57,23 +139,23 @@ def prepare_model(
 
 
 def to_residence(
-    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _distributed.World, settings: Settings
+    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _distributed.World, config: LoopConfig
 ) -> optimizers.Residence:
     """Puts the weights where they are to be while they are not used."""
     losses = [task.loss_layer.to(world.device) for task in tasks]
-    if settings.memory_efficient != 2:
+    if config.use_memory_efficient_trainer != 2:
         return optimizers.Residence()
     return optimizers.HostMemory(tl.Serial(model, *losses).parameters(), world.device)
 
 
-def running(model: tl.Layer, settings: Settings, residence: optimizers.Residence) -> tl.Layer:
+def running(model: tl.Layer, config: LoopConfig, residence: optimizers.Residence) -> tl.Layer:
     """Returns what runs for a model, with the same weights: itself, or a compiled twin, say."""
-    if settings.memory_efficient == 2:
+    if config.use_memory_efficient_trainer == 2:
         return optimizers.InBlocks(model, residence)
-    return tl.Accelerate(model) if settings.compile else model
+    return tl.Accelerate(model) if config.compile else model
 
 
-def check_task(model: tl.Layer, task: _tasks.TrainTask, settings: Settings) -> None:
+def check_task(model: tl.Layer, task: _tasks.TrainTask, config: LoopConfig) -> None:
     """Raises ValueError if batch, model, loss and optimizer of a task do not fit together."""
     loss = task.loss_layer
     _tasks.check_fits(model, loss, task.sample_batch, is_loss=True)
@@ -84,9 +166,9 @@ def check_task(model: tl.Layer, task: _tasks.TrainTask, settings: Settings) -> N
             raise ValueError(
                 f"A loss is one number; {task.loss_name} gives {outcome}. Take its mean."
             )
-    if settings.memory_efficient:
+    if config.use_memory_efficient_trainer:
         _check_optimizer_for_blocks(task.optimizer)
-    if settings.strategy == "fsdp" and isinstance(task.optimizer, torch.optim.Optimizer):
+    if config.strategy == "fsdp" and isinstance(task.optimizer, torch.optim.Optimizer):
         raise ValueError(
             "strategy='fsdp' puts parts of weights in their places, which this optimizer does not "
             "know. Give a recipe such as optimizers.Adam(0.001), or a class of torch.optim."
@@ -113,9 +195,9 @@ def _check_optimizer_for_blocks(optimizer: Any) -> None:
         )
 
 
-def refuse_eval_model(settings: Settings) -> None:
+def refuse_eval_model(config: LoopConfig) -> None:
     """Raises ValueError if a second model cannot use the first one's weights."""
-    if settings.strategy == "fsdp":
+    if config.strategy == "fsdp":
         raise ValueError(
             "strategy='fsdp' cuts the weights of one model into parts, which an eval_model of its "
             "own cannot use. Leave it out: the model is measured in eval mode."
@@ -128,7 +210,7 @@ def make_trainer(
     head: tl.Layer | None,
     task: _tasks.TrainTask,
     world: _distributed.World,
-    settings: Settings,
+    config: LoopConfig,
     apart: Callable[[], Any],
     residence: optimizers.Residence,
 ) -> optimizers.Trainer:
@@ -136,23 +218,23 @@ def make_trainer(
 
     Body and head are what runs for the model, as `cut_for_chunks` has it.
     """
-    loss, autocast = task.loss_layer, settings.autocast(world.device)
+    loss, autocast = task.loss_layer, config.autocast(world.device)
     both = tl.Serial(model, loss)
     last: Any = loss
-    if settings.loss_chunk_size:
-        last = optimizers.ChunkedLoss(head, loss, settings.loss_chunk_size)
+    if config.loss_chunk_size:
+        last = optimizers.ChunkedLoss(head, loss, config.loss_chunk_size)
         if not last.is_known:
             _losses.refuse_if_chunks_differ(both, head, task)
     module: torch.nn.Module = both
-    if last is not loss or body is not model or settings.precision is not None:
+    if last is not loss or body is not model or config.precision is not None:
         module = _losses.LossOf(both, body, last, autocast)
     shares = optimizers.Shares(model, loss)
-    if settings.n_accumulation_steps > 1 or world.size > 1:
+    if config.n_accumulation_steps > 1 or world.size > 1:
         _losses.warn_of_uneven(both, shares, task)
     ranks = blocks = None
     if world.size > 1:
-        module, ranks = data_parallel.over_ranks(module, both, task, world, settings, apart)
-    if settings.memory_efficient:
+        module, ranks = data_parallel.over_ranks(module, both, task, world, config, apart)
+    if config.use_memory_efficient_trainer:
         layers = [model] if head is None else body.sublayers
         blocks = optimizers.Blocks(layers, last, world.device, autocast, residence)
     return optimizers.Trainer(
@@ -160,8 +242,8 @@ def make_trainer(
         task.optimizer,
         forward=module,
         shares=shares,
-        n_accumulation_steps=settings.n_accumulation_steps,
-        n_skips=settings.n_skips,
+        n_accumulation_steps=config.n_accumulation_steps,
+        n_skips=config.n_skips,
         ranks=ranks,
         blocks=blocks,
     )

@@ -9,12 +9,12 @@ import torch
 from trax_torch import _distributed, _nest, optimizers
 from trax_torch import layers as tl
 from trax_torch.supervised import _checkpoint, _tasks
-from trax_torch.supervised._loop.settings import Settings
+from trax_torch.supervised._loop.settings import LoopConfig
 
 
-def check_world(world: _distributed.World, settings: Settings) -> None:
+def check_world(world: _distributed.World, config: LoopConfig) -> None:
     """Raises ValueError if the ranks cannot do what is wanted of them."""
-    if settings.adasum and world.size & (world.size - 1):
+    if config.adasum and world.size & (world.size - 1):
         raise ValueError(
             f"adasum=True merges gradients of pairs of ranks, of pairs of pairs, and so on, so the "
             f"number of ranks must be a power of 2; there are {world.size}."
@@ -22,14 +22,14 @@ def check_world(world: _distributed.World, settings: Settings) -> None:
 
 
 def shard(
-    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _distributed.World, settings: Settings
+    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _distributed.World, config: LoopConfig
 ) -> Callable[[], Any]:
     """Cuts the weights into parts, one for each rank, if that is wanted.
 
     Returns:
       What makes a context in which backward passes stay with their rank.
     """
-    if world.size == 1 or settings.strategy != "fsdp":
+    if world.size == 1 or config.strategy != "fsdp":
         return contextlib.nullcontext
     losses = [task.loss_layer for task in tasks if any(True for _ in task.loss_layer.parameters())]
     aparts = [world.shard(_checkpoint.bare(layer)) for layer in (model, *losses)]
@@ -49,7 +49,7 @@ def over_ranks(
     both: tl.Layer,
     task: _tasks.TrainTask,
     world: _distributed.World,
-    settings: Settings,
+    config: LoopConfig,
     apart: Callable[[], Any],
 ) -> tuple[torch.nn.Module, optimizers.Ranks]:
     """Returns what computes the loss where several ranks train, and what they do about gradients.
@@ -79,10 +79,10 @@ def over_ranks(
     ) -> optimizers.Ranks:
         return optimizers.Ranks(world.rank, world.size, begin, apart, merge, world.all_agree)
 
-    if settings.strategy == "fsdp":
+    if config.strategy == "fsdp":
         return module, ranks(take_buffers, apart, leave)
     world.copy_from_chief_([*both.parameters(), *buffers])
-    if settings.adasum or settings.memory_efficient:
+    if config.adasum or config.use_memory_efficient_trainer:
 
         def merge(params: list[torch.nn.Parameter]) -> None:
             used = world.sum([float(p.grad is not None) for p in params])
@@ -91,7 +91,7 @@ def over_ranks(
                 if p.grad is None:  # another rank's loss depends on it
                     p.grad = torch.zeros_like(p)
             gradients = [p.grad for p in merged if p.grad is not None]
-            if settings.adasum:
+            if config.adasum:
                 optimizers.adasum_(gradients, world.rank, world.size, world.exchange, world.mean_)
             else:
                 world.means_(gradients)
@@ -100,7 +100,7 @@ def over_ranks(
     batch = _nest.to_tensors(task.sample_batch, world.device)
     params = [p for p in both.parameters() if p.requires_grad]
     used = world.sum([float(u) for u in optimizers.try_out(module, both, batch, seed=0)])
-    find_unused = settings.find_unused_parameters or any(0 < n < world.size for n in used)
+    find_unused = config.find_unused_parameters or any(0 < n < world.size for n in used)
     if not find_unused:
         unused += [p for p, n in zip(params, used, strict=True) if not n]
     parallel = world.parallel(module, unused, find_unused)

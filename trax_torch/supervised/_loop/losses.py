@@ -13,7 +13,7 @@ from trax_torch import layers as tl
 from trax_torch.layers._protocol import modes_kept
 from trax_torch.layers._protocol import stack as _stack
 from trax_torch.supervised import _tasks
-from trax_torch.supervised._loop.settings import Settings
+from trax_torch.supervised._loop.settings import LoopConfig
 
 
 class LossOf(torch.nn.Module):
@@ -49,19 +49,19 @@ class LossOf(torch.nn.Module):
 
 
 def cut_for_chunks(
-    model: tl.Layer, running_model: tl.Layer, settings: Settings
+    model: tl.Layer, running_model: tl.Layer, config: LoopConfig
 ) -> tuple[tl.Layer, tl.Layer | None]:
     """Returns `(body, head)`: what runs on whole batches, and what runs on chunks of positions.
 
     The head is the model's last Dense, if it ends in one and chunks are wanted; else None.
     """
-    if not settings.loss_chunk_size:
+    if not config.loss_chunk_size:
         return running_model, None
     layers, head = optimizers.split_head(model)
     if head is None:
         return running_model, None
     body = tl.Serial(*layers)
-    return tl.Accelerate(body) if settings.compile and layers else body, head
+    return tl.Accelerate(body) if config.compile and layers else body, head
 
 
 def refuse_if_chunks_differ(both: tl.Layer, head: tl.Layer | None, task: _tasks.TrainTask) -> None:

@@ -1,41 +1,62 @@
-"""How steps are computed: what a Loop may be asked for, and what goes together."""
+"""What a Loop may be asked for, checked once: which values are in range, and which go together."""
 
 import contextlib
+import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from trax_torch.supervised._tasks import At
+
 _SKIPS = 100  # how many steps on_nonfinite='skip' stands for
 
 
+_OF_STEPS = (
+    "precision",
+    "n_accumulation_steps",
+    "compile",
+    "on_nonfinite",
+    "adasum",
+    "strategy",
+    "find_unused_parameters",
+    "loss_chunk_size",
+    "use_memory_efficient_trainer",
+)
+
+
 @dataclass(frozen=True)
-class Settings:
-    """How steps are computed.
+class LoopConfig:
+    """The settings of a run: `Loop`'s arguments but for models, tasks and callbacks.
 
-    Attributes:
-      precision: 'bf16' computes in bfloat16 where torch's autocast deems it safe; None, as the
-        weights are.
-      n_accumulation_steps: into how many parts a batch is cut.
-      compile: whether the model is compiled.
-      on_nonfinite: 'raise', 'skip', or how many steps may be skipped.
-      adasum: whether ranks merge their gradients by Adasum instead of averaging them.
-      strategy: 'ddp' has every rank keep all weights; 'fsdp' a part of each.
-      find_unused_parameters: whether ranks look at each step for weights without a gradient.
-      loss_chunk_size: over how many positions at a time the last Dense and the loss are computed;
-        0 computes them whole.
-      memory_efficient: 1 updates weights block by block in the backward pass; 2 keeps them in host
-        memory, too; 0 does neither. False and True stand for 0 and 1.
-
-    Whole numbers are Python's or numpy's, and kept as Python's, so that ranks compare alike.
+    `Loop` tells what each of them means. Whole numbers are Python's or numpy's, and kept as
+    Python's, so that ranks compare alike.
 
     Raises:
-      ValueError: if one is out of range.
+      ValueError: if one is out of range, or two do not go together.
+      TypeError: if the seed is no whole number.
     """
 
+    output_dir: str | None = None
+    checkpoint_at: At | None = None
+    checkpoint_low_metric: str | None = None
+    checkpoint_high_metric: str | None = None
+    permanent_checkpoint_at: At | None = None
+    eval_at: At | None = None
+    which_task: Callable[[int], int] | None = None
+    n_devices: int | None = None
+    random_seed: int | None = None
+    device: str | torch.device | None = None
+    progress: bool | None = None
+    keep_last: int | None = None
+    background_saves: bool = False
+    resume_data: str = "exact"
+    timeout: float = 300.0
+    # How steps are computed: the same on all ranks.
     precision: str | None = None
     n_accumulation_steps: int = 1
     compile: bool = False
@@ -44,9 +65,41 @@ class Settings:
     strategy: str = "ddp"
     find_unused_parameters: bool = False
     loss_chunk_size: int = 0
-    memory_efficient: int = 0
+    use_memory_efficient_trainer: bool | int = False
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> "LoopConfig":
+        """Returns the settings among a call's arguments by name."""
+        return cls(**{f.name: arguments[f.name] for f in dataclasses.fields(cls)})
+
+    def of_steps(self) -> dict[str, Any]:
+        """Returns by name how steps are computed, as plain data."""
+        return {name: getattr(self, name) for name in _OF_STEPS}
+
+    def __str__(self) -> str:
+        """The settings of steps that are not the default."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.name in _OF_STEPS and getattr(self, f.name) != f.default
+        ]
+        return ", ".join(changed)
 
     def __post_init__(self) -> None:
+        self._check_steps()
+        if self.use_memory_efficient_trainer:
+            self._check_memory_efficient()
+        if self.resume_data not in ("exact", "restart"):
+            raise ValueError(f"resume_data is 'exact' or 'restart'; got {self.resume_data!r}.")
+        if self.keep_last is not None and self.keep_last < 1:
+            raise ValueError(f"keep_last is at least 1, or None to keep all; got {self.keep_last}.")
+        if self.random_seed is not None:
+            object.__setattr__(self, "random_seed", operator.index(self.random_seed))
+        if self.output_dir is not None:
+            object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
+
+    def _check_steps(self) -> None:
+        """Raises ValueError if steps cannot be computed so."""
         if self.precision not in (None, "bf16"):
             raise ValueError(f"precision is 'bf16' or None; got {self.precision!r}.")
         if self._count("n_accumulation_steps") < 1:
@@ -72,15 +125,15 @@ class Settings:
                 f"on_nonfinite is 'raise', 'skip', or how many steps may be skipped; got "
                 f"{self.on_nonfinite!r}."
             )
-        if isinstance(self.memory_efficient, bool):
-            object.__setattr__(self, "memory_efficient", int(self.memory_efficient))
-        if self._count("memory_efficient") not in (0, 1, 2):
+        if isinstance(self.use_memory_efficient_trainer, bool):
+            level = int(self.use_memory_efficient_trainer)
+            object.__setattr__(self, "use_memory_efficient_trainer", level)
+        if self._count("use_memory_efficient_trainer") not in (0, 1, 2):
             raise ValueError(
-                f"use_memory_efficient_trainer is False, True or 2; got {self.memory_efficient!r}. "
+                f"use_memory_efficient_trainer is False, True or 2; got "
+                f"{self.use_memory_efficient_trainer!r}. "
                 f"Give True, or 2 to keep weights in host memory, too; or leave it out."
             )
-        if self.memory_efficient:
-            self._check_memory_efficient()
 
     def _count(self, name: str) -> int:
         """Returns a whole number, and keeps it as Python's own; -1 for what is none."""
@@ -117,7 +170,7 @@ class Settings:
             if is_asked:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} does not go with "
-                    f"use_memory_efficient_trainer={self.memory_efficient!r}: {reason}."
+                    f"use_memory_efficient_trainer={self.use_memory_efficient_trainer!r}: {reason}."
                 )
 
     @property

@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from trax_torch import _distributed, _nest, _seeds, optimizers
-from trax_torch.supervised import _logging, _tasks
+from trax_torch.supervised import _tasks
 from trax_torch.supervised._loop import stopping as _stopping
+from trax_torch.supervised._loop.build import Parts
 
 
-class Stepping:
+class Stepper:
     """Takes the steps of a run.
 
     Args:
       world: the ranks that train together.
       tasks: the training tasks.
-      trainers, schedulers, tallies: one for each task; a scheduler may be None.
-      which_task: tells of a step which task is trained.
+      parts: what runs.
+      which_task: tells of a step which task is trained; by default they take turns.
       stopping: where ranks agree on whether to go on.
 
     Attributes:
@@ -32,18 +33,16 @@ class Stepping:
         self,
         world: _distributed.World,
         tasks: list[_tasks.TrainTask],
-        trainers: list[optimizers.Trainer],
-        schedulers: list[Any],
-        tallies: list[_logging.Tally],
-        which_task: Callable[[int], int],
+        parts: Parts,
+        which_task: Callable[[int], int] | None,
         stopping: _stopping.Stopping,
     ):
         self._world = world
         self._tasks = tasks
-        self._trainers = trainers
-        self._schedulers = schedulers
-        self._tallies = tallies
-        self._which_task = which_task
+        self._trainers = parts.trainers
+        self._schedulers = parts.schedulers
+        self._accumulators = parts.accumulators
+        self._which_task = which_task or (lambda step: step % len(tasks))
         self._stopping = stopping
         self.batch: Any = None
 
@@ -82,7 +81,7 @@ class Stepping:
         except Exception:
             with self._world.watched(), self._naming(index):
                 raise
-        self._tallies[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
+        self._accumulators[index].add(stats, float(trainer.optimizer.param_groups[0]["lr"]), waited)
         if self._schedulers[index] is not None:
             self._schedulers[index].step()
         return trainer, called
@@ -92,6 +91,11 @@ class Stepping:
         for index, trainer in enumerate(self._trainers):
             with self._naming(index):
                 trainer.check()
+
+    def counts(self) -> dict[str, int]:
+        """Returns how many steps were skipped, if some were, by name."""
+        skipped = sum(trainer.n_skipped for trainer in self._trainers)
+        return {"skipped steps": skipped} if skipped else {}
 
     def _begin(
         self, step: int, callbacks: list[Any], due: Mapping[str, float]

@@ -6,7 +6,15 @@ call it.
 """
 
 from trax_torch.supervised._tasks.data_position import share_of
-from trax_torch.supervised._tasks.events import At, at_step_1_and_every_nth_step
+from trax_torch.supervised._tasks.events import At, Events, at_step_1_and_every_nth_step
 from trax_torch.supervised._tasks.tasks import EvalTask, TrainTask, check_fits
 
-__all__ = ["At", "EvalTask", "TrainTask", "at_step_1_and_every_nth_step", "check_fits", "share_of"]
+__all__ = [
+    "At",
+    "EvalTask",
+    "Events",
+    "TrainTask",
+    "at_step_1_and_every_nth_step",
+    "check_fits",
+    "share_of",
+]

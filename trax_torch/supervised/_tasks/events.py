@@ -1,8 +1,28 @@
 """When: functions from a training step to yes or no."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 At = Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class Events:
+    """What is due after a step.
+
+    Attributes:
+      checkpoint_at: tells whether 'model' is saved, permanent_checkpoint_at: whether
+        'model_<step>' is, and eval_at: whether there are a report and evals.
+    """
+
+    checkpoint_at: At
+    permanent_checkpoint_at: At
+    eval_at: At
+
+    def names_at(self, step: int) -> list[str]:
+        """Returns the names to save under, which no eval has seen yet."""
+        due = {"model": self.checkpoint_at, f"model_{step}": self.permanent_checkpoint_at}
+        return [name for name, at in due.items() if at(step)]
 
 
 def never(step: int) -> bool:
