@@ -87,9 +87,9 @@ def test_every_figure_of_trax_is_compared_with():
         "metric": "tests/layers/test_golden.py",
         "layer": "tests/layers/test_golden.py",
         "batchnorm": "tests/layers/test_normalization.py",
-        "decode": "tests/supervised/test_beam_search.py",
+        "decode": "tests/supervised/_generation/test_beams.py",
         "train": "tests/supervised/test_golden.py",
-        "checkpoint": "tests/supervised/test_trax_resume.py",
+        "checkpoint": "tests/supervised/_checkpoint/test_from_trax.py",
     }
     counts = {kind: len(figures.names(kind)) for kind in tested}
 

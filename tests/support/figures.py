@@ -9,7 +9,7 @@ import numpy as np
 
 from trax_torch import layers as tl
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Runs tests under the kernels of other processors, and prints a table of what passed.
 
-    python tests/kernels.py [ARGUMENTS OF PYTEST]
+    python tests/support/kernels.py [ARGUMENTS OF PYTEST]
 
 Without arguments it runs the numerical part of the suite; see `tests/README.md`.
 """
@@ -17,19 +17,11 @@ NUMERICAL = [
     "tests/layers",
     "tests/models",
     "tests/optimizers",
-    *(
-        f"tests/supervised/test_{name}.py"
-        for name in (
-            "beam_search",
-            "chunked_runs",
-            "decoding",
-            "decoding_compiled",
-            "golden",
-            "quantize",
-            "sampling",
-            "settings",
-        )
-    ),
+    "tests/supervised/_generation",
+    "tests/supervised/_loop/test_chunked_runs.py",
+    "tests/supervised/_loop/test_settings.py",
+    "tests/supervised/test_decoding.py",
+    "tests/supervised/test_golden.py",
     "-m",
     "not slow and not exhaustive",
     "-k",

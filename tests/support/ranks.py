@@ -110,8 +110,9 @@ def values(folder, size, function, *args, limit=120):
 
 def environment():
     """Returns the variables for a program that imports the package and the tests' modules."""
-    tests = os.path.dirname(os.path.abspath(__file__))
-    path = os.pathsep.join([os.path.dirname(tests), tests, os.environ.get("PYTHONPATH", "")])
+    support = os.path.dirname(os.path.abspath(__file__))
+    root = os.path.dirname(os.path.dirname(support))
+    path = os.pathsep.join([root, support, os.environ.get("PYTHONPATH", "")])
     return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
 
 
