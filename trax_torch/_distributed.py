@@ -1,4 +1,4 @@
-"""Who else is running: rank, size, device, and what ranks tell each other.
+"""The process group: rank, size, device, and what ranks tell each other (all-reduce, broadcast).
 
 One process is a world of size 1, where all of this is free. Ranks that share the work come with
 `torchrun`. Everything here is collective: all ranks call it, in the same order. No objects travel,
@@ -54,7 +54,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Returns the sums over ranks, in float64; nothing waits for a GPU."""
+        """All-reduces: returns the sums over ranks, in float64; nothing waits for a GPU."""
         if self.size == 1:
             return list(values)
         totals = torch.tensor(values, dtype=torch.float64)

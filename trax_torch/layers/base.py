@@ -39,7 +39,7 @@ class Layer(_protocol.InTraxOrder):
     `n_in` tensors come in and `n_out` go out: one travels bare, several as a tuple, none as `()`.
     `layer((a, b))` is the call for `n_in == 2`.
 
-    A subclass overrides `forward(x)`, and makes its weights in one of two tongues:
+    A subclass overrides `forward(x)`, and makes its weights in one of two ways:
 
     - Trax's: override `init_weights_and_state(input_signature)` and assign `self.weights` and
       `self.state`, each a tensor or a nest of tensors. They become parameters and buffers, are made

@@ -1,8 +1,8 @@
-"""A batch in parts, and how much of the whole batch's loss each part stands for.
+"""Gradient accumulation: a batch in microbatches, and how much of its loss each one stands for.
 
-The loss of a batch is sum(w * loss) / sum(w), so a part stands for its share of the weights, not
-for one part of so many. The mean over parts, which many loops take, is another number as soon as
-weights are uneven.
+The loss of a batch is sum(w * loss) / sum(w), so a microbatch stands for its share of the weights,
+not for one part of so many. The mean over microbatches, which many loops take, is another number as
+soon as weights are uneven. Ranks of data parallelism share a loss in the same way.
 """
 
 import inspect
@@ -19,7 +19,7 @@ WEIGHING = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 class Shares:
-    """Cuts batches of a model and its loss into parts along the first axis.
+    """Cuts batches of a model and its loss into microbatches along the first axis.
 
     What a loss weighs its items by is found once: by the third of its inputs, where that comes from
     the batch and, in a module of PyTorch or a `tl.Fn`, is called weights or mask; by the targets

@@ -6,7 +6,7 @@ and decoding does.
 """
 
 from trax_torch.layers._predict.kv_cache import Carry, Kept, KVCache, Moment, Position
-from trax_torch.layers._predict.lock import turn_of
+from trax_torch.layers._predict.lock import lock_of
 from trax_torch.layers._predict.mode import Predicting
 
-__all__ = ["Carry", "KVCache", "Kept", "Moment", "Position", "Predicting", "turn_of"]
+__all__ = ["Carry", "KVCache", "Kept", "Moment", "Position", "Predicting", "lock_of"]

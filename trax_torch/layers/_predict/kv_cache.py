@@ -1,7 +1,8 @@
-"""Predict-mode memory: fixed buffers, written at a position, never concatenated.
+"""The KV cache, and other memory of predict mode: fixed buffers, written at a position.
 
-A memory is made once for a number of positions, and refuses a position beyond it before it writes.
-The buffers themselves are made at the first call, which knows their type and device.
+Nothing is concatenated. A memory is made once for a number of positions, and refuses a position
+beyond it before it writes. The buffers themselves are made at the first call, which knows their
+type and device.
 
 A memory counts for itself, in an int. Whoever decodes knows better: all layers are at the same
 place, some positions are other beams' or padding, and in a compiled program nothing may be an int

@@ -1,4 +1,4 @@
-"""Whose turn it is with a model: what only one thread at a time may do with its modules."""
+"""A model's lock: one thread at a time may change its modes or its memory."""
 
 import threading
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 
-class Turn:
+class ModelLock:
     """A lock that a thread may take again; a copy of it is another lock, and files hold none."""
 
     def __init__(self) -> None:
@@ -19,14 +19,14 @@ class Turn:
         self._lock.release()
 
     def __reduce__(self) -> Any:
-        return Turn, ()
+        return ModelLock, ()
 
 
-def turn_of(module: nn.Module) -> Turn:
-    """Returns the turn of a model, the same by whatever layers it is wrapped in.
+def lock_of(module: nn.Module) -> ModelLock:
+    """Returns the lock of a model, the same by whatever layers it is wrapped in.
 
     It lies on the first module that has weights.
     """
     owners = (m for m in module.modules() if any(p is not None for p in m._parameters.values()))
-    turn: Turn = vars(next(owners, module)).setdefault("_turn", Turn())  # whoever comes first
-    return turn
+    lock: ModelLock = vars(next(owners, module)).setdefault("_predict_lock", ModelLock())
+    return lock

@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import Any
 
-from trax_torch.layers._predict.lock import turn_of
+from trax_torch.layers._predict.lock import lock_of
 
 
 class Predicting:
@@ -22,7 +22,7 @@ class Predicting:
 
     def __init__(self, layer: Any, batch_size: int | None, max_length: int | None):
         self._layer = layer
-        self._turn = turn_of(layer)
+        self._lock = lock_of(layer)
         self._modules = list(layer.modules())
         self._layers = [m for m in self._modules if "_memory" in m._modules]
         # A foreign module keeps its memory in attributes and buffers of its own.
@@ -30,7 +30,7 @@ class Predicting:
             m for m in self._modules if "_memory" not in m._modules and hasattr(m, "init_cache")
         ]
         self._attributes = [_attributes_of(m) for m in self._foreign]
-        with self._turn:
+        with self._lock:
             before = self._swap_in([None] * len(self._layers))
             try:
                 for module in (*self._layers, *layer._foreign_caches()):
@@ -47,7 +47,7 @@ class Predicting:
                 f"{self._layer.name} was entered in its own block. Call predict() again for "
                 f"another run, or leave the block first."
             )
-        self._turn.__enter__()
+        self._lock.__enter__()
         self._training = [m for m in self._modules if m.training]
         for module in self._training:
             module.training = False
@@ -74,7 +74,7 @@ class Predicting:
         self._memories, self._before = self._swap_in(self._before), None
         for module in self._training:
             module.training = True
-        self._turn.__exit__()
+        self._lock.__exit__()
 
     def _swap_in(self, memories: list[Any]) -> list[Any]:
         """Puts memories in place and returns those that were there."""

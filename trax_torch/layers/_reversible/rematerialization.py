@@ -1,4 +1,4 @@
-"""A layer's run once more, as it was: what its backward pass does instead of keeping activations.
+"""Rematerialization: a layer runs once more, as it did, instead of keeping its activations.
 
 This room knows what a run depends on besides inputs and weights; it knows no gradients.
 """

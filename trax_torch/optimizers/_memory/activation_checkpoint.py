@@ -1,4 +1,4 @@
-"""Modules of others, which are not layers in series: their parts compute activations again, too."""
+"""Activation checkpointing of foreign modules, which are not layers in series: part by part."""
 
 import contextlib
 import functools

@@ -1,4 +1,6 @@
-"""A model in blocks, of which one at a time has activations, and gradients, that take up memory.
+"""Training block by block: one block at a time has activations, and gradients, in memory.
+
+This is activation checkpointing, with the update in the midst of the backward pass.
 
 Forward, a block leaves behind what it took in, and a reversible one not even that. Backward, it
 runs once more, on the same random numbers, and its gradients are complete when it is done: that is

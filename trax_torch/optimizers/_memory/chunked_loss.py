@@ -1,8 +1,8 @@
-"""The last Dense layer and the loss, a few positions at a time.
+"""The loss in chunks: the last Dense layer and the loss, a few positions at a time.
 
 The activations of all positions for all words of a vocabulary are the largest tensor of many
 models. Here they never exist at once: this room says where a model may be cut before its last
-layer, and how a loss's inputs fall into chunks. What a chunk stands for, `_shares` says.
+layer, and how a loss's inputs fall into chunks. What a chunk stands for, `_microbatches` says.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Where weights and slots are while nobody uses them: on the device, or in host memory."""
+"""Offload: weights and slots stay on the device, or wait in host memory until they are used."""
 
 import contextlib
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Where a model falls into blocks: layers in series that can be run one at a time.
+"""The partition of a model into blocks: layers in series that can be run one at a time.
 
 This room knows how layers hand on what they compute; it runs none of them.
 """

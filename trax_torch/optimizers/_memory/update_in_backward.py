@@ -1,4 +1,4 @@
-"""Which weights may be updated in the midst of a backward pass, as soon as their gradient came.
+"""Update in backward: which weights may be updated as soon as their gradient came.
 
 Autograd tells when a gradient is complete that comes through its graph. It knows nothing of weights
 that are used beside the graph, and later on in the backward pass wanted as they were.

@@ -1,4 +1,4 @@
-"""Runs of a model along sequences: the prompt first, then one position after another.
+"""Runs of a model along sequences: prefill, which reads the prompt, then one token after another.
 
 A run knows how a model is asked and what it remembers. Which token comes next, others decide.
 """
@@ -14,7 +14,7 @@ from torch import nn
 from trax_torch import _torch_private
 from trax_torch import layers as tl
 from trax_torch.layers import _combinators, _predict
-from trax_torch.layers._predict import turn_of
+from trax_torch.layers._predict import lock_of
 from trax_torch.supervised._generation import compiled_step
 from trax_torch.supervised._generation.checks import (
     check_can_predict,
@@ -382,7 +382,7 @@ class EvalRun:
 
     def __enter__(self) -> "EvalRun":
         self._modes = contextlib.ExitStack()
-        self._modes.enter_context(turn_of(self._layer))
+        self._modes.enter_context(lock_of(self._layer))
         self._modes.enter_context(torch.no_grad())
         self._training = [m for m in self._layer.modules() if m.training]
         self._layer.eval()

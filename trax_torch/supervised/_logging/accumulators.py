@@ -1,4 +1,4 @@
-"""What happened since the last report: sums that stay on the device until someone asks."""
+"""Accumulators: sums since the last report, which stay on the device until someone asks."""
 
 import contextlib
 import time

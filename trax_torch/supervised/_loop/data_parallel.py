@@ -1,4 +1,4 @@
-"""How several ranks train one model: whose weights they have, and how gradients add up."""
+"""Data parallelism: whose weights a rank has (DDP, FSDP), and how gradients are all-reduced."""
 
 import contextlib
 from collections.abc import Callable, Iterator
