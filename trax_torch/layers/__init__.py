@@ -8,7 +8,6 @@ from trax_torch.layers._protocol import (
     flatten_weights_and_state,
     unflatten_weights_and_state,
 )
-from trax_torch.layers._wrapping import Wrapped, as_layer
 from trax_torch.layers.acceleration import Accelerate
 from trax_torch.layers.activation_fns import (
     Elu,
@@ -49,7 +48,7 @@ from trax_torch.layers.attention import (
     ShiftRight,
     SplitIntoHeads,
 )
-from trax_torch.layers.base import Fn, Layer, LayerError, PureLayer
+from trax_torch.layers.base import Fn, Layer, LayerError, PureLayer, Wrapped, as_layer
 from trax_torch.layers.combinators import (
     Add,
     BatchLeadingAxes,

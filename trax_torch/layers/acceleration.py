@@ -7,8 +7,7 @@ import torch
 
 from trax_torch import _torch_private
 from trax_torch.layers import base
-from trax_torch.layers._wrapping import as_layer
-from trax_torch.layers.base import Layer
+from trax_torch.layers.base import Layer, as_layer
 
 
 class Accelerate(Layer):

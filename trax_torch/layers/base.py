@@ -1,12 +1,10 @@
 """The Layer protocol: a thin skin over `torch.nn.Module`.
 
 A layer says how many tensors it takes and gives, when its weights are made, and how they are laid
-out in Trax's order. It computes nothing of its own. Functions become layers here, modules of others
-in `_wrapping`; what a Layer is made of lies in `_protocol`.
+out in Trax's order. It computes nothing of its own; what it is made of lies in `_protocol`.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import nn
 
 from trax_torch import _nest, _seeds, shapes
 from trax_torch.layers import _protocol
-from trax_torch.layers._predict import Predicting
+from trax_torch.layers._predict import Predicting, foreign_caches
 from trax_torch.layers._protocol import LayerError, ShapePass, expect_tensors
 
 __all__ = [
@@ -23,6 +21,8 @@ __all__ = [
     "Layer",
     "LayerError",
     "PureLayer",
+    "Wrapped",
+    "as_layer",
     "call",
     "expect_tensors",
 ]
@@ -71,11 +71,7 @@ class Layer(_protocol.InTraxOrder):
     """
 
     def __init__(
-        self,
-        n_in: int = 1,
-        n_out: int = 1,
-        name: str | None = None,
-        sublayers_to_print: Any = None,
+        self, n_in: int = 1, n_out: int = 1, name: str | None = None, sublayers_to_print: Any = None
     ):
         super().__init__()
         self._n_in = n_in
@@ -240,7 +236,7 @@ class Layer(_protocol.InTraxOrder):
         """Forgets the past, in this layer and all in it; every position is free again."""
         for memory in self._memories():
             memory.reset()
-        for module in self._foreign_caches():
+        for module in foreign_caches(self):
             module.reset_cache()
 
     def reorder_cache(self, parents: torch.Tensor) -> None:
@@ -251,7 +247,7 @@ class Layer(_protocol.InTraxOrder):
         """
         for memory in self._memories():
             memory.reorder(parents)
-        for module in self._foreign_caches():
+        for module in foreign_caches(self):
             module.reorder_cache(parents)
 
     def _memories(self) -> Iterator[Any]:
@@ -259,15 +255,6 @@ class Layer(_protocol.InTraxOrder):
             memory = module._memory if isinstance(module, Layer) else None
             if hasattr(memory, "reset"):
                 yield memory
-
-    def _foreign_caches(self) -> Iterator[Any]:
-        """Yields the outermost modules with a cache of their own, which see to those inside."""
-        inside: set[int] = set()
-        for module in self.modules():
-            if not isinstance(module, Layer) and hasattr(module, "init_cache"):
-                if id(module) not in inside:
-                    yield module
-                inside.update(id(m) for m in module.modules())
 
     def init_from_file(
         self, file_name: str, weights_only: bool = False, input_signature: Any = None
@@ -421,11 +408,11 @@ class PureLayer(Layer):
     @property
     def fn(self) -> Callable[..., Any] | None:
         """The function that was given to `Fn`, of one argument for each input; else None."""
-        return self._forward_fn.f if isinstance(self._forward_fn, _Spread) else None
+        return self._forward_fn.f if isinstance(self._forward_fn, _protocol.Spread) else None
 
     def forward(self, x: Any) -> Any:
         """Returns `forward_fn(x)`."""
-        check_n_in(x, self._n_in)
+        _protocol.check_n_in(x, self._n_in)
         return self._forward_fn(x)
 
 
@@ -447,20 +434,57 @@ def Fn(name: str, f: Callable[..., Any], n_out: int = 1) -> PureLayer:
 
     Source: Trax `layers/base.py::Fn`.
     """
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except ValueError:  # some of torch's own functions tell nothing of their arguments
-        parameters = None
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if parameters is None or any(
-        p.kind not in kinds or p.default is not p.empty for p in parameters
-    ):
-        came = "" if parameters is None else f"({', '.join(map(str, parameters))})"
-        raise ValueError(
-            f"Fn needs a function of plain positional arguments; got {name}{came}. "
-            f"Wrap it: Fn({name!r}, lambda x: f(x, ...)), or use PureLayer."
+    n_in = _protocol.n_arguments(name, f)
+    return PureLayer(_protocol.Spread(f), n_in=n_in, n_out=n_out, name=name)
+
+
+def as_layer(
+    module: nn.Module, n_in: int | None = None, n_out: int = 1, name: str | None = None
+) -> Layer:
+    """Returns any module as a layer; one that is a layer already is returned as it is.
+
+    Args:
+      module: takes its inputs as positional arguments.
+      n_in: number of inputs; by default the number of required positional parameters of
+        `module.forward`, at least 1.
+      n_out: number of outputs.
+      name: what it prints as; the module's class name by default.
+
+    Raises:
+      TypeError: if `module` is no `nn.Module`.
+
+    Example:
+      >>> as_layer(nn.CrossEntropyLoss()), as_layer(nn.Linear(2, 3))
+      (CrossEntropyLoss_in2, Linear)
+    """
+    if isinstance(module, Layer):
+        return module
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"A layer is made of an nn.Module; got {type(module).__name__}. For a function f(x), "
+            f"use layers.Fn('Name', f)."
         )
-    return PureLayer(_Spread(f), n_in=len(parameters), n_out=n_out, name=name)
+    return Wrapped(module, n_in, n_out, name)
+
+
+class Wrapped(Layer):
+    """A foreign module in the Layer protocol; made by `as_layer`."""
+
+    def __init__(self, module: nn.Module, n_in: int | None, n_out: int, name: str | None):
+        n_in = _protocol.n_required(module) if n_in is None else n_in
+        super().__init__(n_in, n_out, name or type(module).__name__, sublayers_to_print=())
+        self.module = module
+        self.training = module.training
+
+    def _identity(self) -> int:
+        return id(self.module)
+
+    def forward(self, x: Any) -> Any:
+        """Returns what the module returns for `x`, spread over its positional arguments."""
+        if self._n_in == 1:
+            return self.module(x)
+        _protocol.check_n_in(x, self._n_in)
+        return self.module(*x)
 
 
 def _when_reached(layer: Layer, args: tuple[Any, ...]) -> None:
@@ -471,21 +495,3 @@ def _when_reached(layer: Layer, args: tuple[Any, ...]) -> None:
             f"load its weights, before it is called."
         )
     layer._init_here(shapes.signature(args[0]) if args else None)
-
-
-class _Spread:
-    """Calls `f` with the items of a tuple as its arguments. A class, so that layers pickle."""
-
-    def __init__(self, f: Callable[..., Any]):
-        self.f = f
-
-    def __call__(self, xs: Any) -> Any:
-        return self.f(*xs) if isinstance(xs, (tuple, list)) else self.f(xs)
-
-
-def check_n_in(x: Any, n_in: int) -> None:
-    if n_in == 1:
-        return
-    came = len(x) if isinstance(x, (tuple, list)) else type(x).__name__
-    if came != n_in:
-        raise ValueError(f"{n_in} inputs are needed as one tuple; got {came}.")

@@ -30,8 +30,7 @@ from trax_torch.layers._combinators import (
     Swap,
 )
 from trax_torch.layers._protocol import stack as _stack
-from trax_torch.layers._wrapping import as_layer
-from trax_torch.layers.base import Layer, PureLayer
+from trax_torch.layers.base import Layer, PureLayer, as_layer
 
 __all__ = [
     "Add",

@@ -20,8 +20,7 @@ from trax_torch import _nest
 from trax_torch.layers import _reversible, base
 from trax_torch.layers._protocol import stack as _stack
 from trax_torch.layers._reversible import Replay, ReversibleLayer
-from trax_torch.layers._wrapping import as_layer
-from trax_torch.layers.base import Layer
+from trax_torch.layers.base import Layer, as_layer
 from trax_torch.layers.combinators import Serial
 
 __all__ = [

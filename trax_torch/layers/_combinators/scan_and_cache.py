@@ -11,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from trax_torch import _nest, _torch_private
 from trax_torch.layers import _predict, base
 from trax_torch.layers._protocol import has_hooks
-from trax_torch.layers._wrapping import as_layer
-from trax_torch.layers.base import Layer
+from trax_torch.layers.base import Layer, as_layer
 
 
 class Scan(Layer):

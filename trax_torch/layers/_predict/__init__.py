@@ -7,6 +7,15 @@ and decoding does.
 
 from trax_torch.layers._predict.kv_cache import Carry, Kept, KVCache, Moment, Position
 from trax_torch.layers._predict.lock import lock_of
-from trax_torch.layers._predict.mode import Predicting
+from trax_torch.layers._predict.mode import Predicting, foreign_caches
 
-__all__ = ["Carry", "KVCache", "Kept", "Moment", "Position", "Predicting", "lock_of"]
+__all__ = [
+    "Carry",
+    "KVCache",
+    "Kept",
+    "Moment",
+    "Position",
+    "Predicting",
+    "foreign_caches",
+    "lock_of",
+]

@@ -1,7 +1,10 @@
 """Predict mode for a while: a model's memory of the past, put in place and taken away again."""
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
+
+from torch import nn
 
 from trax_torch.layers._predict.lock import lock_of
 
@@ -33,7 +36,7 @@ class Predicting:
         with self._lock:
             before = self._swap_in([None] * len(self._layers))
             try:
-                for module in (*self._layers, *layer._foreign_caches()):
+                for module in (*self._layers, *foreign_caches(layer)):
                     module.init_cache(batch_size, max_length)
             finally:
                 self._memories = self._swap_in(before)
@@ -87,6 +90,16 @@ class Predicting:
             before.append(layer._modules["_memory"])
             layer._modules["_memory"] = memory
         return before
+
+
+def foreign_caches(layer: nn.Module) -> Iterator[Any]:
+    """Yields the outermost modules with a cache of their own, which see to those inside."""
+    inside: set[int] = set()
+    for module in layer.modules():
+        if "_memory" not in module._modules and hasattr(module, "init_cache"):
+            if id(module) not in inside:
+                yield module
+            inside.update(id(m) for m in module.modules())
 
 
 def _attributes_of(module: Any) -> tuple[dict[str, Any], dict[str, Any]]:

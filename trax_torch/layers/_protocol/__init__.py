@@ -1,8 +1,9 @@
 """What `layers.base.Layer` is made of; below it, and knows it by its attributes alone.
 
 `trees` and `trax_order` (weights and state as in Trax), `shape_pass` (how weights are made),
-`functional` (one call with other weights), `files` (save and load), `errors` (where a layer was
-created), `modes`, `hooks`, the data `stack`. Layers call it, and whoever looks inside one.
+`functional` (one call with other weights), `files` (save and load), `wrapping` (foreign functions
+and modules), `errors` (where a layer was created), `modes`, `hooks`, the data `stack`. Layers call
+it, and whoever looks inside one.
 """
 
 from trax_torch.layers._protocol import stack
@@ -32,6 +33,7 @@ from trax_torch.layers._protocol.trees import (
     tensors_of,
     unflatten_weights_and_state,
 )
+from trax_torch.layers._protocol.wrapping import Spread, check_n_in, n_arguments, n_required
 
 __all__ = [
     "EMPTY_STATE",
@@ -42,8 +44,10 @@ __all__ = [
     "InTraxOrder",
     "LayerError",
     "ShapePass",
+    "Spread",
     "adopt",
     "check_fits",
+    "check_n_in",
     "creation_site",
     "device_of",
     "expect_tensors",
@@ -56,6 +60,8 @@ __all__ = [
     "load_file",
     "map_tree",
     "modes_kept",
+    "n_arguments",
+    "n_required",
     "owner_of",
     "passes_through",
     "places_of",
