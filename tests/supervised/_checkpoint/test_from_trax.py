@@ -142,7 +142,7 @@ def test_the_slots_of_every_optimizer_go_on(tmp_path, recipe):
     heir.load_checkpoint(str(tmp_path))
     for _ in range(5):
         heir.tasks[0].next_batch()
-    whole._history = heir._history
+    whole._state.history = heir.history
 
     whole.run(4)
     heir.run(4)

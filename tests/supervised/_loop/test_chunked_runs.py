@@ -154,7 +154,7 @@ def test_the_body_is_compiled_and_chunks_are_not(make):
     for mode in ("train", "eval"):
         plain, compiled = (history_of(loop)[mode]["metrics/L2Loss"] for loop in runs)
         assert compiled == [(s, pytest.approx(v, rel=1e-4)) for s, v in plain]
-    body = runs[1]._trainers[0]._forward.model
+    body = runs[1]._parts.trainers[0]._forward.model
     assert isinstance(body, tl.Accelerate) == (make is line_model)
 
 

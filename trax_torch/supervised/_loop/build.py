@@ -79,7 +79,7 @@ def build(
         {
             "random_seed": config.random_seed,
             "the number of tasks": [len(tasks), len(eval_tasks)],
-            "the settings": str(config.of_steps()),
+            "the settings": ", ".join(f"{k}={v!r}" for k, v in config.of_steps().items()),
             "the model's weights": _checkpoint.forms_of(layer),
             "what is measured": [task.metric_names for task in eval_tasks],
             "whether output_dir is given": config.output_dir is not None,
