@@ -48,6 +48,20 @@ def line_loop(output_dir=None, dropout=0.0, model=None, task=None, evals=None, *
     )
 
 
+def with_nan_at(steps, n=8):
+    """Batches whose inputs are not numbers at some steps; batch 0 is the sample."""
+    for i, (x, y, w) in enumerate(batches(0, n)):
+        yield (np.full_like(x, np.nan) if i in steps else x), y, w
+
+
+def nan_loop(folder=None, steps=(3,), **kwargs):
+    model = tl.Serial(tl.Dense(8), tl.BatchNorm(axis=0), tl.Tanh(), tl.Dense(1))
+    task = TrainTask(
+        with_nan_at(steps), tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=100
+    )
+    return line_loop(folder, model=model, task=task, **kwargs)
+
+
 def state_of(loop):
     """Everything a run is made of that can be compared bit for bit."""
     tensors = {k: v.clone() for k, v in loop.model.state_dict().items()}
@@ -65,6 +79,10 @@ def history_of(loop):
         mode: {k: v for k, v in metrics.items() if not of_the_clock(k)}
         for mode, metrics in values.items()
     }
+
+
+def losses_of(loop, name="metrics/L2Loss"):
+    return [value for _, value in loop.history.get("train", name)]
 
 
 def assert_same_run(one, other):

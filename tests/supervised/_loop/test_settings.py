@@ -1,24 +1,16 @@
-"""How steps are computed and saved may change; what they compute does not."""
-
-import functools
-import logging
-import math
-import threading
+"""How steps are computed may change; what they compute does not."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import assert_resumes, assert_same_run, batches, line_loop, state_of, train_task
+from toys import assert_resumes, batches, line_loop, losses_of
 
 from trax_torch import layers as tl
 from trax_torch import models, optimizers
-from trax_torch._errors import CheckpointError
-from trax_torch.supervised import TrainTask, training
-from trax_torch.supervised._checkpoint import storage
+from trax_torch.supervised import TrainingStepCallback, TrainTask, training
 from trax_torch.supervised._loop.settings import LoopConfig
-from trax_torch.supervised.callbacks import TrainingStepCallback
 
 
 def uneven(seed=0, n=8):
@@ -26,10 +18,6 @@ def uneven(seed=0, n=8):
     for x, y, _ in batches(seed, n):
         rng = np.random.default_rng(int(1e6 * abs(x[0, 0])))
         yield x, y, (rng.random(y.shape) * (rng.random(y.shape) > 0.3)).astype(np.float32)
-
-
-def losses_of(loop, name="metrics/L2Loss"):
-    return [value for _, value in loop.history.get("train", name)]
 
 
 # Accumulation
@@ -82,6 +70,30 @@ def relabelled(task):
         for x, _, w in iter(task.labeled_data.__next__, None)
     )
     return TrainTask(data, task.loss_layer, task.optimizer)
+
+
+class Masked(torch.nn.Module):
+    """A mean over targets that are not ignored, of which nobody outside can know."""
+
+    def forward(self, outputs, targets):
+        return torch.nn.functional.cross_entropy(outputs, targets, ignore_index=-100)
+
+
+def test_a_loss_that_parts_would_change_is_spoken_of():
+    batch = torch.randn(4, 3), torch.tensor([-100, -100, -100, 1])
+    task = TrainTask(iter([batch] * 3), Masked(), optimizers.SGD(0.1), n_steps_per_checkpoint=None)
+    kwargs = {"model": tl.Dense(2), "task": task, "evals": training.EvalTask([batch], Masked())}
+    with pytest.warns(UserWarning, match="Masked is .* for its halves together"):
+        line_loop(n_accumulation_steps=2, **kwargs)
+
+
+def test_a_loss_of_nothing_is_not_spoken_of():
+    """Where no target counts, neither the whole nor the halves are a number."""
+    batch = torch.randn(4, 3), torch.full((4,), -100)
+    task = TrainTask(iter([batch] * 3), Masked(), optimizers.SGD(0.1), n_steps_per_checkpoint=None)
+
+    evals = training.EvalTask([batch], Masked())
+    line_loop(n_accumulation_steps=2, model=tl.Dense(2), task=task, evals=evals)
 
 
 # Precision and compilation
@@ -182,257 +194,7 @@ def test_a_compiled_model_trains_and_is_measured_alike(make_loop, tmp_path):
     resumed.run(1)
 
 
-# Steps that are not finite
-
-
-def with_nan_at(steps, n=8):
-    """Batches whose inputs are not numbers at some steps; batch 0 is the sample."""
-    for i, (x, y, w) in enumerate(batches(0, n)):
-        yield (np.full_like(x, np.nan) if i in steps else x), y, w
-
-
-def nan_loop(folder=None, steps=(3,), **kwargs):
-    model = tl.Serial(tl.Dense(8), tl.BatchNorm(axis=0), tl.Tanh(), tl.Dense(1))
-    task = TrainTask(
-        with_nan_at(steps), tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=100
-    )
-    return line_loop(folder, model=model, task=task, **kwargs)
-
-
-def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
-    """Neither weights nor slots nor running statistics; and the run can be saved as it was."""
-    loop = nan_loop(tmp_path)
-    loop.run(2)
-    before = state_of(loop)
-
-    with pytest.raises(optimizers.NonFiniteError, match="Step 3: the loss is nan"):
-        loop.run(1)
-
-    after = state_of(loop)
-    assert [k for k in before if not torch.equal(before[k], after[k])] == []
-    assert any("mean" in key for key in before)
-    loop.save_checkpoint("after")
-    assert storage.read(str(tmp_path), "after")[1]["step"] == 2
-
-
-def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
-    loop = nan_loop(steps=(3, 5), on_nonfinite="skip")
-    loop.run(2)
-    before = state_of(loop)
-    loop.run(1)
-    assert [k for k, v in state_of(loop).items() if not torch.equal(before[k], v)] == []
-    assert loop.step == 3
-
-    loop.run(97)
-
-    assert loop.history.get("train", "training/skipped steps") == [(100, 2.0)]
-    assert math.isfinite(losses_of(loop)[-1])
-
-
-def test_no_more_steps_are_skipped_than_allowed(tmp_path):
-    """The count survives a restart."""
-    settings = {"steps": (2, 4, 6), "on_nonfinite": 2, "checkpoint_at": lambda step: True}
-    nan_loop(tmp_path, **settings).run(5)
-
-    with pytest.raises(optimizers.NonFiniteError, match="Step 6: .* 3 steps were not."):
-        nan_loop(tmp_path, **settings).run(5)
-
-
-def test_a_device_may_decide_whether_a_step_is_taken(monkeypatch):
-    """As on CUDA, where no step waits for the verdict: it is asked for at the report."""
-    loop = nan_loop(steps=(3, 4))
-    loop.run(2)
-    before = state_of(loop)
-    trainer = loop._parts.trainers[0]
-    trainer.optimizer = torch.optim.Adam(trainer.params, fused=True)
-    monkeypatch.setattr(trainer, "_on_cpu", False)
-    monkeypatch.setattr(trainer, "_decides_on_device", True)
-
-    loop.run(2)
-    after = {k: v for k, v in state_of(loop).items() if not k.startswith("slot")}
-    assert [k for k, v in after.items() if not torch.equal(before[k], v)] == []
-    loop.run(1)
-    with pytest.raises(optimizers.NonFiniteError, match="Step 3: the loss is nan"):
-        loop._stepper.check_finite()
-    assert trainer.n_skipped == 2
-    assert math.isfinite(loop._parts.accumulators[0].means()["loss"])
-
-
-# Saves behind the run
-
-
-def slowed(monkeypatch, gate):
-    """Lets saves wait for an event."""
-    write = storage._write
-
-    def wait_and_write(path, data):
-        assert gate.wait(60)
-        write(path, data)
-
-    monkeypatch.setattr(storage, "_write", wait_and_write)
-
-
-def test_a_save_in_the_background_holds_what_was_there(tmp_path, monkeypatch):
-    """Training goes on meanwhile, and the file is of the step at which it was asked for."""
-    gate = threading.Event()
-    slowed(monkeypatch, gate)
-    loop = line_loop(tmp_path, checkpoint_at=lambda step: False)
-    loop.run(3)
-    at_3 = state_of(loop)
-
-    loop.save_checkpoint("model", blocking=False)
-    model_alone = {k: v.clone() for k, v in loop.model.state_dict().items()}
-    with torch.no_grad():
-        for p in loop.model.parameters():
-            p.add_(1.0)
-    gate.set()
-    resumed_from = str(tmp_path)
-    loop._saver.wait()
-
-    assert model_alone.keys() == loop.model.state_dict().keys()
-    again = line_loop(None)
-    again.load_checkpoint(resumed_from)
-    assert again.step == 3
-    assert all(torch.equal(at_3[k], v) for k, v in state_of(again).items())
-
-
-def test_a_run_with_background_saves_is_the_same_run(tmp_path):
-    """To the last bit, and every file of it; also the copies that are written from, used again."""
-    at = {"checkpoint_at": lambda step: True, "checkpoint_low_metric": "L2Loss"}
-    runs = []
-    for folder, behind in (("front", False), ("behind", True)):
-        task = train_task(n_steps_per_permanent_checkpoint=4)
-        loop = line_loop(tmp_path / folder, task=task, background_saves=behind, **at)
-        loop.run(9)
-        runs.append(loop)
-
-    assert_same_run(*runs)
-    names = ["model", "model_1", "model_4", "model_8", "lowest_L2Loss"]
-    front, behind = str(tmp_path / "front"), str(tmp_path / "behind")
-    assert [n for n in names if training.differences(front, behind, n)] == []
-
-
-def test_a_background_save_that_fails_is_spoken_of(tmp_path, monkeypatch):
-    """By the next save, or at the end of the run; what was saved before is intact."""
-    loop = line_loop(tmp_path, checkpoint_at=lambda step: step == 2, background_saves=True)
-    loop.save_checkpoint("model")
-
-    def broken(*_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "_write", broken)
-        with pytest.raises(CheckpointError, match="No space left on device"):
-            loop.run(3)
-        assert loop.step == 3
-        loop.save_checkpoint("model", blocking=False)
-        with pytest.raises(CheckpointError, match="No space left on device"):
-            loop.save_checkpoint("model")
-    assert storage.read(str(tmp_path), "model")[1]["step"] == 0
-
-    loop.run(1)
-    loop.save_checkpoint("model")
-    assert storage.read(str(tmp_path), "model")[1]["step"] == 4
-
-
-def test_an_error_in_a_run_does_not_hide_a_failing_save(tmp_path, monkeypatch):
-    def broken(*_):
-        raise OSError(28, "No space left on device")
-
-    loop = nan_loop(tmp_path, checkpoint_at=lambda step: step == 2, background_saves=True)
-    monkeypatch.setattr(storage, "_write", broken)
-    with pytest.raises(optimizers.NonFiniteError) as caught:
-        loop.run(5)
-
-    assert any("No space left on device" in note for note in caught.value.__notes__)
-
-
-# What is kept
-
-
-def test_only_the_last_permanent_checkpoints_are_kept(tmp_path):
-    """And best ones and other names stay; so does what is newer than the run, until its turn."""
-    at = {"permanent_checkpoint_at": lambda step: True, "keep_last": 2}
-    loop = line_loop(tmp_path, checkpoint_low_metric="L2Loss", **at)
-    loop.save_checkpoint("model_of_mine")
-    loop.run(6)
-
-    def kept():
-        return sorted(p.name for p in tmp_path.glob("*.json"))
-
-    others = ["lowest_L2Loss.json", "model.json"]
-    assert kept() == [*others, "model_5.json", "model_6.json", "model_of_mine.json"]
-    assert len(list(tmp_path.glob("model_*.safetensors"))) == 3 * 3
-
-    back = line_loop(tmp_path / "other", **at)
-    back.load_checkpoint(str(tmp_path), "model_5")
-    back.save_checkpoint("model_9")
-    back.run(1)
-    assert {p.name for p in (tmp_path / "other").glob("model_*.json")} == {
-        "model_6.json",
-        "model_9.json",
-    }
-    back.run(1)
-    assert {p.name for p in (tmp_path / "other").glob("model_*.json")} == {
-        "model_6.json",
-        "model_7.json",
-    }
-
-
-# Where data goes on
-
-
-def test_data_may_begin_anew(tmp_path):
-    """resume_data='restart' goes on with the weights and the first batches."""
-    line_loop(tmp_path).run(5)
-    seen = []
-
-    class Look(TrainingStepCallback):
-        def on_step_end(self, step):
-            seen.append(self._loop.batch[0])
-
-    def first_seen(**kwargs):
-        seen.clear()
-        line_loop(tmp_path, callbacks=[Look], **kwargs).run(1)
-        return seen[0]
-
-    first = [torch.as_tensor(x) for (x, _, _), _ in zip(batches(), range(8), strict=False)]
-    assert torch.equal(first_seen(resume_data="restart"), first[1])  # 0 is the sample
-    assert torch.equal(first_seen(), first[6])
-
-
-def test_going_forward_is_logged(tmp_path, caplog):
-    line_loop(tmp_path).run(5)
-    with caplog.at_level(logging.INFO, "trax_torch"):
-        line_loop(tmp_path)
-
-    assert "TrainTask's labeled_data: going forward by 5 batches" in caplog.text
-
-
-# Verification
-
-
-def test_a_setup_that_resumes_passes():
-    training.verify_resume(lambda folder: line_loop(folder, dropout=0.3), n_steps=7)
-
-
-def test_a_setup_that_does_not_resume_is_told_where():
-    """Data that nobody seeds."""
-    counter = iter(range(1000))
-
-    def make_loop(folder):
-        return line_loop(folder, task=train_task(seed=next(counter)))
-
-    with pytest.raises(ValueError, match=r"resumed at step 5 differs .* history train metrics/L2"):
-        training.verify_resume(make_loop, n_steps=5)
-
-
-def test_checkpoints_that_are_not_there_are_not_compared(tmp_path):
-    with pytest.raises(CheckpointError, match="There is no checkpoint model in"):
-        training.differences(str(tmp_path), str(tmp_path))
-
-
-# Errors
+# What may be asked for
 
 
 @pytest.mark.parametrize(
@@ -480,251 +242,3 @@ def test_trains_block_by_block_for_true_and_1_alike():
     ]
 
     assert [repr(mode) for mode in modes] == ["0", "0", "1", "1", "2"]
-
-
-def test_an_update_that_is_broken_off_is_not_saved(tmp_path, monkeypatch):
-    """Weights that belong to no step: refused until a checkpoint is loaded."""
-    loop = line_loop(tmp_path, task=train_task(optimizer=torch.optim.AdamW))
-    loop.run(5)
-    before = state_of(loop)
-    step = torch.optim.AdamW.step
-
-    def broken(self, *args):
-        step(self, *args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        optimizer = loop._parts.trainers[0].optimizer
-        patch.setattr(optimizer, "step", functools.partial(broken, optimizer))
-        with pytest.raises(KeyboardInterrupt):
-            loop.run(1)
-    with pytest.raises(CheckpointError, match="The update of step 6 was broken off"):
-        loop.save_checkpoint("model")
-
-    again = line_loop(None, task=train_task(optimizer=torch.optim.AdamW))
-    again.load_checkpoint(str(tmp_path))
-    assert all(torch.equal(before[k], v) for k, v in state_of(again).items())
-    assert again.step == 5
-
-
-def test_a_callback_can_stop_a_run():
-    class Enough(TrainingStepCallback):
-        def on_step_end(self, step):
-            if step == 3:
-                self._loop.stop()
-
-    loop = line_loop(callbacks=[Enough])
-    loop.run(10)
-    assert loop.step == 3
-    loop.run(2)
-    assert loop.step == 5
-
-
-def test_callbacks_remember(tmp_path):
-    """One with a state finds it again, whatever other callbacks there are now."""
-
-    class Count(TrainingStepCallback):
-        def __init__(self, loop):
-            super().__init__(loop)
-            self.n = torch.zeros((), dtype=torch.int64)
-
-        def on_step_end(self, step):
-            self.n += 1
-
-        def state_dict(self):
-            return {"n": self.n, "twice": (2 * int(self.n), None)}
-
-        def load_state_dict(self, state):
-            assert state["twice"] == (2 * int(state["n"]), None)
-            self.n = state["n"].clone()
-
-    line_loop(tmp_path, callbacks=[Count]).run(5)
-    resumed = line_loop(tmp_path, callbacks=[TrainingStepCallback, Count, Count])
-    resumed.run(1)
-
-    assert [int(c.n) for c in resumed.callbacks[1:]] == [6, 1]
-    fresh = line_loop(None, callbacks=[Count])
-    fresh.load_checkpoint(str(tmp_path))
-    assert int(fresh._callbacks[0].n) == 5
-
-
-def test_evals_are_announced_to_callbacks():
-    calls = []
-
-    class Note(TrainingStepCallback):
-        def on_evals_begin(self, step):
-            calls.append(("begin", step))
-
-        def on_evals_end(self, step):
-            calls.append(("end", step))
-
-        def training_values(self):
-            return {"mine": 0.5}
-
-    loop = line_loop(callbacks=[Note])
-    loop.run(5)
-    with pytest.raises(ZeroDivisionError):
-        bad = line_loop(callbacks=[Note])
-        bad._evaluators[0].means = lambda seed: 1 / 0
-        bad.run(1)
-
-    assert calls == [("begin", 1), ("end", 1), ("begin", 5), ("end", 5), ("begin", 1), ("end", 1)]
-    assert loop.history.get("train", "training/mine") == [(1, 0.5), (5, 0.5)]
-
-
-# What else was seen to go wrong
-
-
-class Masked(torch.nn.Module):
-    """A mean over targets that are not ignored, of which nobody outside can know."""
-
-    def forward(self, outputs, targets):
-        return torch.nn.functional.cross_entropy(outputs, targets, ignore_index=-100)
-
-
-def test_a_loss_that_parts_would_change_is_spoken_of():
-    batch = torch.randn(4, 3), torch.tensor([-100, -100, -100, 1])
-    task = TrainTask(iter([batch] * 3), Masked(), optimizers.SGD(0.1), n_steps_per_checkpoint=None)
-    kwargs = {"model": tl.Dense(2), "task": task, "evals": training.EvalTask([batch], Masked())}
-    with pytest.warns(UserWarning, match="Masked is .* for its halves together"):
-        line_loop(n_accumulation_steps=2, **kwargs)
-
-
-def test_a_loss_of_nothing_is_not_spoken_of():
-    """Where no target counts, neither the whole nor the halves are a number."""
-    batch = torch.randn(4, 3), torch.full((4,), -100)
-    task = TrainTask(iter([batch] * 3), Masked(), optimizers.SGD(0.1), n_steps_per_checkpoint=None)
-
-    evals = training.EvalTask([batch], Masked())
-    line_loop(n_accumulation_steps=2, model=tl.Dense(2), task=task, evals=evals)
-
-
-def test_weights_thawed_later_are_trained_or_refused():
-    """Their gradients are not added up over steps."""
-
-    def loop(optimizer):
-        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-        model[0].requires_grad_(False)
-        task = train_task(optimizer=optimizer(model))
-        made = line_loop(model=model, task=task)
-        made.run(1)
-        model[0].requires_grad_(True)
-        return made
-
-    mine = loop(lambda model: torch.optim.SGD(model.parameters(), lr=0.0))
-    norms = []
-    for _ in range(3):
-        mine.run(1)
-        norms.append(mine._trainers[0].params[0].grad.norm().item())
-    assert len(mine._trainers[0].params) == 4
-    assert max(norms) < 2.5 * min(norms)
-    with pytest.raises(ValueError, match="2 weights are trained now that were frozen"):
-        loop(lambda model: optimizers.Adam(0.01)).run(1)
-
-
-def test_a_rate_that_a_callback_changes_is_resumed(tmp_path):
-    class Lower(TrainingStepCallback):
-        def on_step_end(self, step):
-            if step == 3:
-                self._loop.optimizers[0].param_groups[0]["lr"] = 0.001
-
-    def loop(callbacks):
-        task = train_task(optimizer=functools.partial(torch.optim.SGD, lr=0.1))
-        return line_loop(tmp_path, task=task, callbacks=callbacks)
-
-    loop([Lower]).run(5)
-
-    assert loop([]).optimizers[0].param_groups[0]["lr"] == 0.001
-
-
-def test_a_run_may_go_back_to_before_there_were_slots(tmp_path):
-    data = [batch for _, batch in zip(range(9), batches(), strict=False)]
-    task = TrainTask(data, tl.L2Loss(), torch.optim.AdamW, n_steps_per_checkpoint=100)
-    evals = training.EvalTask(data, tl.L2Loss())
-    loop = line_loop(tmp_path, task=task, evals=evals)
-    loop.save_checkpoint("begin")
-    loop.run(3)
-    loop.load_checkpoint(filename="begin")
-    loop.run(3)
-
-    whole = line_loop(
-        None,
-        task=TrainTask(data, tl.L2Loss(), torch.optim.AdamW, n_steps_per_checkpoint=100),
-        evals=training.EvalTask(data, tl.L2Loss()),
-    )
-    whole.run(3)
-    assert all(torch.equal(a, b) for a, b in zip(*map(_weights, (loop, whole)), strict=True))
-
-
-def _weights(loop):
-    return list(loop.model.parameters())
-
-
-def test_weights_frozen_since_lose_their_slots_alone(tmp_path):
-    def loop(is_frozen):
-        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
-        model[0].requires_grad_(not is_frozen)
-        return line_loop(tmp_path, model=model)
-
-    first = loop(False)
-    first.run(5)
-    resumed = loop(True)
-
-    assert resumed.step == 5
-    assert all(torch.equal(a, b) for a, b in zip(*map(_weights, (first, resumed)), strict=True))
-    resumed.run(1)
-
-
-class Extra(torch.nn.Module):
-    """Keeps a count that is no tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(3, 1)
-        self.mask = torch.nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=False)
-        self.k = 0
-
-    def get_extra_state(self):
-        return {"k": self.k}
-
-    def set_extra_state(self, state):
-        self.k = state["k"]
-
-    def forward(self, x):
-        self.k += self.training
-        return self.linear(x)
-
-
-def test_a_modules_extra_state_and_masks_are_saved(tmp_path):
-    """Also weights that are infinite and not trained."""
-    line_loop(tmp_path, model=Extra()).run(5)
-    resumed = line_loop(tmp_path, model=Extra())
-
-    assert resumed.model.k >= 5
-    assert torch.isinf(resumed.model.mask).any()
-
-
-def test_an_eval_model_sees_buffers_that_were_renewed():
-    class Counting(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = torch.nn.Linear(3, 1)
-            self.register_buffer("n", torch.zeros(()))
-
-        def forward(self, x):
-            if self.training:
-                self.n = self.n + 1
-            return self.linear(x)
-
-    loop = line_loop(model=Counting(), eval_model=Counting())
-    loop.run(5)
-
-    assert loop.eval_model.n == loop.model.n > 0
-
-
-def test_predicates_are_asked_once_a_step():
-    asked = []
-    loop = line_loop(eval_at=lambda step: asked.append(step) or step % 2 == 0)
-    loop.run(4)
-
-    assert [asked.count(step) for step in (2, 3, 4)] == [1, 1, 1]
