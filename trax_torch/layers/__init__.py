@@ -1,4 +1,8 @@
-"""Layers: `from trax_torch import layers as tl`."""
+"""Layers: `from trax_torch import layers as tl`.
+
+Files have the addresses that they have in Trax, and this is where their names meet; `acceleration`
+is `torch.compile` for a layer.
+"""
 
 from trax_torch.layers._protocol import (
     EMPTY_STATE,

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from trax_torch.layers import _predict
 from trax_torch.layers import initializers as init
-from trax_torch.layers._kernel import KernelLayer, flat_pads, pads_of
+from trax_torch.layers._windows import KernelLayer, flat_pads, pads_of
 from trax_torch.layers.base import Layer
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from trax_torch.layers import initializers as init
-from trax_torch.layers._kernel import KernelLayer, flat_pads
+from trax_torch.layers._windows import KernelLayer, flat_pads
 
 _SPREAD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-from trax_torch.layers._kernel import Pads, flat_pads, pads_of
+from trax_torch.layers._windows import Pads, flat_pads, pads_of
 from trax_torch.layers.base import PureLayer
 
 

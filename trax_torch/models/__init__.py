@@ -1,4 +1,4 @@
-"""Models."""
+"""Models of Trax's supervised library, written with layers alone."""
 
 from trax_torch.models.mlp import MLP
 from trax_torch.models.resnet import Resnet50, WideResnet

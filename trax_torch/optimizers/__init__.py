@@ -1,4 +1,9 @@
-"""Optimizers."""
+"""Optimizers: recipes by Trax's rules, and the trainer that takes a step with any optimizer.
+
+A file a rule; rules without a fused kernel share `_foreach`. `trainer` computes loss, gradients and
+update; `_microbatches` is gradient accumulation, `_adasum` merges the gradients of ranks, `_memory`
+trains in less of it. `supervised` builds on all of them.
+"""
 
 from trax_torch.optimizers._adasum import adasum_
 from trax_torch.optimizers._memory import (

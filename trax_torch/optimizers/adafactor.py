@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trax_torch._torch_private import foreach
-from trax_torch.optimizers import _ranges
+from trax_torch.optimizers import _hyperparameters
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
 
@@ -88,7 +88,7 @@ class Adafactor(Optimizer):
             epsilon1=epsilon1,
             epsilon2=epsilon2,
         )
-        _ranges.check(
+        _hyperparameters.check(
             self,
             beta1="[0, 1)",
             decay_rate="[0, inf)",
@@ -98,7 +98,7 @@ class Adafactor(Optimizer):
             epsilon2="[0, inf)",
         )
         if clipping_threshold is not None:
-            _ranges.check(self, clipping_threshold="(0, inf)")
+            _hyperparameters.check(self, clipping_threshold="(0, inf)")
         if not do_momentum and (beta1 or momentum_in_bfloat16):
             raise ValueError(
                 f"beta1={beta1} and momentum_in_bfloat16={momentum_in_bfloat16} mean nothing "

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from trax_torch._torch_private import verdict_of
-from trax_torch.optimizers import _ranges
+from trax_torch.optimizers import _hyperparameters
 from trax_torch.optimizers._foreach import shrink_
 from trax_torch.optimizers.base import Optimizer, can_fuse
 
@@ -52,7 +52,9 @@ class Adam(Optimizer):
             b2=b2,
             eps=eps,
         )
-        _ranges.check(self, weight_decay_rate="[0, 1)", b1="[0, 1)", b2="[0, 1)", eps="[0, inf)")
+        _hyperparameters.check(
+            self, weight_decay_rate="[0, 1)", b1="[0, 1)", b2="[0, 1)", eps="[0, inf)"
+        )
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer on fused kernels where there are any."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trax_torch import _distributed
-from trax_torch.optimizers import _ranges
+from trax_torch.optimizers import _hyperparameters
 
 
 class Optimizer:
@@ -42,7 +42,7 @@ class Optimizer:
         self.learning_rate = learning_rate
         self.clip_grad_norm = clip_grad_norm
         self.opt_params = {"learning_rate": learning_rate, **init_opt_params}
-        _ranges.check(self, learning_rate="[0, inf)")
+        _hyperparameters.check(self, learning_rate="[0, inf)")
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer of these parameters that follows the rule, its slots fresh."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from trax_torch._torch_private import verdict_of
-from trax_torch.optimizers import _ranges
+from trax_torch.optimizers import _hyperparameters
 from trax_torch.optimizers._foreach import shrink_
 from trax_torch.optimizers.base import Optimizer, can_fuse, is_sharded
 
@@ -50,7 +50,7 @@ class Momentum(Optimizer):
             weight_decay_rate=weight_decay_rate,
             nesterov=nesterov,
         )
-        _ranges.check(self, mass="[0, 1)", weight_decay_rate="[0, 1)")
+        _hyperparameters.check(self, mass="[0, 1)", weight_decay_rate="[0, 1)")
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer on fused kernels where there are any, its velocities 0."""

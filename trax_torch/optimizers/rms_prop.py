@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from trax_torch._torch_private import foreach
-from trax_torch.optimizers import _ranges
+from trax_torch.optimizers import _hyperparameters
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
 
@@ -40,7 +40,7 @@ class RMSProp(Optimizer):
         clip_grad_norm: float | None = None,
     ):
         super().__init__(learning_rate, clip_grad_norm, gamma=gamma, eps=eps)
-        _ranges.check(self, gamma="[0, 1)", eps="(0, inf)")
+        _hyperparameters.check(self, gamma="[0, 1)", eps="(0, inf)")
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer of these parameters, its averages at 1."""

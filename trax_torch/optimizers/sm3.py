@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trax_torch._torch_private import foreach
-from trax_torch.optimizers import _ranges
+from trax_torch.optimizers import _hyperparameters
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
 
@@ -73,7 +73,7 @@ class SM3(Optimizer):
             weight_decay=weight_decay,
             momentum_type=int(momentum_type),
         )
-        _ranges.check(
+        _hyperparameters.check(
             self,
             momentum="[0, 1)",
             second_moment_averaging="[0, 1]",
