@@ -22,7 +22,10 @@ NUMERICAL = [
     "tests/supervised/_loop/test_chunked_runs.py",
     "tests/supervised/_loop/test_nonfinite.py",
     "tests/supervised/_loop/test_settings.py",
-    "tests/supervised/test_decoding.py",
+    *(
+        f"tests/supervised/test_decoding{part}.py"
+        for part in ("", "_prompts", "_logits", "_foreign_caches", "_arguments")
+    ),
     "tests/supervised/test_golden.py",
     "-m",
     "not slow and not exhaustive",
