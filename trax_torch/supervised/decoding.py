@@ -101,7 +101,7 @@ def autoregressive_sample_stream(
         one for each, whatever its place. So 5 and [5] are other seeds.
       max_length: after how many tokens the stream ends; by default it does not, but the model may
         be out of room.
-      top_k, top_p, min_p: draw among the likeliest tokens alone; see `sampling.Sampler`.
+      top_k, top_p, min_p: draw among the likeliest tokens alone; see `_generation.Sampler`.
       prompt_lengths: integers (batch,): how many of a row's `inputs` count, where shorter prompts
         are padded on the right. Each row becomes what its prompt alone becomes, up to rounding; in
         eval mode there must be room for `max_length` tokens after the longest.

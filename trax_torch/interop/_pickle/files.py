@@ -1,6 +1,6 @@
 """Pickles in files: written whole or not at all, read without running anything in them.
 
-This room alone may write pickles. Nobody reads them but `_safe_pickle`'s interpreter.
+This room alone may write pickles. Nobody reads them but the interpreter in `machine`.
 """
 
 import contextlib

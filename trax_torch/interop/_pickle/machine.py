@@ -1,7 +1,7 @@
 """An interpreter for pickles that runs nothing in them.
 
-It moves values about; what they mean, `Rules` say: those of Trax's files in `_records`, those of
-plain data in `_plain_data`. Nothing is imported, and nothing is called but the rules. Opcodes are
+It moves values about; what they mean, `Rules` say: those of Trax's files in `records`, those of
+plain data in `plain_data`. Nothing is imported, and nothing is called but the rules. Opcodes are
 counted, so that time and memory grow with the file and never faster.
 """
 

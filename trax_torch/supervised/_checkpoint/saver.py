@@ -1,6 +1,6 @@
 """The saves of one run: under which names, one at a time, in the foreground or behind it.
 
-What a checkpoint is, and how it becomes whole, `_checkpoint` knows; this room decides when its work
+What a checkpoint is, and how it becomes whole, `storage` knows; this room decides when its work
 is done and who waits for it.
 """
 
