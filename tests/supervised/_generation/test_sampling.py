@@ -1,6 +1,8 @@
 """Sampling: which token, and how often."""
 
 import math
+import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -370,3 +372,23 @@ def test_logits_of_another_shape_are_refused():
         sampler(torch.zeros(3, 4))
     with pytest.raises(ValueError, match=r"got \(2, 1, 4\)"):
         sampler(torch.zeros(2, 1, 4))
+
+
+@pytest.mark.parametrize("unit", [8, 10, 16, 20, 100])
+def test_top_p_that_is_a_sum_of_the_likeliest_keeps_those_alone(unit):
+    """Though float32 has neither the probabilities' logarithms nor their sums exactly."""
+    draws = random.Random(unit)
+    for _ in range(300):
+        n = draws.randrange(3, 7)
+        cuts = sorted(draws.sample(range(1, unit), n - 1))
+        counts = sorted(np.diff([0, *cuts, unit]).tolist(), reverse=True)
+        k = draws.randrange(1, n)
+        if counts[k - 1] == counts[k]:
+            continue  # what ties with one that is kept is kept
+        logits = torch.tensor([counts]).double().div(unit).log().float()
+        logits = logits - logits.max()
+        top_p = float(Fraction(sum(counts[:k]), unit))
+
+        lowest = sampling.lowest_kept(logits, 1.0, None, top_p, None)
+
+        assert (logits >= lowest)[0].tolist() == [i < k for i in range(n)], (counts, top_p)

@@ -17,6 +17,7 @@ from trax_torch import _seeds
 
 # So many symbols mostly hold the mass that top_p asks for; to sort all is up to 15 times slower.
 _N_LIKELIEST = 256, 4096
+_ROUNDING = 3e-7  # of float32's logarithms of probabilities, and of their sums
 
 
 class Sampler:
@@ -182,8 +183,13 @@ def lowest_kept(
         if top_k is None:
             likeliest = _enough(logits, temperature, wanted)
         mass = (likeliest / temperature).exp().cumsum(dim=-1)
-        # Symbols that tie with the last, or rounding, may leave the sum below what is wanted.
-        n_below = (mass < wanted).sum(dim=-1, keepdim=True).clamp(max=likeliest.shape[1] - 1)
+        # Symbols that tie with the last, or rounding, may leave the sum below what is wanted: what
+        # misses it by rounding alone is enough.
+        n_below = (
+            (mass < wanted * (1 - _ROUNDING))
+            .sum(dim=-1, keepdim=True)
+            .clamp(max=likeliest.shape[1] - 1)
+        )
         lowest = likeliest.gather(-1, n_below)
     if min_p is not None:
         lowest = lowest.clamp(min=temperature * math.log(min_p))
