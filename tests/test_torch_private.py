@@ -411,6 +411,31 @@ def test_a_module_whose_hooks_cannot_be_seen_is_not_taken_apart(said):
     assert len(said()) == 1
 
 
+@pytest.mark.parametrize("kind", ["forward", "forward_pre"])
+def test_a_hook_is_taken_off_without_its_handle(kind):
+    """`nn.Module` keeps its hooks by other names. Others' hooks stay."""
+    module = nn.Linear(1, 1)
+    calls = []
+
+    def mine(*_):
+        calls.append("mine")
+
+    def other(*_):
+        calls.append("other")
+
+    for hook in (mine, other, mine):
+        getattr(module, f"register_{kind}_hook")(hook, with_kwargs=hook is other)
+    private.remove_hook(module, mine)
+    module(torch.ones(1))
+
+    assert calls == ["other"]
+
+
+def test_without_hooks_where_they_were_none_is_taken_off():
+    """Its handle does it then, as ever."""
+    private.remove_hook(object(), print)
+
+
 def test_a_gradients_hooks_are_seen():
     """A tensor keeps its hooks by other names."""
     x, y = (nn.Parameter(torch.ones(1)) for _ in range(2))

@@ -218,6 +218,16 @@ def call_hooks(module: nn.Module, backward: bool = True) -> bool:
     return any(found)
 
 
+def remove_hook(module: nn.Module, hook: Any) -> None:
+    """Takes a hook off a module's forward, without the handle that registering it gave."""
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        hooks = getattr(module, name, {})
+        for key in [key for key, each in hooks.items() if each is hook]:
+            del hooks[key]
+            for more in (f"{name}_with_kwargs", "_forward_hooks_always_called"):
+                getattr(module, more, {}).pop(key, None)
+
+
 def gradient_hooks(tensor: torch.Tensor) -> tuple[bool, bool]:
     """Tells whether a tensor's gradient has hooks, and whether its accumulation has.
 

@@ -1,5 +1,7 @@
 """Modules and layers that remember in a way of their own take part in decoding."""
 
+import itertools
+
 import pytest
 import torch
 from decoders import PROMPTS, VOCAB, Caching, Foreign, recurrent, sample
@@ -152,3 +154,89 @@ def test_the_outermost_module_makes_the_caches_of_those_inside():
 
     assert sample(module, max_length=5).tolist() == [[0, 1, 2, 3, 4]] * 3
     assert not hasattr(module.inner, "sizes")
+
+
+class Store(nn.Module):
+    """Keys and values of a run, as a module."""
+
+    def __init__(self, batch, length, d):
+        super().__init__()
+        for name in ("k", "v"):
+            self.register_buffer(name, torch.zeros(batch, length, d), persistent=False)
+        self.n = 0
+
+    def update(self, k, v):
+        end = self.n + k.shape[1]
+        self.k[:, self.n : end], self.v[:, self.n : end], self.n = k, v, end
+        return self.k[:, :end], self.v[:, :end]
+
+
+class Attending(nn.Module):
+    """Attention that is given its cache by whoever holds it."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.qkv, self.store = nn.Linear(d, 3 * d), None
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self.store is not None:
+            k, v = self.store.update(k, v)
+        n, m = q.shape[1], k.shape[1]
+        mask = torch.ones(n, m, dtype=torch.bool).tril(m - n)
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class Inward(nn.Module):
+    """Puts caches into the modules inside it, which know no protocol."""
+
+    def __init__(self, d=16):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.out = nn.Embedding(VOCAB, d), nn.Linear(d, VOCAB)
+        self.layers = nn.ModuleList([Attending(d) for _ in range(2)])
+        for p in self.parameters():
+            p.data *= 2
+
+    def init_cache(self, batch_size, max_length):
+        for layer in self.layers:
+            layer.store = Store(batch_size or 1, max_length or 64, 16)
+
+    def reset_cache(self):
+        for layer in self.layers:
+            layer.store.n = 0
+
+    def reorder_cache(self, parents):
+        for layer in self.layers:
+            layer.store.k, layer.store.v = layer.store.k[parents], layer.store.v[parents]
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return self.out(x)
+
+
+def test_caches_that_are_put_into_inner_modules_are_the_runs_own():
+    """Two streams of one model are what each is alone, and none leaves a cache in the model."""
+    model, prompts = Inward(), ([[2, 3]], [[4, 5]])
+
+    def stream(model, prompt):
+        return decoding.autoregressive_sample_stream(model, torch.tensor(prompt), temperature=0.0)
+
+    alone = [list(itertools.islice(stream(Inward(), p), 8)) for p in prompts]
+    together = list(itertools.islice(zip(*(stream(model, p) for p in prompts), strict=True), 8))
+
+    assert [list(tokens) for tokens in zip(*together, strict=True)] == alone
+    assert all(layer.store is None for layer in model.layers)
+    assert not any(isinstance(m, Store) for m in model.modules())
+
+
+def test_a_model_with_caches_inside_computes_as_before_after_a_call():
+    model, x = Inward(), torch.tensor([[0, 2, 3, 4]])
+    want = model(x)
+
+    decoding.autoregressive_sample(model, torch.tensor([[2, 3]]), max_length=20, eos_id=-1)
+    decoding.beam_search(model, torch.tensor([[2, 3]]), n_beams=3, max_length=6, eos_id=-1)
+
+    assert torch.equal(model(x), want)

@@ -36,7 +36,7 @@ class ShiftRight(Layer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, length, ...) to the same shape."""
         if self._memory is not None:
-            return x
+            return x.view_as(x)  # an object of its own, by which decoding knows what was shifted
         n = min(self._n_positions, x.shape[1])
         return torch.cat([torch.zeros_like(x[:, :n]), x[:, : x.shape[1] - n]], dim=1)
 

@@ -1,5 +1,6 @@
 """Decoding: a model that predicts the next token, asked again and again."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,10 @@ class CachedModule(Protocol):
     """What a plain `nn.Module` offers to be decoded position by position.
 
     It is then called with the next tokens (batch, n) of sequences and remembers those before, from
-    `init_cache` on. What it remembers it keeps in attributes and buffers of its own, which decoding
-    puts aside between tokens: those of the module and of modules inside it that offer `init_cache`
-    themselves. A module that offers none of this is decoded with `eval_mode=True`.
+    `init_cache` on. What it remembers it keeps in attributes, buffers and modules that it makes, in
+    itself or in modules inside it, which decoding puts aside between tokens. A module that offers
+    none of this is decoded with `eval_mode=True`; or it acts on each position alone, which a model
+    of such parts shows in its first call: it is tried with tokens at once and in pieces.
 
     Example:
       >>> class Counter(torch.nn.Module):  # the next token is the number of tokens so far
@@ -117,7 +119,8 @@ def autoregressive_sample_stream(
         logits are not numbers, which on a GPU is looked at after 1, 8, 16, ... tokens and at the
         end.
       TypeError: if tokens or counts are not integers, the model can neither predict nor is in eval
-        mode, or it uses a layer with a memory twice.
+        mode, it uses a layer with a memory twice, a part of it looks along positions and does not
+        remember, or a `ShiftRight` shifts more than the tokens by one.
       LayerError: if there is no more room, an id is outside the vocabulary, or what the model
         returns is no logits.
 
@@ -194,7 +197,7 @@ def autoregressive_sample(
     run = _run(
         model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
     )
-    with run:
+    with contextlib.closing(run), run:
         taken = list(_steps(run, sampler, max_length, return_log_probs, eos_id))
     tokens = torch.cat([t[0] if return_log_probs else t for t in taken], dim=1)
     n_ends = (tokens == eos_id).cumsum(1)
@@ -272,7 +275,7 @@ def beam_search(
     run = _run(
         model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
     )
-    with run:
+    with contextlib.closing(run), run:
         logits = run.begin()[:, None]
         search = _generation.Search(
             batch_size, n_beams, eos_id, max_length, length_penalty, early_stopping, logits.device
@@ -333,7 +336,7 @@ def warmup(
     fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
     _generation.steps_of(fast.sublayer).cannot = False  # whoever asks for it may have mended it
     run = _run(fast, inputs, batch_size, 0, True, prompt_lengths, max_length, None, n_beams)
-    with run:
+    with contextlib.closing(run), run:
         tokens = run.begin().argmax(-1, keepdim=True).expand(-1, n_beams)
         if not run.can_compile:
             raise ValueError(
@@ -478,7 +481,7 @@ def _steps(
 def _outside(run: Any, steps: Iterator[Any]) -> Iterator[Any]:
     """Yields what steps yield, with the run left meanwhile."""
     while True:
-        with run:
+        with contextlib.closing(run), run:
             item = next(steps, None)
         if item is None:
             return

@@ -543,7 +543,9 @@ def test_logits_that_are_not_numbers_are_not_searched():
 def test_logits_that_are_not_numbers_are_found_at_the_end_at_the_latest(monkeypatch):
     """As on a GPU, which nobody waits for at every token."""
     monkeypatch.setattr(NanCheck, "is_time", staticmethod(lambda n, device: n == 1))
-    with pytest.raises(ValueError, match="logits for token 4 are not numbers"):
-        decoding.beam_search(Broken(torch.nan, 3), max_length=5, eos_id=-1)
-    with pytest.raises(ValueError, match="logits for token 4 are not numbers"):
-        decoding.autoregressive_sample(Broken(torch.nan, 3), max_length=5, eos_id=-1)
+    for decode in (decoding.beam_search, decoding.autoregressive_sample):
+        model = Broken(torch.nan, 100)
+        decode(model, max_length=1)  # its parts are tried, which takes calls
+        model.n_good = 3
+        with pytest.raises(ValueError, match="logits for token 4 are not numbers"):
+            decode(model, max_length=5, eos_id=-1)

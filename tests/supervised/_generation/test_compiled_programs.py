@@ -224,14 +224,19 @@ def test_a_generous_max_length_is_no_reason_to_compile(monkeypatch):
 
 
 def test_caches_are_no_longer_than_the_model_is(monkeypatch):
+    """However far a call may go: they grow with it, up to the model's own room."""
     lengths = []
-    monkeypatch.setattr(kv_cache.KVCache, "reserve", lambda cache, n: lengths.append(n))
+    for name in ("reserve", "grow"):
+        do = getattr(kv_cache.KVCache, name)
+        monkeypatch.setattr(
+            kv_cache.KVCache, name, lambda cache, n, do=do: (lengths.append(n), do(cache, n))
+        )
     model = lively("attention")
 
-    with pytest.raises(tl.LayerError):  # of the caches, which are as they were
+    with pytest.raises(tl.LayerError, match="has room for 160 positions"):
         search(model, prompts(3), max_length=10_000)
 
-    assert set(lengths) == {4 + 3 * 156}
+    assert set(lengths) == {256, 4 + 3 * 156}
 
 
 def test_equal_prompt_lengths_are_of_the_kind_of_unequal_ones():

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -233,7 +234,7 @@ class Cache(Layer):
         return _named_with_held(self, super()._named, tree, position=0)
 
 
-class NoMemory:
+class NoMemory(_predict.Block):
     """Runs the layers in a layer without their memories for a while."""
 
     def __init__(self, layer: nn.Module):
@@ -241,14 +242,23 @@ class NoMemory:
             m for m in layer.modules() if isinstance(m, Layer) and m._memory is not None
         ]
 
-    def __enter__(self) -> None:
-        self._memories = [m._memory for m in self._layers]
-        for layer in self._layers:
-            layer._memory = None
+    def _run(self) -> Generator[None, None, None]:
+        memories = [m._memory for m in self._layers]
 
-    def __exit__(self, *error: Any) -> None:
-        for layer, memory in zip(self._layers, self._memories, strict=True):
-            layer._memory = memory
+        def restore() -> None:
+            for layer, memory in zip(self._layers, memories, strict=True):
+                layer._memory = memory
+
+        try:
+            for layer in self._layers:
+                layer._memory = None
+            yield
+        finally:
+            try:
+                restore()
+            except BaseException:  # once more: something may break in here, too
+                restore()
+                raise
 
 
 def _held_by(layer: Layer) -> Any:

@@ -154,6 +154,16 @@ class KVCache(Position):
         """Makes room for so many slots, from the next first call on; beams need more of them."""
         self.length = n_slots
 
+    def grow(self, n_slots: int) -> None:
+        """Makes room for so many slots, more than before, and keeps what is there."""
+        self.length = n_slots
+        for name in ("keys", "values"):
+            buffer = self._buffers[name]
+            if buffer is not None:
+                longer = buffer.new_zeros(*buffer.shape[:-2], n_slots, buffer.shape[-1])
+                longer[..., : buffer.shape[-2], :] = buffer
+                self._buffers[name] = longer
+
     def reorder(self, parents: torch.Tensor) -> None:
         """Lets row r of the leading axis go on from the past of row `parents[r]`."""
         if self.keys is None or self.values is None:

@@ -1,8 +1,8 @@
 """How tokens come out of a model; `supervised.decoding` alone calls it.
 
 `prompts` takes what a user gives, `engine` runs a model along it: prefill, then token by token, by
-`compiled_step`. `sampling` draws a token, `beams` chooses a beam search's survivors; `checks` and
-`nan_check` refuse what cannot be decoded; `int8` makes weights of 8 bits.
+`compiled_step`. `sampling` draws a token, `beams` chooses a beam search's survivors; `checks`,
+`piecewise` and `nan_check` refuse what cannot be decoded; `int8` makes weights of 8 bits.
 """
 
 from trax_torch.supervised._generation.beams import Search

@@ -2,12 +2,13 @@
 
 import collections
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from trax_torch import _torch_private
 from trax_torch import layers as tl
 
 
@@ -37,18 +38,47 @@ def foreign_caches(layer: tl.Layer) -> list[nn.Module]:
 
 
 @contextlib.contextmanager
+def hooked(
+    modules: Iterable[nn.Module], kind: str, hook: Callable[..., Any], with_kwargs: bool = False
+) -> Iterator[None]:
+    """Has modules call a hook while the block runs; none is left, whatever breaks in.
+
+    Args:
+      modules: are called.
+      kind: 'forward' or 'forward_pre'.
+      hook: as torch calls it.
+      with_kwargs: whether it takes keyword arguments, too.
+    """
+    modules, handles = list(modules), list[Any]()
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+        for module in modules:  # one that was just registered has no handle yet
+            _torch_private.remove_hook(module, hook)
+
+    try:
+        for module in modules:
+            register = getattr(module, f"register_{kind}_hook")
+            handles.append(register(hook, with_kwargs=with_kwargs))
+        yield
+    finally:
+        try:
+            remove()
+        except BaseException:  # once more: something may break in here, too
+            remove()
+            raise
+
+
+@contextlib.contextmanager
 def ids_checked(layer: tl.Layer) -> Iterator[None]:
     """Lets a model's embeddings refuse ids that are not in their vocabulary, for a while.
 
     `Embedding` clips them, as Trax does: a mistake in a prompt would become another prompt.
     """
     embeddings = [m for m in layer.modules() if isinstance(m, (tl.Embedding, nn.Embedding))]
-    hooks = [m.register_forward_pre_hook(_check_ids, with_kwargs=True) for m in embeddings]
-    try:
+    with hooked(embeddings, "forward_pre", _check_ids, with_kwargs=True):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _check_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -84,11 +114,8 @@ def logits_checked(
             f"that begins with them."
         )
 
-    hook = layer.register_forward_hook(check)
-    try:
+    with hooked([layer], "forward", check):
         yield
-    finally:
-        hook.remove()
 
 
 @contextlib.contextmanager
@@ -100,13 +127,11 @@ def used_once(layer: tl.Layer) -> Iterator[None]:
         if hasattr(module._memory, "reset"):  # as it has not while a Cache reads whole sequences
             counts[module] += 1
 
-    layers = [m for m in layer.modules() if isinstance(m, tl.Layer)]
-    hooks = [m.register_forward_pre_hook(count) for m in layers if hasattr(m._memory, "reset")]
+    layers = [m for m in layer.modules() if isinstance(m, tl.Layer) and hasattr(m._memory, "reset")]
     try:
-        yield
+        with hooked(layers, "forward_pre", count):
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
         twice = [m.name for m, n in counts.items() if n > 1]
         if twice:
             raise TypeError(

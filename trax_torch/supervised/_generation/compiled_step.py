@@ -8,10 +8,12 @@ import collections
 import logging
 import math
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from trax_torch import _torch_private
 from trax_torch import layers as tl
@@ -47,6 +49,8 @@ class CompiledSteps:
         self.by_kind: dict[Any, CompiledStep] = {}
         self.n_uncompiled: collections.Counter[Any] = collections.Counter()  # steps, by sizes
         self.cannot = False  # after nothing could be compiled
+        # The parts that the model had when it gave in pieces what it gives at once.
+        self.tried: list[weakref.ref[nn.Module]] = []
 
     def __reduce__(self) -> Any:
         return CompiledSteps, ()

@@ -5,7 +5,7 @@ A run knows how a model is asked and what it remembers. Which token comes next, 
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
@@ -19,17 +19,20 @@ from trax_torch.supervised._generation import compiled_step
 from trax_torch.supervised._generation.checks import (
     check_can_predict,
     foreign_caches,
+    hooked,
     ids_checked,
     logits_checked,
     used_once,
 )
 from trax_torch.supervised._generation.compiled_step import step
 from trax_torch.supervised._generation.int8 import Int8Dense
+from trax_torch.supervised._generation.piecewise import check_pieces, shifts_checked
 
+_FIRST_SLOTS = 256  # of a cache that grows
 _MEMORIES = (_predict.Position, _predict.Carry, _predict.Kept)
 
 
-class PredictRun:
+class PredictRun(_predict.Block):
     """A model that predicts. A context, between whose `with` blocks the model is as it was.
 
     The steps after the prompt find all layers at one `Moment`, compiled or not. Where a model's
@@ -60,6 +63,7 @@ class PredictRun:
         backend: str = "inductor",
     ):
         check_can_predict(layer, n_beams)
+        check_pieces(layer, source, prompt)
         self._layer, self._source, self._prompt, self._lengths = layer, source, prompt, lengths
         self._n_beams = n_beams
         batch, n = prompt.shape
@@ -68,7 +72,7 @@ class PredictRun:
         # Memories of other kinds have a row for each beam from the beginning.
         foreign = foreign_caches(layer)
         self._context = layer.predict(batch, room)
-        with self._context:
+        with contextlib.closing(self._context), self._context:
             memories = list(layer._memories())
             self._shares = not foreign and all(
                 isinstance(m, _MEMORIES) and getattr(m, "can_branch", True) for m in memories
@@ -106,17 +110,20 @@ class PredictRun:
         self._moment: _predict.Moment | None = None
         self._calls = compiled_step.Calls(self._moving)
 
-    def __enter__(self) -> "PredictRun":
+    def _run(self) -> Generator[None, None, None]:
         self._calls.forget()  # the caller may have changed the model
-        self._modes = contextlib.ExitStack()
-        # What is written into must be an ordinary tensor: a stream may go on outside of that mode.
-        self._modes.enter_context(torch.inference_mode(False))
-        self._modes.enter_context(torch.no_grad())
-        self._modes.enter_context(self._context)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._modes.__exit__(*error)
+        before = torch.is_grad_enabled()
+        try:
+            # What is written into must be an ordinary tensor: a stream may go on outside.
+            with _ordinary_tensors(), contextlib.closing(self._context), self._context:
+                torch.set_grad_enabled(False)
+                yield
+        finally:
+            try:
+                torch.set_grad_enabled(before)
+            except BaseException:  # once more: something may break in here, too
+                torch.set_grad_enabled(before)
+                raise
 
     def begin(self) -> torch.Tensor:
         """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
@@ -128,6 +135,7 @@ class PredictRun:
             ids_checked(layer),
             logits_checked(layer, batch, n, or_last=True),
             used_once(layer),
+            shifts_checked(layer, self._prompt),
             _last_alone(layer, lengths),
         ):
             logits = step(layer, self._source, self._prompt)
@@ -248,8 +256,11 @@ class PredictRun:
             )
             if self._compiled is None and self._wish is not False:
                 self._sizes = sizes
+            self._most_slots = int(n_slots)
+            if self._compiled is None:  # sequences may end at any token: caches grow with them
+                n_slots = min(n_slots, max(_FIRST_SLOTS, 2 * n))
             for cache in self._caches:
-                cache.reserve(n_slots)
+                cache.reserve(int(n_slots))
         self._n_slots = n_slots
 
     def _share(self) -> None:
@@ -274,6 +285,16 @@ class PredictRun:
         for memory in self._positions():
             memory.moment = self._moment
 
+    def _grow(self, end: int) -> None:
+        """Has all that is as long as the caches reach to a slot, and as far again."""
+        n_slots = min(self._most_slots, 2 * end)
+        self._ruler = torch.arange(n_slots, device=self._ruler.device)
+        for cache in self._caches:
+            cache.grow(n_slots)
+        if self._visible is not None:
+            more = n_slots - self._visible.shape[-1]
+            self._visible = nn.functional.pad(self._visible, (0, more))
+
     def _advance(self, parents: torch.Tensor | None) -> None:
         """Moves the moment on by a step, and beams to where their parents are."""
         assert self._moment is not None
@@ -291,6 +312,8 @@ class PredictRun:
         if not self._caches:
             return
         end = start + k
+        if end > len(self._ruler):
+            self._grow(end)
         window = end if self._is_exact else len(self._ruler)
         moment.window = self._ruler[:window]
         # Copied, since the place where a view begins would be a size that changes.
@@ -332,6 +355,12 @@ class PredictRun:
                     _torch_private.expect_other_sizes(tensor, axis, must=False)
 
 
+def _ordinary_tensors() -> contextlib.AbstractContextManager[None]:
+    """Leaves inference mode, where it is on."""
+    on = torch.is_inference_mode_enabled()
+    return torch.inference_mode(False) if on else contextlib.nullcontext()
+
+
 def _what_fits(limit: int, n: int) -> str:
     """Returns what to do where a model's own limit is too low for a prompt of n and its tokens."""
     built = f"The model is built for {limit} (max_len), and the prompt takes {n}, start included"
@@ -349,7 +378,7 @@ def _cuts_out(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-class EvalRun:
+class EvalRun(_predict.Block):
     """A model in eval mode, asked for all tokens so far again and again.
 
     It knows of no room but what the call needs: the model refuses what it is not built for.
@@ -380,19 +409,26 @@ class EvalRun:
         self._room, self._min_length = room, min_length
         self._is_first = True
 
-    def __enter__(self) -> "EvalRun":
-        self._modes = contextlib.ExitStack()
-        self._modes.enter_context(lock_of(self._layer))
-        self._modes.enter_context(torch.no_grad())
-        self._training = [m for m in self._layer.modules() if m.training]
-        self._layer.eval()
-        self._modes.enter_context(_combinators.NoMemory(self._layer))
-        return self
+    def _run(self) -> Generator[None, None, None]:
+        training = [m for m in self._layer.modules() if m.training]
+        before = torch.is_grad_enabled()
 
-    def __exit__(self, *error: Any) -> None:
-        for module in self._training:
-            module.training = True
-        self._modes.__exit__(*error)
+        def restore() -> None:
+            torch.set_grad_enabled(before)
+            for module in training:
+                module.training = True
+
+        with lock_of(self._layer).held, _combinators.NoMemory(self._layer):
+            try:
+                torch.set_grad_enabled(False)
+                self._layer.eval()
+                yield
+            finally:
+                try:
+                    restore()
+                except BaseException:  # once more: something may break in here, too
+                    restore()
+                    raise
 
     def begin(self) -> torch.Tensor:
         """Returns the logits for the first token after the prompt, (batch, vocab)."""
@@ -435,11 +471,8 @@ def _last_alone(layer: tl.Layer, lengths: torch.Tensor | None) -> Iterator[None]
             return (x[:, -1:],)
         return (x[torch.arange(len(x), device=x.device), lengths - 1][:, None],)
 
-    hook = tail.register_forward_pre_hook(cut)
-    try:
+    with hooked([tail], "forward_pre", cut):
         yield
-    finally:
-        hook.remove()
 
 
 def _tail(layer: Any) -> Any:
