@@ -143,6 +143,21 @@ def test_a_wings_door_says_what_it_does_and_holds_no_logic(door):
     assert handed_out(door)
 
 
+@pytest.mark.parametrize("door", sorted(d for d in DOORS if list(private_parts(d))))
+def test_a_wings_door_hands_out_nothing_that_nobody_takes(door):
+    """What rooms of the wing alone use, they take from each other."""
+    taken = set()
+    for name in SOURCES:
+        if is_inside(name, door):
+            continue
+        taken |= {what for module, what, _ in imports_of(name) if module == door}
+        for node in ast.walk(TREES[name]):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == door.split(".")[-1]:
+                taken.add(node.attr)
+
+    assert sorted(set(handed_out(door)) - taken) == []
+
+
 def code_lines(function):
     """How long a function is without its docstring."""
     lines = function.end_lineno - function.lineno + 1
