@@ -13,7 +13,6 @@ from trax_torch import layers as tl
 
 
 def check_can_predict(layer: tl.Layer, n_beams: int) -> None:
-    foreign = foreign_caches(layer)
     if isinstance(layer, tl.Wrapped) and not any(
         hasattr(m, "init_cache") for m in layer.module.modules()
     ):
@@ -23,7 +22,7 @@ def check_can_predict(layer: tl.Layer, n_beams: int) -> None:
             f"eval_mode=True if its output at a position tells of the token there, from those "
             f"before."
         )
-    for module in foreign:
+    for module in filter(has_own_cache, layer.modules()):
         if n_beams > 1 and not hasattr(module, "reorder_cache"):
             raise TypeError(
                 f"Beams go on from each other's past, but {type(module).__name__} has a cache and "
@@ -32,9 +31,9 @@ def check_can_predict(layer: tl.Layer, n_beams: int) -> None:
             )
 
 
-def foreign_caches(layer: tl.Layer) -> list[nn.Module]:
-    """Returns the modules with a cache of their own."""
-    return [m for m in layer.modules() if not isinstance(m, tl.Layer) and hasattr(m, "init_cache")]
+def has_own_cache(module: nn.Module) -> bool:
+    """Tells whether a foreign module has a cache of its own, as `decoding.CachedModule` says."""
+    return not isinstance(module, tl.Layer) and hasattr(module, "init_cache")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from trax_torch.layers._predict import lock_of
 from trax_torch.supervised._generation import compiled_step
 from trax_torch.supervised._generation.checks import (
     check_can_predict,
-    foreign_caches,
+    has_own_cache,
     hooked,
     ids_checked,
     logits_checked,
@@ -70,11 +70,11 @@ class PredictRun(_predict.Block):
         room = None if n_steps is None else n + n_steps
         self._rows = torch.arange(batch, device=prompt.device)[:, None] * n_beams
         # Memories of other kinds have a row for each beam from the beginning.
-        foreign = foreign_caches(layer)
+        has_foreign = any(map(has_own_cache, layer.modules()))
         self._context = layer.predict(batch, room)
         with contextlib.closing(self._context), self._context:
             memories = list(layer._memories())
-            self._shares = not foreign and all(
+            self._shares = not has_foreign and all(
                 isinstance(m, _MEMORIES) and getattr(m, "can_branch", True) for m in memories
             )
         self._expanded = n_beams > 1 and not self._shares

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trax_torch import layers as tl
-from trax_torch.supervised._generation.checks import hooked
+from trax_torch.supervised._generation.checks import has_own_cache, hooked
 from trax_torch.supervised._generation.compiled_step import step, steps_of
 from trax_torch.supervised._generation.int8 import Int8Dense
 
@@ -26,7 +26,7 @@ _TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3}
 
 # What acts on each position alone, where positions are an axis before the last, or is made of what
 # it holds. Layers of functions go by their names, if the function is none of a user's.
-_ALONE = (
+_ALONE = {
     *(nn.Linear, nn.Identity, nn.Embedding, nn.LayerNorm, nn.RMSNorm),
     *(nn.Dropout, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
@@ -34,14 +34,14 @@ _ALONE = (
     *(nn.Hardswish, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold),
     *(tl.Serial, tl.Parallel, tl.Wrapped, tl.Accelerate, tl.Dense, Int8Dense, tl.Embedding),
     *(tl.Dropout, tl.LayerNorm, tl.ShiftRight, tl.ReversibleHalfResidual, tl.ReversibleSelect),
-)
-_NAMES_ALONE = (
+}
+_NAMES_ALONE = {
     *("Relu", "ParametricRelu", "LeakyRelu", "Elu", "Selu", "Gelu", "FastGelu", "Sigmoid", "Tanh"),
     *("HardSigmoid", "HardTanh", "Softplus", "Exp", "Log", "Swish", "Negate", "StopGradient"),
     *("ToFloat", "LogSoftmax", "SplitIntoHeads", "MergeHeads", "PaddingMask", "MakeZeroState"),
     *("EncoderDecoderMask", "Dup", "Drop", "Select", "Swap", "Add", "SubtractTop", "Multiply"),
     *("Gate", "FlattenList"),
-)
+}
 
 
 def check_pieces(layer: tl.Layer, source: torch.Tensor | None, prompt: torch.Tensor) -> None:
@@ -133,23 +133,19 @@ def shifts_checked(layer: tl.Layer, tokens: torch.Tensor) -> Iterator[None]:
         )
 
 
-def _unknown_parts(layer: tl.Layer) -> list[nn.Module]:
+def _unknown_parts(module: nn.Module) -> list[nn.Module]:
     """Returns the parts of which nobody has said how they look at positions."""
-    remembering: set[nn.Module] = set()  # with what is in them, which they see to
-    for module in layer.modules():
-        if _remembers(module):
-            remembering.update(module.modules())
-    return [
-        m
-        for m in layer.modules()
-        if m not in remembering and type(m) not in _ALONE and not _is_known_function(m)
-    ]
+    if _remembers(module):  # it sees to what is in it
+        return []
+    is_known = type(module) in _ALONE or _is_known_function(module)
+    inner = [part for child in module.children() for part in _unknown_parts(child)]
+    return list(dict.fromkeys(inner if is_known else [module, *inner]))
 
 
 def _remembers(module: nn.Module) -> bool:
     if isinstance(module, tl.Layer):
         return type(module).init_cache is not tl.Layer.init_cache
-    return hasattr(module, "init_cache")
+    return has_own_cache(module)
 
 
 def _is_known_function(module: nn.Module) -> bool:
@@ -159,8 +155,8 @@ def _is_known_function(module: nn.Module) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     owner = (getattr(function, "__module__", None) or "torch").split(".")[0]
-    name = re.match("[A-Za-z]*", module.name)
-    return owner in ("torch", "trax_torch") and name is not None and name[0] in _NAMES_ALONE
+    name = re.split("[^A-Za-z]", module.name)[0]  # without arguments
+    return owner in ("torch", "trax_torch") and name in _NAMES_ALONE
 
 
 def _innermost(modules: list[nn.Module]) -> list[nn.Module]:
