@@ -1,7 +1,6 @@
 """A model's lock: one thread at a time may change its modes or its memory."""
 
 import threading
-from collections.abc import Generator
 from typing import Any
 
 from torch import nn
@@ -20,46 +19,6 @@ class ModelLock:
 
     def __reduce__(self) -> Any:
         return ModelLock, ()
-
-
-class Block:
-    """A context that is a generator, `_run`: entered, it runs to its `yield`; left, to its end.
-
-    What breaks in on the way in, a KeyboardInterrupt say, ends the generator, whose `finally`s undo
-    what was done; they try twice, without a call in between. What breaks in before it is left,
-    `close` mends, so whoever must be sure says `with contextlib.closing(block), block:`.
-    """
-
-    _body: Generator[None, None, None] | None = None
-
-    def _run(self) -> Generator[None, None, None]:
-        raise NotImplementedError
-
-    def _inside(self) -> Any:
-        """Returns what `with ... as` gives."""
-        return self
-
-    def __enter__(self) -> Any:
-        body = self._run()
-        try:
-            self._body = body
-            next(body)
-            return self._inside()
-        except BaseException:
-            body.close()
-            raise
-
-    def __exit__(self, *error: Any) -> None:
-        assert self._body is not None
-        try:
-            next(self._body, None)
-        finally:
-            self._body.close()
-
-    def close(self) -> None:
-        """Leaves the block, if it was not left."""
-        if self._body is not None:
-            self._body.close()
 
 
 def lock_of(module: nn.Module) -> ModelLock:

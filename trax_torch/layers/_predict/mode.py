@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from trax_torch.layers._predict.lock import Block, lock_of
+from trax_torch.layers._predict.block import Block
+from trax_torch.layers._predict.lock import lock_of
 
 # A module's own attributes, its buffers, and the modules that it holds.
 _Attributes = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
