@@ -16,21 +16,23 @@ from trax_torch.supervised._tasks import At
 _SKIPS = 100  # how many steps on_nonfinite='skip' stands for
 
 
-_OF_STEPS = (
-    "precision",
-    "n_accumulation_steps",
-    "compile",
-    "on_nonfinite",
-    "adasum",
-    "strategy",
-    "find_unused_parameters",
-    "loss_chunk_size",
-    "use_memory_efficient_trainer",
-)
+@dataclass(frozen=True)
+class StepConfig:
+    """How steps are computed: the same on all ranks."""
+
+    precision: str | None = None
+    n_accumulation_steps: int = 1
+    compile: bool = False
+    on_nonfinite: str | int = "raise"
+    adasum: bool = False
+    strategy: str = "ddp"
+    find_unused_parameters: bool = False
+    loss_chunk_size: int = 0
+    use_memory_efficient_trainer: bool | int = False
 
 
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(StepConfig):
     """The settings of a run: `Loop`'s arguments but for models, tasks and callbacks.
 
     `Loop` tells what each of them means. Whole numbers are Python's or numpy's, and kept as
@@ -56,16 +58,6 @@ class LoopConfig:
     background_saves: bool = False
     resume_data: str = "exact"
     timeout: float = 300.0
-    # How steps are computed: the same on all ranks.
-    precision: str | None = None
-    n_accumulation_steps: int = 1
-    compile: bool = False
-    on_nonfinite: str | int = "raise"
-    adasum: bool = False
-    strategy: str = "ddp"
-    find_unused_parameters: bool = False
-    loss_chunk_size: int = 0
-    use_memory_efficient_trainer: bool | int = False
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "LoopConfig":
@@ -74,14 +66,14 @@ class LoopConfig:
 
     def of_steps(self) -> dict[str, Any]:
         """Returns by name how steps are computed, as plain data."""
-        return {name: getattr(self, name) for name in _OF_STEPS}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(StepConfig)}
 
     def __str__(self) -> str:
         """The settings of steps that are not the default."""
         changed = [
             f"{f.name}={getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if f.name in _OF_STEPS and getattr(self, f.name) != f.default
+            for f in dataclasses.fields(StepConfig)
+            if getattr(self, f.name) != f.default
         ]
         return ", ".join(changed)
 
