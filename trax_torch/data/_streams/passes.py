@@ -1,0 +1,151 @@
+"""Passes through data that has an end: which one begins, and, in an eval, each row once.
+
+A pass of an eval leaves the data's generators as it found them, so each has the same order, and
+training that shares one draws what it would have drawn.
+"""
+
+import logging
+import operator
+from collections.abc import Generator, Iterator, Sized
+from typing import Any, cast
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+
+from trax_torch import _nest
+
+_MOST_PARTS = 100  # of a loader; a set of more is not looked into
+
+_log = logging.getLogger("trax_torch")
+
+
+def n_batches_of(data: Any) -> int | None:
+    """Returns how many batches there are in what can be gone through anew; None if it is unknown.
+
+    An iterator is none of that, though it may have a length: what it gave is gone.
+    """
+    if hasattr(data, "__next__"):
+        return None
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):  # a DataLoader over an iterable, say
+        return None
+
+
+def why_empty(data: Any) -> str:
+    """Returns why a loader gives no batch, and what to do, where that can be told; else ""."""
+    try:
+        n_rows = len(data.dataset)
+    except (AttributeError, TypeError, NotImplementedError):
+        return ""
+    size, sampler = getattr(data, "batch_size", None), getattr(data, "batch_sampler", None)
+    if n_rows == 0:
+        return " Its dataset has no rows: look at the path, or the filter, that it was made with."
+    if getattr(sampler, "drop_last", False) and size is not None and n_rows < size:
+        return (
+            f" Its dataset has {n_rows} rows, fewer than batch_size={size}, and drop_last=True "
+            f"drops such a batch. Make batches smaller, or leave drop_last out."
+        )
+    return f" Its dataset has {n_rows} rows, but its sampler draws none."
+
+
+def tell_epoch(data: Any, epoch: int) -> None:
+    """Tells data, and what a loader draws from, which pass begins, if they have set_epoch.
+
+    Args:
+      data: what is gone through.
+      epoch: the number of the pass, from 0.
+    """
+    for part in _parts_of(data):
+        if callable(set_epoch := getattr(part, "set_epoch", None)):
+            set_epoch(epoch)
+        elif isinstance(part, DataLoader) and hasattr(part, "current_epoch"):
+            cast(Any, part).current_epoch = epoch  # litdata's, whose passes add one as they begin
+
+
+def generators_of(data: Any) -> list[torch.Generator]:
+    """Returns the generators that a loader, its samplers and its dataset keep, each once."""
+    found = [x for part in _parts_of(data) for x in getattr(part, "__dict__", {}).values()]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def without_padding(data: Any, batches: Iterator[Any], name: str) -> Generator[Any, None, None]:
+    """Yields the batches of one pass, without the rows that a DistributedSampler repeats.
+
+    So that all ranks have equally many rows, it begins anew at the end: the last ones of some
+    ranks are rows that others have, too.
+
+    Args:
+      data: what is gone through.
+      batches: the pass.
+      name: how messages call the data.
+    """
+    sampler = _sampler_of(data)
+    n_padded = _n_padded(sampler)
+    if not n_padded:
+        yield from batches
+        return
+    size = 1 if data.batch_sampler is None else data.batch_sampler.batch_size
+    n_left, n_own = sampler.num_samples, sampler.num_samples - n_padded
+    for batch in batches:
+        n = min(size, n_left)
+        n_kept = min(n, n_own)
+        n_left, n_own = n_left - n, n_own - n_kept
+        if n_kept == n:
+            yield batch
+        elif n_kept == 0:
+            _log.info("%s: left out %d rows that the sampler repeats", name, n)
+        elif _has_rows(batch, n):
+            _log.info("%s: left out %d rows that the sampler repeats", name, n - n_kept)
+            yield _nest.map_leaves(operator.itemgetter(slice(n_kept)), batch)
+        else:
+            _log.warning(
+                "%s: %d rows that the sampler repeats count twice: they cannot be cut off a batch "
+                "whose items are not all arrays or tensors of %d rows.",
+                name,
+                n - n_kept,
+                n,
+            )
+            yield batch
+
+
+def _parts_of(data: Any) -> list[Any]:
+    """Returns data, and what it draws from: samplers, datasets, and what these are made of."""
+    parts: list[Any] = []
+    waiting = [data]
+    while waiting and len(parts) < _MOST_PARTS:
+        part = waiting.pop(0)
+        if part is None or any(part is seen for seen in parts):
+            continue
+        parts.append(part)
+        for name in ("sampler", "batch_sampler", "dataset", "datasets"):
+            inner = getattr(part, name, None)
+            waiting += inner if isinstance(inner, (list, tuple)) else [inner]
+    return parts
+
+
+def _sampler_of(data: Any) -> Any:
+    """Returns what gives a loader its indices, one by one; None if that is not known."""
+    if not isinstance(data, DataLoader):
+        return None
+    batch_sampler: Any = data.batch_sampler
+    if batch_sampler is None:
+        return data.sampler
+    # A batch sampler of another kind may put indices together as it likes.
+    return batch_sampler.sampler if isinstance(batch_sampler, BatchSampler) else None
+
+
+def _n_padded(sampler: Any) -> int:
+    """Returns how many of its last indices a sampler took from the beginning again."""
+    if not isinstance(sampler, DistributedSampler):
+        return 0
+    own = type(sampler).__iter__ is DistributedSampler.__iter__
+    if not own and not type(sampler).__module__.startswith("torchdata."):
+        return 0  # another order, of which nothing is known
+    n_rows = len(cast(Sized, sampler.dataset))
+    return max(0, sampler.num_samples - len(range(sampler.rank, n_rows, sampler.num_replicas)))
+
+
+def _has_rows(batch: Any, n: int) -> bool:
+    """Tells whether all items of a batch are arrays or tensors of n rows."""
+    return all(getattr(leaf, "ndim", 0) > 0 and leaf.shape[0] == n for leaf in _nest.leaves(batch))
