@@ -345,7 +345,7 @@ def test_random_offsets_beyond_the_table_are_refused():
     layer = tl.PositionalEncoding(max_len=8, start_from_zero_prob=0.5, max_offset_to_add=4)
 
     with pytest.raises(tl.LayerError, match="need a max_len of at least 9; got 8"):
-        layer.init(shapes.ShapeDtype((1, 5, 4)))
+        tl.Serial(layer, tl.Dense(2)).init(shapes.ShapeDtype((1, 5, 4)))
 
 
 # What all of them obey.

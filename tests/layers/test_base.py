@@ -1,6 +1,7 @@
 """The Layer protocol."""
 
 import copy
+import functools
 import pickle
 
 import numpy as np
@@ -303,8 +304,30 @@ def test_fn_counts_the_arguments_of_methods():
     assert tl.Fn("Sum", Doubler()).n_in == 2
 
 
+def test_fn_counts_the_arguments_that_are_left_open():
+    """What is given by name, or has a value and can be given by name alone, is no input."""
+
+    def hinge(better, worse, margin=0.25):
+        return worse - better + margin
+
+    def scaled(x, *, scale=3.0):
+        return x * scale
+
+    half = functools.partial(hinge, margin=0.5)
+    assert tl.Fn("Hinge", half).n_in == 2
+    assert tl.Fn("Hinge", half)((np.float32(3), np.float32(1))) == -1.5
+    assert tl.Fn("Hinge", functools.partial(half, np.float32(3)))(np.float32(1)) == -1.5
+    assert tl.Fn("Hinge", functools.partial(half, margin=1.0))((np.float32(3), np.float32(1))) == -1
+    assert tl.Fn("Scaled", scaled)(np.float32(2)) == 6
+    assert tl.Fn("Scaled", functools.partial(scaled, scale=5.0))(np.float32(2)) == 10
+
+
 def test_fn_refuses_functions_that_leave_its_inputs_open():
-    for f in (lambda x, y=1: x, lambda *xs: xs, lambda **kw: kw, torch.relu):
+    partial = functools.partial
+    for f in (
+        *(lambda x, y=1: x, lambda *xs: xs, lambda **kw: kw, lambda x, *, y: x, torch.relu),
+        *(partial(lambda x, y=1, z=2: x, z=3), partial(lambda x, y: x, x=1), partial(torch.relu)),
+    ):
         with pytest.raises(ValueError, match="plain positional arguments"):
             tl.Fn("F", f)
 
@@ -444,6 +467,21 @@ def test_a_seed_given_to_a_call_rules_its_random_numbers():
 
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
+
+
+def test_keys_stand_for_seeds_wherever_a_seed_may():
+    """Code written for Trax draws them as arrays of two integers."""
+    key, other = np.array([0, 42], np.uint32), np.array([0, 43], np.uint32)
+    one, two, three = tl.Dense(3), tl.Dense(3), tl.Dense(3)
+    for layer, rng in ((one, key), (two, key.copy()), (three, other)):
+        layer.init(ShapeDtype((1, 2)), rng=rng)
+    dropout, x = tl.Dropout(0.5), torch.ones(100)
+
+    assert torch.equal(one.weights[0], two.weights[0])
+    assert not torch.equal(one.weights[0], three.weights[0])
+    assert torch.equal(dropout(x, rng=key), dropout(x, rng=key))
+    assert not torch.equal(dropout(x, rng=key), dropout(x, rng=other))
+    assert torch.equal(dropout.pure_fn(x, (), dropout.state, key)[0], dropout(x, rng=key))
 
 
 def test_signatures_are_found_without_computing():

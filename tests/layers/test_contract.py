@@ -39,6 +39,7 @@ def tokens(*shape, vocab=9):
 X = vectors(2, 4, 6)
 IMAGE = vectors(2, 6, 6, 3)
 MASK = torch.tensor([[True, True, True, False], [True, True, False, False]])[:, None, None, :]
+SHOWN = MASK[:, 0, 0]
 
 ELEMENTWISE = (
     *(tl.Relu, tl.ParametricRelu, tl.LeakyRelu, tl.Elu, tl.Selu, tl.Gelu, tl.FastGelu, tl.Sigmoid),
@@ -104,7 +105,8 @@ ROWS = [
     Row(tl.Multiply, (X, X)),
     Row(tl.Gate, (X, X, X)),
     Row(tl.Swap, (X, X)),
-    Row(lambda: tl.Chunk(tl.Dense(4), 4), X, without=("prediction",)),
+    Row(lambda: tl.Chunk(tl.Dense(4), 1), X),
+    Row(lambda: tl.Chunk(tl.CausalAttention(6, n_heads=2), 1), X),
     Row(lambda: tl.BatchLeadingAxes(tl.Dense(4)), X),
     Row(lambda: tl.Cache(tl.Dense(4)), X, without=("prediction",)),
     Row(lambda: tl.ReversibleHalfResidual(tl.Dense(6)), (X, X)),
@@ -143,6 +145,15 @@ ROWS = [
         X,
     ),
     Row(tl.EncoderDecoderMask, (X, MASK)),
+    Row(lambda: tl.SelfAttention(2, 3, 4), X, without=("prediction",)),
+    Row(lambda: tl.SelfAttention(2, 3, 4, causal=True), X),
+    Row(lambda: tl.SelfAttention(2, 3, 4, share_qk=True, causal=True, bias=True), X),
+    Row(lambda: tl.SelfAttention(2, 3, 4, causal=True, chunk_len=3, n_chunks_before=1), X),
+    Row(lambda: tl.SelfAttention(2, 3, 4, masked=True, n_parallel_heads=1), (X, SHOWN)),
+    Row(lambda: tl.LSHSelfAttention(2, 3, 4, chunk_len=2, n_hashes=2), X, without=("prediction",)),
+    Row(lambda: tl.LSHSelfAttention(2, 3, 4, causal=True, chunk_len=4, n_buckets=[4, 2]), X),
+    Row(lambda: tl.LSHSelfAttention(2, 3, 4, masked=True, bias=True), (X, SHOWN)),
+    Row(lambda: tl.EncDecAttention(2, 3, 4), (X, X, SHOWN)),
     Row(lambda: tl.CausalDepthwiseConv(), X),
     Row(lambda: tl.GRUCell(6), (X[:, 0], X[:, 1])),
     Row(lambda: tl.LSTMCell(6), (X[:, 0], torch.cat([X[:, 1], X[:, 2]], dim=-1))),
@@ -164,6 +175,13 @@ ROWS = [
     Row(lambda: tl.SerialWithSideOutputs([tl.Dense(4), tl.Dense(3)], [0, 0]), X),
     Row(lambda: tl.Accelerate(tl.Dense(4), backend="eager"), X, without=("compilation",)),
     Row(lambda: tl.ReversibleSelect([1, 0]), (X, X)),
+    Row(lambda: tl.ReversibleConcatenatePair(), (X, X)),
+    Row(lambda: tl.ReversibleReshape(X.shape[:1], (1, X.shape[0])), X),
+    Row(lambda: tl.ReversiblePrintShape(), X),
+    Row(
+        lambda: tl.ReversibleSerial(tl.ReversibleHalfResidual(tl.Dense(6)), tl.ReversibleSwap()),
+        (X, X),
+    ),
     Row(lambda: tl.Fn("Twice", twice), X),
     Row(lambda: models.MLP((8, 4)), X[0]),
     Row(lambda: models.TransformerLM(9, 8, 8, 1, 2, max_len=8, dropout=0.0), tokens(2, 4)),
@@ -181,6 +199,32 @@ ROWS = [
         (tokens(2, 5), tokens(2, 4)),
         without=("prediction",),
     ),
+    Row(lambda: models.ReformerLM(9, 8, 8, 4, 4, 2, 2, 0.0, max_len=8), tokens(2, 4)),
+    Row(
+        lambda: models.ReformerLM(
+            9,
+            8,
+            8,
+            4,
+            4,
+            2,
+            2,
+            0.0,
+            max_len=8,
+            attention_type=[tl.SelfAttention, tl.LSHSelfAttention],
+        ),
+        tokens(2, 4),
+    ),
+    Row(
+        lambda: models.ReformerShortenLM(9, 2, 8, 8, 8, 4, 4, 1, 2, 0.0, max_len=8),
+        tokens(2, 4),
+        without=("prediction", "all weights"),
+    ),
+    Row(
+        lambda: models.Reformer(9, None, 8, 8, 1, 1, 2, 0.0, max_len=8),
+        (tokens(2, 5), tokens(2, 4)),
+        without=("prediction",),
+    ),
     Row(lambda: models.GRULM(9, 8, 1), tokens(2, 4)),
     Row(lambda: models.RNNLM(9, 8, 1, dropout=0.0), tokens(2, 4)),
 ]
@@ -190,6 +234,7 @@ ROWS = [
 NO_ROW = {
     *("EMPTY_STATE", "EMPTY_WEIGHTS", "GET_STATE_FROM_CACHE", "GET_WEIGHTS_FROM_CACHE"),
     *("Layer", "LayerError", "PureLayer", "Wrapped", "ReversibleLayer", "AssertFunction"),
+    "Mode",  # a type
     "RandomUniform",  # gives other numbers at each call: tested in test_core.py
 }
 

@@ -285,8 +285,11 @@ def test_convolutions_refuse_settings_that_do_not_fit(build, message):
     ],
 )
 def test_convolutions_refuse_tensors_without_their_axes(layer, shape, message):
-    with pytest.raises(tl.LayerError, match=message):
-        layer.init(torch.zeros(shape))
+    """Called, or found by shapes that flow through a model."""
+    layer.init(torch.zeros(1, 5, 5, 3))
+    for way in (layer, layer.output_signature, tl.Serial(layer, tl.Relu()).init):
+        with pytest.raises(tl.LayerError, match=message):
+            way(torch.zeros(shape))
 
 
 def test_conv_refuses_weights_of_another_form():

@@ -27,6 +27,7 @@ def test_a_metric_gives_the_value_of_trax(name):
     figures.assert_close(value, figures.part(name, "out0"))
 
 
+@pytest.mark.filterwarnings("ignore:Embedding_.* and are clipped")
 @pytest.mark.parametrize("name", figures.names("layer"))
 def test_a_layer_gives_the_outputs_and_gradients_of_trax(name):
     """Outputs, and gradients by every weight, equal Trax's for the same weights."""

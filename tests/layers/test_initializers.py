@@ -150,3 +150,31 @@ def test_files_of_another_shape_or_kind_are_refused(tmp_path):
 def test_initializers_refuse_settings_that_make_no_sense(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        tl.GlorotUniformInitializer,
+        tl.RandomNormalInitializer,
+        tl.OrthogonalInitializer,
+        tl.RandomUniformInitializer,
+    ],
+)
+def test_a_seed_or_a_key_stands_for_a_generator(make):
+    """One seed gives the same values each time, another others; Trax's programs have keys."""
+    key = np.array([0, 42], np.uint32)
+
+    assert torch.equal(make()((3, 4), 7), make()((3, 4), rng(7)))
+    assert torch.equal(make()((3, 4), key), make()((3, 4), key))
+    assert not torch.equal(make()((3, 4), key), make()((3, 4), key + 1))
+
+
+def test_layers_are_initialized_by_a_key():
+    layers = [tl.Dense(2) for _ in range(3)]
+    for layer, last in zip(layers, (42, 42, 43), strict=True):
+        layer.init(torch.zeros(1, 3), rng=np.array([0, last], np.uint32))
+
+    first, same, other = (layer.weights[0] for layer in layers)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)

@@ -187,3 +187,58 @@ def test_a_reversible_layer_copies_pickles_and_compiles():
 def test_a_layer_that_overrides_no_reverse_says_so():
     with pytest.raises(TypeError, match="ReversibleLayer has no reverse"):
         tl.ReversibleLayer().reverse(torch.ones(1))
+
+
+def test_pairs_and_shapes_are_put_back():
+    """Bit for bit; other axes stay."""
+    x, y = pair()
+    joined = tl.ReversibleConcatenatePair()
+    reshaped = tl.ReversibleReshape(x.shape[:2], (x.shape[0], 1, x.shape[1]), n_in=2)
+
+    both = joined((x, y))
+    assert torch.equal(both[0], torch.cat([x, y], dim=-1))
+    assert torch.equal(both[1], both[0])
+    for layer, items in ((joined, (x, y)), (reshaped, (x, y))):
+        assert all(map(torch.equal, layer.reverse(layer(items)), items))
+    assert reshaped((x, y))[0].shape == (x.shape[0], 1, *x.shape[1:])
+    single = tl.ReversibleReshape([2, 3], [6])
+    assert single.reverse(single(torch.ones(2, 3, 4))).shape == (2, 3, 4)
+    assert single.name == "ReversibleReshape_[2, 3]_[6]"
+    with pytest.raises(ValueError, match=r"as many entries; got \(2,\) and \(3,\)"):
+        tl.ReversibleReshape([2], [3])
+
+
+def test_shapes_are_printed_once_a_pass(capsys):
+    """Not again when the backward pass runs a row of layers backwards; gradients are as without."""
+    torch.manual_seed(0)
+    halves = [tl.ReversibleHalfResidual(tl.Dense(4)) for _ in range(2)]
+    printed = tl.Serial(halves[0], tl.ReversiblePrintShape(n_in=2, msg="mid"), halves[1])
+    plain = tl.Serial(*halves)
+    x = (torch.rand(3, 4), torch.rand(3, 4))
+    printed.init(x)
+    grads = []
+    for model in (printed, plain):
+        model.zero_grad()
+        capsys.readouterr()
+        model(x)[0].square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == ["PrintShape: mid: [(3, 4)[float32], (3, 4)[float32]]"] * (model is printed)
+
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+    assert tl.ReversiblePrintShape().reverse(x[0]) is x[0]
+
+
+def test_a_series_is_reversed_without_random_numbers_and_takes_reversible_layers_alone():
+    half = half_residual().eval()
+    series = tl.ReversibleSerial([half, tl.ReversibleSwap()], half_residual().eval())
+    x, y = pair()
+    outputs = series((x, y))
+
+    torch.testing.assert_close(series.reverse(outputs), (x, y))
+    torch.testing.assert_close(series.reverse(outputs, series.weights, series.state), (x, y))
+    with pytest.raises(ValueError, match="reversed without an rng, .*; got one. Reverse in eval"):
+        series.reverse(outputs, rng=0)
+    with pytest.raises(ValueError, match="takes reversible layers, .*; its layer 1 is Dense_8."):
+        tl.ReversibleSerial(tl.ReversibleSwap(), tl.Dense(8))

@@ -4,6 +4,13 @@ Files have the addresses that they have in Trax, and this is where their names m
 is `torch.compile` for a layer.
 """
 
+from trax_torch.layers._exchange import (
+    np_from_file,
+    np_to_file,
+    on_accelerator,
+    on_cpu,
+    to_list,
+)
 from trax_torch.layers._protocol import (
     EMPTY_STATE,
     EMPTY_WEIGHTS,
@@ -52,7 +59,7 @@ from trax_torch.layers.attention import (
     ShiftRight,
     SplitIntoHeads,
 )
-from trax_torch.layers.base import Fn, Layer, LayerError, PureLayer, Wrapped, as_layer
+from trax_torch.layers.base import Fn, Layer, LayerError, Mode, PureLayer, Wrapped, as_layer
 from trax_torch.layers.combinators import (
     Add,
     BatchLeadingAxes,
@@ -152,10 +159,19 @@ from trax_torch.layers.metrics import (
 )
 from trax_torch.layers.normalization import BatchNorm, FilterResponseNorm, LayerNorm
 from trax_torch.layers.pooling import AvgPool, MaxPool, SumPool
+from trax_torch.layers.research.efficient_attention import (
+    EncDecAttention,
+    LSHSelfAttention,
+    SelfAttention,
+)
 from trax_torch.layers.reversible import (
+    ReversibleConcatenatePair,
     ReversibleHalfResidual,
     ReversibleLayer,
+    ReversiblePrintShape,
+    ReversibleReshape,
     ReversibleSelect,
+    ReversibleSerial,
     ReversibleSwap,
 )
 from trax_torch.layers.rnn import (
@@ -222,6 +238,7 @@ __all__ = [
     "Dup",
     "Elu",
     "Embedding",
+    "EncDecAttention",
     "EncoderDecoderMask",
     "Exp",
     "FastGelu",
@@ -243,6 +260,7 @@ __all__ = [
     "KaimingNormalInitializer",
     "KaimingUniformInitializer",
     "L2Loss",
+    "LSHSelfAttention",
     "LSTMCell",
     "Layer",
     "LayerError",
@@ -262,6 +280,7 @@ __all__ = [
     "Mean",
     "MergeHeads",
     "Min",
+    "Mode",
     "MultiRNNCell",
     "Multiply",
     "Negate",
@@ -278,14 +297,19 @@ __all__ = [
     "RandomUniformInitializer",
     "Relu",
     "Residual",
+    "ReversibleConcatenatePair",
     "ReversibleHalfResidual",
     "ReversibleLayer",
+    "ReversiblePrintShape",
+    "ReversibleReshape",
     "ReversibleSelect",
+    "ReversibleSerial",
     "ReversibleSwap",
     "ScaledInitializer",
     "Scan",
     "ScanSRUCell",
     "Select",
+    "SelfAttention",
     "Selu",
     "SequenceAccuracy",
     "Serial",
@@ -324,7 +348,12 @@ __all__ = [
     "log_softmax",
     "logsoftmax_sample",
     "multigaussian_loss",
+    "np_from_file",
+    "np_to_file",
+    "on_accelerator",
+    "on_cpu",
     "one_hot",
     "outputs_onto_stack",
+    "to_list",
     "unflatten_weights_and_state",
 ]

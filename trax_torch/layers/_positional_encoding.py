@@ -10,7 +10,8 @@ import torch
 
 from trax_torch.layers import _predict
 from trax_torch.layers import initializers as init
-from trax_torch.layers.base import Layer
+from trax_torch.layers._dropout import kept
+from trax_torch.layers.base import Layer, Mode
 
 
 class ShiftRight(Layer):
@@ -26,7 +27,7 @@ class ShiftRight(Layer):
     Source: Trax `layers/attention.py::ShiftRight`.
     """
 
-    def __init__(self, n_positions: int = 1, mode: str = "train"):
+    def __init__(self, n_positions: int = 1, mode: Mode = "train"):
         super().__init__(name=f"ShiftRight({n_positions})")
         if n_positions < 1:
             raise ValueError(f"ShiftRight moves by at least 1 position; got {n_positions}.")
@@ -76,7 +77,7 @@ class PositionalEncoding(Layer):
         start_from_zero_prob: float = 1.0,
         max_offset_to_add: int = 0,
         d_feature: int | None = None,
-        mode: str = "train",
+        mode: Mode = "train",
         *,
         stepwise: bool = True,
     ):
@@ -124,12 +125,13 @@ class PositionalEncoding(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (batch, length, d_feature) to the same shape."""
-        n, start, memory = x.shape[1], 0, self._memory
+        n, start = x.shape[1], 0
+        memory: Any = self._memory
         moment: Any = getattr(memory, "moment", None)
         if moment is not None:
             pass
         elif memory is not None:
-            start = memory.advance(n)  # type: ignore[operator]
+            start = memory.advance(n)
         elif n > self._max_len:
             raise ValueError(
                 f"A sequence of {n} positions came, but the model was built for max_len="
@@ -147,9 +149,9 @@ class PositionalEncoding(Layer):
             shape = [1, *marks.shape]
             for axis in self._dropout_broadcast_dims:
                 shape[axis] = 1
-            keep = torch.empty(shape, dtype=marks.dtype, device=x.device)
-            marks = marks * (keep.bernoulli_(1 - self._dropout) / (1 - self._dropout))
-        return x + marks
+            marks = marks * kept(shape, self._dropout, marks)
+        result: torch.Tensor = x + marks
+        return result
 
     def _random_positions(self, n: int) -> torch.Tensor:
         """Returns n positions in a row, from 0 or a random offset on; as a tensor, to compile."""

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from trax_torch.layers import initializers as init
+from trax_torch.layers._promotion import as_float
 from trax_torch.layers.base import Layer
 
 Tensors = tuple[torch.Tensor, ...]
@@ -65,14 +66,14 @@ class LSTMCell(Layer):
 
     def forward(self, x: Any) -> Any:
         """Maps (..., d_in) and (..., 2 * n_units) to (..., n_units) and the new state."""
-        x, state = x
+        x, state = (as_float(t, self.w.dtype) for t in x)
         c, h = state.chunk(2, dim=-1)
         c, h = _lstm_step(F.linear(torch.cat([x, h], dim=-1), self.w.t(), self.b), c)
         return h, torch.cat([c, h], dim=-1)
 
     def scan(self, xs: Tensors, carry: Tensors, axis: int) -> tuple[Tensors, Tensors]:
         """Takes all steps along an axis; see `Scan`."""
-        (x,), (state,) = xs, carry
+        x, state = (as_float(t, self.w.dtype) for t in (*xs, *carry))
         c, h = state.chunk(2, dim=-1)
         if (
             x.dim() == 3
@@ -179,7 +180,7 @@ class GRUCell(Layer):
 
     def scan(self, xs: Tensors, carry: Tensors, axis: int) -> tuple[Tensors, Tensors]:
         """Takes all steps along an axis; see `Scan`."""
-        (x,), (h,) = xs, carry
+        x, h = (as_float(t, self.w1.dtype) for t in (*xs, *carry))
         sizes = [x.shape[-1], self._n_units]
         (w1_x, w1_h), (w2_x, w2_h) = self.w1.split(sizes), self.w2.split(sizes)
         gates = F.linear(x, w1_x.t(), self.b1).unbind(axis)

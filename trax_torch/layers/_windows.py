@@ -11,6 +11,7 @@ import torch
 
 from trax_torch.layers import base
 from trax_torch.layers import initializers as init
+from trax_torch.layers._promotion import as_float
 from trax_torch.layers.base import Layer
 
 Pads = list[tuple[int, int]]
@@ -110,8 +111,7 @@ class KernelLayer(Layer):
                 f"{self._name} takes tensors with axes {self._lhs}; got shape {tuple(x.shape)}. "
                 f"More axes are taken for batch where N comes first."
             )
-        if not x.is_floating_point():
-            x = x.to(self.weight.dtype)
+        x = as_float(x, self.weight.dtype)
         if not n_extra:
             return x, ()
         return x.flatten(0, n_extra), tuple(x.shape[: n_extra + 1])

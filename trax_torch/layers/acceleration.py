@@ -64,7 +64,8 @@ class Accelerate(Layer):
             twin = torch.compile(layer, backend=self._backend)
             object.__setattr__(self, "_compiled", twin)
         try:
-            return self._compiled(x)
+            compiled: Any = self._compiled
+            return compiled(x)
         except Exception as error:
             if not _torch_private.is_of_the_compiler(error):
                 raise

@@ -1,5 +1,7 @@
 """Activations: layers that apply a function of PyTorch's, nearly all of them element by element.
 
+Where a function is one of real numbers, integers are taken for floats, as in JAX.
+
 Where a function has a corner, its gradient there is Trax's in every release of torch, whose own
 differ: that of `clamp` at its bounds was 1 until 2.13 and is 0 since 2.14.
 """
@@ -10,12 +12,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from trax_torch.layers._promotion import as_float, as_number
 from trax_torch.layers.base import Layer, PureLayer
 
 
 def Relu() -> PureLayer:
     """Returns a layer that computes max(0, x); its slope at 0 is 0."""
-    return PureLayer(F.relu, name="Relu")
+    return PureLayer(_relu, name="Relu")
 
 
 def ParametricRelu(a: float = 1.0) -> PureLayer:
@@ -33,7 +36,7 @@ def LeakyRelu(a: float = 0.01) -> PureLayer:
 
 def Elu(a: float = 1.0) -> PureLayer:
     """Returns a layer that computes x where it is positive, and a (exp(x) - 1) elsewhere."""
-    return PureLayer(functools.partial(F.elu, alpha=a), name="Elu")
+    return PureLayer(functools.partial(_elu, a=a), name="Elu")
 
 
 def Selu(
@@ -49,12 +52,12 @@ def Selu(
 
 def Gelu() -> PureLayer:
     """Returns a layer that computes x times the normal distribution's cumulative probability."""
-    return PureLayer(F.gelu, name="Gelu")
+    return PureLayer(_gelu, name="Gelu")
 
 
 def FastGelu() -> PureLayer:
     """Returns a layer that computes Gelu by its tanh approximation."""
-    return PureLayer(functools.partial(F.gelu, approximate="tanh"), name="FastGelu")
+    return PureLayer(functools.partial(_gelu, approximate="tanh"), name="FastGelu")
 
 
 def Sigmoid() -> PureLayer:
@@ -80,12 +83,12 @@ def HardSigmoid() -> PureLayer:
 
 def HardTanh() -> PureLayer:
     """Returns a layer that computes x, cut off below -1 and above 1; its slope there is 1/2."""
-    return PureLayer(functools.partial(cut_off, low=-1, high=1), name="HardTanh")
+    return PureLayer(_hard_tanh, name="HardTanh")
 
 
 def Softplus() -> PureLayer:
     """Returns a layer that computes log(1 + exp(x))."""
-    return PureLayer(F.softplus, name="Softplus")
+    return PureLayer(_softplus, name="Softplus")
 
 
 def Exp() -> PureLayer:
@@ -100,7 +103,7 @@ def Log() -> PureLayer:
 
 def Swish() -> PureLayer:
     """Returns a layer that computes x * sigmoid(x)."""
-    return PureLayer(F.silu, name="Swish")
+    return PureLayer(_swish, name="Swish")
 
 
 def Glu() -> PureLayer:
@@ -151,6 +154,10 @@ def cut_off(x: torch.Tensor, low: float, high: float | None = None) -> torch.Ten
     return torch.maximum(x, x.new_full((), low))
 
 
+def _relu(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(as_number(x))
+
+
 def _parametric_relu(x: torch.Tensor, a: float) -> torch.Tensor:
     return cut_off(a * x, 0)
 
@@ -159,12 +166,32 @@ def _leaky_relu(x: torch.Tensor, a: float) -> torch.Tensor:
     return torch.where(x >= 0, x, a * x)
 
 
+def _elu(x: torch.Tensor, a: float) -> torch.Tensor:
+    return F.elu(as_float(x), a)
+
+
 def _selu(x: torch.Tensor, alpha: float, lmbda: float) -> torch.Tensor:
-    return lmbda * F.elu(x, alpha)
+    return lmbda * _elu(x, alpha)
+
+
+def _gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    return F.gelu(as_float(x), approximate=approximate)
+
+
+def _softplus(x: torch.Tensor) -> torch.Tensor:
+    return F.softplus(as_float(x))
+
+
+def _swish(x: torch.Tensor) -> torch.Tensor:
+    return F.silu(as_float(x))
 
 
 def _hard_sigmoid(x: torch.Tensor) -> torch.Tensor:
-    return cut_off(1 + x, 0, 1)
+    return cut_off(1 + as_number(x), 0, 1)
+
+
+def _hard_tanh(x: torch.Tensor) -> torch.Tensor:
+    return cut_off(as_number(x), -1, 1)
 
 
 def _glu(x: torch.Tensor) -> torch.Tensor:
@@ -173,4 +200,4 @@ def _glu(x: torch.Tensor) -> torch.Tensor:
             f"Glu splits vectors in two halves, so their size is even; got {x.shape[-1]}. Make the "
             f"layer before it twice as wide as what comes out."
         )
-    return F.glu(x)
+    return F.glu(as_float(x))

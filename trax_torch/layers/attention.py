@@ -1,23 +1,26 @@
 """Attention, its masks, and what tells a transformer where it is.
 
-The scores are computed by `torch.nn.functional.scaled_dot_product_attention` throughout.
+Without dropout, scores are torch's `scaled_dot_product_attention`'s throughout.
 """
 
 import functools
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from trax_torch.layers import _predict
+from trax_torch.layers._dropout import attend
 from trax_torch.layers._positional_encoding import PositionalEncoding as PositionalEncoding
 from trax_torch.layers._positional_encoding import ShiftRight as ShiftRight
-from trax_torch.layers.base import Layer, PureLayer
+from trax_torch.layers._promotion import as_float
+from trax_torch.layers.base import Layer, Mode, PureLayer
 from trax_torch.layers.combinators import Branch, Cache, Parallel, Select, Serial
 from trax_torch.layers.core import Dense, is_of_few_rows
 
 
-def Attention(d_feature: int, n_heads: int = 1, dropout: float = 0.0, mode: str = "train") -> Layer:
+def Attention(
+    d_feature: int, n_heads: int = 1, dropout: float = 0.0, mode: Mode = "train"
+) -> Layer:
     """Returns a layer of self-attention over the positions that a mask shows.
 
     Args:
@@ -43,7 +46,7 @@ def AttentionQKV(
     d_feature: int,
     n_heads: int = 1,
     dropout: float = 0.0,
-    mode: str = "train",
+    mode: Mode = "train",
     cache_KV_in_predict: bool = False,
     q_sparsity: Any = None,
     result_sparsity: Any = None,
@@ -105,10 +108,10 @@ class PureAttention(Layer):
     Source: Trax `layers/attention.py::PureAttention`.
     """
 
-    def __init__(self, n_heads: int = 1, dropout: float = 0.0, mode: str = "train"):
+    def __init__(self, n_heads: int = 1, dropout: float = 0.0, mode: Mode = "train"):
         super().__init__(n_in=4, n_out=2)
         self._n_heads = n_heads
-        self._dropout = _checked_dropout(dropout)
+        self._dropout = checked_dropout(dropout)
         self._set_mode(mode)
 
     def forward(self, x: Any) -> Any:
@@ -129,9 +132,9 @@ class DotProductAttention(Layer):
     Source: Trax `layers/attention.py::DotProductAttention`.
     """
 
-    def __init__(self, dropout: float = 0.0, mode: str = "train"):
+    def __init__(self, dropout: float = 0.0, mode: Mode = "train"):
         super().__init__(n_in=4)
-        self._dropout = _checked_dropout(dropout)
+        self._dropout = checked_dropout(dropout)
         self._set_mode(mode)
 
     def forward(self, x: Any) -> torch.Tensor:
@@ -149,7 +152,7 @@ def CausalAttention(
     dropout: float = 0.0,
     max_inference_length: int = 2048,
     use_dconv: bool = False,
-    mode: str = "train",
+    mode: Mode = "train",
 ) -> Layer:
     """Returns a layer of self-attention in which no position sees a later one.
 
@@ -227,9 +230,11 @@ class DotProductCausalAttention(Layer):
     Source: Trax `layers/attention.py::DotProductCausalAttention`.
     """
 
-    def __init__(self, dropout: float = 0.0, max_inference_length: int = 2048, mode: str = "train"):
+    def __init__(
+        self, dropout: float = 0.0, max_inference_length: int = 2048, mode: Mode = "train"
+    ):
         super().__init__(n_in=3)
-        self._dropout = _checked_dropout(dropout)
+        self._dropout = checked_dropout(dropout)
         self._max_inference_length = max_inference_length
         self._set_mode(mode)
 
@@ -241,20 +246,11 @@ class DotProductCausalAttention(Layer):
 
     def forward(self, x: Any) -> torch.Tensor:
         """Maps (queries, keys, values), each (..., length, d_head), to (..., length, d_head)."""
-        queries, keys, values = x
-        visible = None
+        queries, keys, values = map(as_float, x)
         if self._memory is not None:
-            keys, values, visible = self._memory.append(keys, values)  # type: ignore[operator]
-            if torch.compiler.is_compiling() and is_of_few_rows(queries, queries.shape[-2]):
-                return _written_out(queries, keys, values, visible)
-        return F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=visible,
-            dropout_p=self._dropout if self.training else 0.0,
-            is_causal=visible is None and queries.shape[-2] > 1,
-        )
+            return attend_to_past(self._memory, queries, keys, values)
+        dropout = self._dropout if self.training else 0.0
+        return attend(queries, keys, values, dropout=dropout, is_causal=queries.shape[-2] > 1)
 
 
 def SplitIntoHeads(n_heads: int, merged_batch_and_head: bool = True) -> PureLayer:
@@ -317,7 +313,54 @@ def _check_heads(d_feature: int, n_heads: int) -> None:
         )
 
 
-def _checked_dropout(dropout: float) -> float:
+def attend_to_past(
+    memory: Any, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Attends from new positions to all that a `KVCache` remembers, and remembers them, too.
+
+    Args:
+      memory: the cache.
+      queries, keys, values: of the new positions, each (..., n, d_head).
+
+    Returns:
+      Floats (..., n, d_head).
+    """
+    keys, values, visible = memory.append(keys, values)
+    n = queries.shape[-2]
+    if torch.compiler.is_compiling() and is_of_few_rows(queries, n):
+        return _written_out(queries, keys, values, visible)
+    return attend(queries, keys, values, visible, is_causal=visible is None and n > 1)
+
+
+def attend_where_shown(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """Attends to keys that a mask shows; if `causal`, to none later than the query.
+
+    Args:
+      queries: floats (batch, heads, n, d_head).
+      keys, values: floats (batch, heads, length, d_head).
+      mask: booleans (batch, length), or None for all.
+      causal: hides later keys; there are as many as queries then.
+
+    Returns:
+      Floats (batch, heads, n, d_head). A query that sees nothing attends to all evenly.
+    """
+    if mask is None:
+        return attend(queries, keys, values, is_causal=causal)
+    visible = mask[:, None, None, :]
+    if causal:
+        n = queries.shape[-2]
+        visible = visible & torch.ones(n, n, dtype=torch.bool, device=mask.device).tril()
+    return _attend(queries, keys, values, visible, 0.0)
+
+
+def checked_dropout(dropout: float) -> float:
+    """Returns a dropout rate; ValueError if it is none."""
     if not 0 <= dropout < 1:
         raise ValueError(f"A dropout rate is at least 0 and below 1; got {dropout}.")
     return dropout
@@ -331,8 +374,9 @@ def _attend(
     dropout: float,
 ) -> torch.Tensor:
     """Attends where the mask is not 0; a query that sees nothing attends evenly."""
+    queries, keys, values = as_float(queries), as_float(keys), as_float(values)
     if mask is None:
-        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+        return attend(queries, keys, values, None, dropout)
     n, length = queries.shape[-2], keys.shape[-2]
     # Written out, since the compiler does not find a size of its own in a tuple of sizes.
     fits = mask.shape[-1] == length or mask.shape[-1] == 1
@@ -345,9 +389,7 @@ def _attend(
     # A score of -1e9 everywhere is the same score everywhere. So is the score of a query of zeros,
     # and that holds in half precision too, where -1e9 is -inf and its softmax NaN.
     blind = ~visible.any(dim=-1, keepdim=True)
-    return F.scaled_dot_product_attention(
-        queries.masked_fill(blind, 0.0), keys, values, attn_mask=visible | blind, dropout_p=dropout
-    )
+    return attend(queries.masked_fill(blind, 0.0), keys, values, visible | blind, dropout)
 
 
 def _written_out(
@@ -359,7 +401,8 @@ def _written_out(
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
     weights = scores.softmax(-1)
-    return (weights[..., None] * values[..., None, :, :]).sum(-2)
+    result: torch.Tensor = (weights[..., None] * values[..., None, :, :]).sum(-2)
+    return result
 
 
 def _padding_mask(x: torch.Tensor, pad: int) -> torch.Tensor:
@@ -379,13 +422,17 @@ def _encoder_decoder_mask(xs: Any) -> torch.Tensor:
             f"got vectors of shape {tuple(vectors.shape)}. Put it after the embedding."
         )
     batch, length = mask.shape[0], mask.shape[-1]
-    return mask.reshape(batch, 1, 1, length).expand(batch, 1, vectors.shape[1], length)
+    result: torch.Tensor = mask.reshape(batch, 1, 1, length).expand(
+        batch, 1, vectors.shape[1], length
+    )
+    return result
 
 
 def _split_heads(x: torch.Tensor, n_heads: int, merged: bool) -> torch.Tensor:
     _check_heads(x.shape[-1], n_heads)
     heads = x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
-    return heads.flatten(0, 1) if merged else heads
+    result: torch.Tensor = heads.flatten(0, 1) if merged else heads
+    return result
 
 
 def _merge_heads(x: torch.Tensor, n_heads: int, merged: bool) -> torch.Tensor:

@@ -13,13 +13,14 @@ from torch import nn
 
 from trax_torch import _nest, _seeds, shapes
 from trax_torch.layers import _protocol
-from trax_torch.layers._predict import Predicting, foreign_caches
-from trax_torch.layers._protocol import LayerError, ShapePass, expect_tensors
+from trax_torch.layers._predict import HasPlace, Predicting, foreign_caches
+from trax_torch.layers._protocol import LayerError, Mode, ShapePass, expect_tensors
 
 __all__ = [
     "Fn",
     "Layer",
     "LayerError",
+    "Mode",
     "PureLayer",
     "Wrapped",
     "as_layer",
@@ -33,7 +34,7 @@ MODES = ("train", "eval", "predict")
 call = nn.Module.__call__
 
 
-class Layer(_protocol.InTraxOrder):
+class Layer(_protocol.InTraxOrder, _protocol.OwnGradient, HasPlace):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A module that says how many tensors it takes and gives; base class of all layers.
 
     `n_in` tensors come in and `n_out` go out: one travels bare, several as a tuple, none as `()`.
@@ -79,7 +80,6 @@ class Layer(_protocol.InTraxOrder):
         self._name = name or type(self).__name__
         self._sublayers_to_print = sublayers_to_print
         self._order = ()
-        self.register_module("_memory", None)
         self._pass: ShapePass | None = None  # the pass of shapes under way, if any
         self._init_cached = False
         self._caller = _protocol.creation_site()
@@ -88,7 +88,7 @@ class Layer(_protocol.InTraxOrder):
 
     # What a subclass overrides.
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, /) -> Any:
         """Returns the layer's outputs for its inputs, both packed as the class says."""
         raise TypeError(f"{self._name} has no forward(x); a layer must override it.")
 
@@ -122,8 +122,7 @@ class Layer(_protocol.InTraxOrder):
         if torch.compiler.is_compiling():
             return super().__call__(x)
         if _nest.has_foreign(x):
-            with torch.no_grad():
-                return _nest.to_arrays(self(_nest.to_tensors(x, _protocol.device_of(self))))
+            return _protocol.in_arrays(self, x)
         try:
             return super().__call__(x)
         except Exception as error:
@@ -134,18 +133,18 @@ class Layer(_protocol.InTraxOrder):
     def init(
         self,
         input_signature: Any,
-        rng: "int | torch.Generator | None" = None,
+        rng: Any = None,
         use_cache: bool = False,
     ) -> tuple[Any, Any]:
         """Makes new random weights, and new state, for inputs of a given signature.
 
-        Shapes flow through the layer on torch's meta device, and each sublayer makes its weights
-        when they reach it. Parameters whose shape does not change keep their identity.
+        Shapes flow through the layers inside, and each makes its weights when they reach it; what
+        wants numbers is run on zeros. Parameters whose shape does not change keep their identity.
 
         Args:
           input_signature: a `ShapeDtype` or a tuple of them; arrays and tensors stand for theirs.
             None where no layer needs one.
-          rng: a seed or a generator; by default torch's default generator decides.
+          rng: a seed, a generator or a key; by default torch's default generator decides.
           use_cache: if True, a layer that this call has initialized before answers
             `(GET_WEIGHTS_FROM_CACHE, GET_STATE_FROM_CACHE)`, as Trax's combinators want.
 
@@ -159,18 +158,18 @@ class Layer(_protocol.InTraxOrder):
             return _protocol.GET_WEIGHTS_FROM_CACHE, _protocol.GET_STATE_FROM_CACHE
         self._init_cached = use_cache
         if self._pass is not None:  # called by a layer that initializes its sublayers by hand
-            self._pass.run(self, input_signature)
+            self._pass.make(self, input_signature)
         else:
             seed = _seeds.ambient_seed() if rng is None else _seeds.as_seed(rng)
             with ShapePass(self, _seeds.generator(seed, "init")) as shape_pass:
-                shape_pass.run(self, input_signature)
+                shape_pass.make(self, input_signature)
         return self.weights, self.state
 
-    def init_missing(self, input_signature: Any, rng: "int | torch.Generator") -> None:
+    def init_missing(self, input_signature: Any, rng: Any) -> None:
         """Makes weights for those sublayers alone that have none yet; arguments are `init`'s."""
         generator = _seeds.generator(_seeds.as_seed(rng), "init")
         with ShapePass(self, generator, renew=False) as shape_pass:
-            shape_pass.run(self, input_signature)
+            shape_pass.make(self, input_signature)
 
     @property
     def is_initialized(self) -> bool:
@@ -259,24 +258,26 @@ class Layer(_protocol.InTraxOrder):
     def init_from_file(
         self, file_name: str, weights_only: bool = False, input_signature: Any = None
     ) -> tuple[Any, Any]:
-        """Fills weights, and state unless `weights_only`, from a file.
+        """Fills weights, and state unless `weights_only`, from a file or a checkpoint.
 
         Nothing in the file is run. A layer that was never initialized takes its shapes from the
         file; one that was keeps its own, and a file that does not fit changes nothing.
 
         Args:
-          file_name: path of a safetensors file that `save_to_file` wrote; or, ending in `.pkl.gz`,
-            of a file or a checkpoint that Trax wrote.
-          weights_only: leaves the state as it is.
+          file_name: path of a safetensors file that `save_to_file` or `trax_torch.export` wrote;
+            or, ending in `.pkl.gz`, of a file or a checkpoint that Trax wrote; or the place of a
+            run's checkpoint, 'run' or 'run/lowest_loss', as `trax_torch.load_weights` takes it.
+          weights_only: leaves the state as it is; a file without state is refused otherwise.
           input_signature: initializes the layer first; by default only what the file holds is set.
 
         Returns:
           `(weights, state)`.
 
         Raises:
-          FileNotFoundError: if there is no such file.
+          FileNotFoundError: if there is no such file or checkpoint.
           CheckpointError: if the file is damaged, or holds another model (an `IndexError` too),
             with the first differences.
+          ValueError: if only `init` can make the layer's weights, and there are none yet.
         """
         if input_signature is not None:
             self.init(input_signature)
@@ -286,9 +287,9 @@ class Layer(_protocol.InTraxOrder):
     def save_to_file(
         self, file_name: str, weights_only: bool = False, input_signature: Any = None
     ) -> None:
-        """Writes weights, and state unless `weights_only`, to a safetensors file.
+        """Writes weights, and state unless `weights_only`, to a safetensors file of any name.
 
-        The file is whole or not there.
+        It is whole or not there. `init_from_file` reads it, also where it is called `.pkl.gz`.
 
         `input_signature` is Trax's and is kept in the file's header for people to read.
         """
@@ -310,7 +311,7 @@ class Layer(_protocol.InTraxOrder):
         return self._n_out
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """`'train'`, `'eval'` or `'predict'`: what the layer does now."""
         if self._memory is not None:
             return "predict"
@@ -348,7 +349,7 @@ class Layer(_protocol.InTraxOrder):
 
     # How layers of this package are made.
 
-    def _set_mode(self, mode: str, max_length: int | None = None) -> None:
+    def _set_mode(self, mode: Mode, max_length: int | None = None) -> None:
         """Puts a layer being built in `mode`; `max_length` is for its memory in predict mode."""
         if mode not in MODES:
             raise ValueError(f"A mode is one of {', '.join(map(repr, MODES))}; got {mode!r}.")
@@ -370,7 +371,7 @@ class Layer(_protocol.InTraxOrder):
         self._pass.bring_back(self)
         self.init_weights_and_state(input_signature)
         self._settle()
-        self._pass.set_aside(self)
+        self._pass.made(self)
 
     def _settle(self) -> None:
         """Notes that the weights are there; the layer can be called from now on."""
@@ -421,12 +422,12 @@ def Fn(name: str, f: Callable[..., Any], n_out: int = 1) -> PureLayer:
 
     Args:
       name: what it prints as.
-      f: a function of positional arguments alone; their number is the layer's `n_in`. It returns
-        one tensor, or a tuple of `n_out`.
+      f: a function of positional arguments; their number is the layer's `n_in`. It returns one
+        tensor, or a tuple of `n_out`. What else it takes, `functools.partial` gives it by name.
       n_out: number of outputs.
 
     Raises:
-      ValueError: if `f` has default, keyword or variable arguments, which leave `n_in` open.
+      ValueError: if `f` has default or variable arguments, which leave `n_in` open.
 
     Example:
       >>> Fn('SumAndMax', lambda a, b: (a + b, torch.maximum(a, b)), n_out=2)
@@ -460,10 +461,7 @@ def as_layer(
     if isinstance(module, Layer):
         return module
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"A layer is made of an nn.Module; got {type(module).__name__}. For a function f(x), "
-            f"use layers.Fn('Name', f)."
-        )
+        raise TypeError(_protocol.not_a_module(module))
     return Wrapped(module, n_in, n_out, name)
 
 
@@ -475,6 +473,7 @@ class Wrapped(Layer):
         super().__init__(n_in, n_out, name or type(module).__name__, sublayers_to_print=())
         self.module = module
         self.training = module.training
+        self._is_elementwise = type(module) in _protocol.ELEMENTWISE
 
     def _identity(self) -> int:
         return id(self.module)
@@ -484,6 +483,8 @@ class Wrapped(Layer):
         if self._n_in == 1:
             return self.module(x)
         _protocol.check_n_in(x, self._n_in)
+        if self._is_elementwise:
+            _protocol.refuse_if_expanded(*x)
         return self.module(*x)
 
 

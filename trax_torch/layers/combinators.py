@@ -178,7 +178,8 @@ def Branch(*layers: Any, name: str = "Branch") -> Layer:
     Source: Trax `layers/combinators.py::Branch`.
     """
     if len(layers) == 1:
-        return layers[0]
+        result: Layer = layers[0]
+        return result
     parallel = Parallel(*layers)
     indices = [i for layer in parallel.sublayers for i in range(layer.n_in)]
     return Serial(Select(indices), parallel, name=name, sublayers_to_print=layers)
@@ -304,7 +305,8 @@ class Cond(Layer):
 def Chunk(layer: Any, chunk_size: int, pass_unchunkable: bool = True) -> Layer:
     """Returns a layer that runs `layer` on chunks of the batch, to save memory.
 
-    A chunk's activations are not kept for the backward pass, but computed again there.
+    A chunk's activations are not kept for the backward pass, but computed again there. In predict
+    mode, where there is none, a batch is one chunk.
 
     Args:
       layer: works row by row, along axis 0.
@@ -315,10 +317,10 @@ def Chunk(layer: Any, chunk_size: int, pass_unchunkable: bool = True) -> Layer:
     """
     layer = as_layer(layer)
     if chunk_size < 1:
-        return layer
-    cut = functools.partial(_to_chunks, size=chunk_size, pass_unchunkable=pass_unchunkable)
+        result: Layer = layer
+        return result
     return Serial(
-        PureLayer(cut, n_in=layer.n_in, n_out=layer.n_in, name="ReshapeToChunks"),
+        _ToChunks(layer.n_in, chunk_size, pass_unchunkable),
         Scan(layer, axis=0, n_carry=0, remat=True),
         PureLayer(_from_chunks, n_in=layer.n_out, n_out=layer.n_out, name="ReshapeFromChunks"),
     )
@@ -371,7 +373,8 @@ class BatchLeadingAxes(Layer):
         batch = math.prod(lead)  # not -1, which an empty tensor leaves open
         flat = tuple(t.reshape(batch, *t.shape[-self._n_last :]) for t in inputs)
         output = base.call(self._modules["0"], flat[0] if self._n_in == 1 else flat)
-        return output.reshape(*lead, *output.shape[1:])
+        result: torch.Tensor = output.reshape(*lead, *output.shape[1:])
+        return result
 
 
 def Bidirectional(forward_layer: Any, axis: int = 1, merge_layer: Any = None) -> Serial:
@@ -429,19 +432,28 @@ def ensure_flat(layers: Any) -> list[Layer]:
     return [as_layer(layer) for layer in flat(layers)]
 
 
-def _to_chunks(xs: Any, size: int, pass_unchunkable: bool) -> Any:
-    def cut(x: torch.Tensor) -> torch.Tensor:
+class _ToChunks(Layer):
+    def __init__(self, n_items: int, size: int, pass_unchunkable: bool):
+        super().__init__(n_in=n_items, n_out=n_items, name="ReshapeToChunks")
+        self._size = size
+        self._pass_unchunkable = pass_unchunkable
+
+    def forward(self, x: Any) -> Any:
+        return _nest.map_leaves(self._cut, x)
+
+    def _cut(self, x: torch.Tensor) -> torch.Tensor:
         batch = x.shape[0]
-        if batch % size == 0:
-            return x.unflatten(0, (batch // size, size))
-        if pass_unchunkable:
+        if self._memory is not None:  # what a layer remembers is of all rows
+            return x.unsqueeze(0)
+        if batch % self._size == 0:
+            result: torch.Tensor = x.unflatten(0, (batch // self._size, self._size))
+            return result
+        if self._pass_unchunkable:
             return x.unsqueeze(0)
         raise ValueError(
-            f"Chunk cuts batches into chunks of {size} rows, and this one has {batch}. Choose a "
-            f"size that divides it, or pass_unchunkable=True."
+            f"Chunk cuts batches into chunks of {self._size} rows, and this one has {batch}. "
+            f"Choose a size that divides it, or pass_unchunkable=True."
         )
-
-    return _nest.map_leaves(cut, xs)
 
 
 def _from_chunks(xs: Any) -> Any:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from trax_torch.layers import _predict
 from trax_torch.layers import initializers as init
+from trax_torch.layers._promotion import as_float
 from trax_torch.layers._windows import KernelLayer, flat_pads, pads_of
 from trax_torch.layers.base import Layer
 
@@ -199,7 +200,7 @@ class CausalDepthwiseConv(Layer):
         """Maps (batch, length, d_feature) to the same shape."""
         if x.shape[1] == 0:
             return x
-        x = _after_the_past(x, self._kernel_size - 1, self._memory)
+        x = _after_the_past(as_float(x), self._kernel_size - 1, self._memory)
         kernel = self.weight.to(x.dtype).flip(0).t()[:, None, None]  # one channel in for each out
         x = x.unsqueeze(1).permute(0, 3, 1, 2)  # as images of height 1, channels last in memory
         return F.conv2d(x, kernel, groups=x.shape[1]).permute(0, 2, 3, 1).squeeze(1)

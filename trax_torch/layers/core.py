@@ -20,7 +20,10 @@ from trax_torch.layers._core import log_softmax as log_softmax
 from trax_torch.layers._core import logsoftmax_sample as logsoftmax_sample
 from trax_torch.layers._core import multigaussian_loss as multigaussian_loss
 from trax_torch.layers._core import one_hot as one_hot
-from trax_torch.layers.base import Layer, PureLayer
+from trax_torch.layers._dropout import drop, kept
+from trax_torch.layers._ids import can_look, check_ids
+from trax_torch.layers._promotion import as_float, as_number
+from trax_torch.layers.base import Layer, Mode, PureLayer
 
 
 class Dense(Layer):
@@ -104,7 +107,9 @@ class Dense(Layer):
 class Embedding(Layer):
     """Maps ids to trainable vectors.
 
-    Ids are clipped into [0, vocab_size), as Trax does on every backend.
+    Ids are clipped into [0, vocab_size), as Trax does on every backend; there is a warning if some
+    of those that come first are outside. Within `torch.autograd.detect_anomaly()` every batch is
+    looked at, and such ids are an error.
 
     Args:
       vocab_size: number of ids.
@@ -116,7 +121,7 @@ class Embedding(Layer):
     Weights in Trax's order: the table alone, shape (vocab_size, d_feature).
 
     Raises:
-      LayerError: if the ids are not integers.
+      LayerError: if the ids are not integers; or outside, where every batch is looked at.
 
     Source: Trax `layers/core.py::Embedding`.
     """
@@ -137,6 +142,7 @@ class Embedding(Layer):
         self._kernel_initializer = kernel_initializer or init.ScaledInitializer(
             out_dim=-1, in_dim=-2, scale=1.0, mode="fan_out", distribution="uniform"
         )
+        self._has_looked = False
         self.weight: Any
         self.register_parameter("weight", None)
 
@@ -152,7 +158,17 @@ class Embedding(Layer):
                 f"{self._name} looks up token ids, which are integers; got {x.dtype}. Convert the "
                 f"batch, x.astype(np.int32), or put the inputs first in it."
             )
+        if not torch.compiler.is_compiling() and (
+            not self._has_looked or torch.is_anomaly_enabled()
+        ):
+            self._look(x)
         return F.embedding(x.clamp(0, self.weight.shape[0] - 1), self.weight)
+
+    def _look(self, x: torch.Tensor) -> None:
+        """Says if ids are clipped; once, since on a GPU to look is to wait for it."""
+        if self._pass is None and can_look(x):
+            self._has_looked = True
+            check_ids(self._name, x, self.weight.shape[0])
 
 
 class Dropout(Layer):
@@ -171,7 +187,7 @@ class Dropout(Layer):
     Source: Trax `layers/core.py::Dropout`; Srivastava et al. 2014.
     """
 
-    def __init__(self, rate: float = 0.0, shared_axes: Any = None, mode: str = "train"):
+    def __init__(self, rate: float = 0.0, shared_axes: Any = None, mode: Mode = "train"):
         super().__init__()
         if not 0 <= rate < 1:
             raise ValueError(f"A dropout rate is at least 0 and below 1; got {rate}.")
@@ -180,16 +196,17 @@ class Dropout(Layer):
         self._set_mode(mode)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns a tensor of the same shape and type."""
+        """Returns a tensor of the same shape, and type; integers become floats where they grow."""
         if not self.training or self._rate == 0:
             return x
+        x = as_float(x)
         if not self._shared_axes:
-            return F.dropout(x, self._rate)
+            return drop(x, self._rate)
         shape = list(x.shape)
-        for axis in self._shared_axes:
+        axes: Any = self._shared_axes
+        for axis in axes:
             shape[axis] = 1
-        keep = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self._rate)
-        return x * (keep / (1 - self._rate))
+        return x * kept(shape, self._rate, x)
 
     def _own_tree(self, kind: str) -> Any:
         return torch.tensor(self._rate) if kind == "state" else ()
@@ -239,7 +256,8 @@ class Weights(Layer):
 
     def forward(self, x: Any = ()) -> torch.Tensor:
         """Returns the tensor."""
-        return self.weight
+        result: torch.Tensor = self.weight
+        return result
 
 
 class RandomUniform(Layer):
@@ -318,7 +336,7 @@ def LogSoftmax(axis: int = -1) -> PureLayer:
 
 def Softmax(axis: int = -1) -> PureLayer:
     """Returns a layer that computes the softmax along an axis."""
-    return PureLayer(functools.partial(F.softmax, dim=axis), name="Softmax")
+    return PureLayer(functools.partial(_softmax, axis=axis), name="Softmax")
 
 
 def LogSumExp(axis: int = -1) -> PureLayer:
@@ -334,7 +352,7 @@ def ToFloat() -> PureLayer:
 
 def Negate() -> PureLayer:
     """Returns a layer that computes -x."""
-    return PureLayer(torch.neg, name="Negate")
+    return PureLayer(_negate, name="Negate")
 
 
 def StopGradient() -> PureLayer:
@@ -347,7 +365,7 @@ def ArgMax(axis: int = -1) -> PureLayer:
 
     With `axis=None` it is the place among all values, row by row.
     """
-    return PureLayer(functools.partial(torch.argmax, dim=axis), name="ArgMax")
+    return PureLayer(functools.partial(_argmax, axis=axis), name="ArgMax")
 
 
 def ThresholdToBinary(threshold: float = 0.5) -> PureLayer:
@@ -437,8 +455,19 @@ def _flatten(x: torch.Tensor, n_axes_to_keep: int) -> torch.Tensor:
 
 
 def _mean(x: torch.Tensor, axis: Any, keepdims: bool) -> torch.Tensor:
-    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    return torch.mean(x, dim=axis, keepdim=keepdims)
+    return torch.mean(as_float(x), dim=axis, keepdim=keepdims)
+
+
+def _negate(x: torch.Tensor) -> torch.Tensor:
+    return -as_number(x)
+
+
+def _argmax(x: torch.Tensor, axis: int | None) -> torch.Tensor:
+    return torch.argmax(as_number(x), dim=axis)
+
+
+def _softmax(x: torch.Tensor, axis: int) -> torch.Tensor:
+    return F.softmax(as_float(x), dim=axis)
 
 
 def _to_float(x: torch.Tensor) -> torch.Tensor:

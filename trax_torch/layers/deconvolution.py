@@ -80,7 +80,8 @@ class ConvTranspose(KernelLayer):
         y = F.pad(y, flat_pads([self._crop(axis) for axis in range(len(space))]))
         y = y + self.bias.view(-1, *(1,) * len(space))
         y = y.permute(self._to_out)
-        return y.unflatten(0, lead) if lead else y
+        result: torch.Tensor = y.unflatten(0, lead) if lead else y
+        return result
 
     def _crop(self, axis: int) -> tuple[int, int]:
         """How many zeros to add on each side of all that a kernel reaches; negative numbers cut."""

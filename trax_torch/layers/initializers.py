@@ -1,15 +1,23 @@
 """First values of weights: functions `(shape, rng) -> tensor`, drawn in float32 on the CPU.
 
+`rng` is a generator, or a seed: a whole number, or a key of several, as Trax's programs have it.
 On the CPU, so that one seed gives the same weights whatever the device they move to.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
+from trax_torch._seeds import as_generator
+
 Initializer = Callable[..., torch.Tensor]
+Rng: TypeAlias = Any  # a generator; or a whole number, or a key of several
+
+FanMode = Literal["fan_in", "fan_out", "fan_avg"]
+Distribution = Literal["normal", "uniform", "truncated_normal"]
 
 # The deviation of a standard normal distribution cut off at -2 and 2.
 _TRUNCATED_STDDEV = 0.87962566103423978
@@ -26,7 +34,7 @@ def RandomUniformInitializer(lim: float = 1.0) -> Initializer:
 
 
 def ScaledInitializer(
-    out_dim: int, in_dim: int, scale: float, mode: str, distribution: str
+    out_dim: int, in_dim: int, scale: float, mode: FanMode, distribution: Distribution
 ) -> Initializer:
     """Returns an initializer whose variance is `scale` over a number of units.
 
@@ -119,7 +127,7 @@ def InitializerFromFile(path: str) -> Initializer:
 
 
 def AtariConvInit(
-    kernel_shape: Sequence[int], rng: torch.Generator, dtype: torch.dtype = torch.float32
+    kernel_shape: Sequence[int], rng: Rng, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Returns values for a convolution's kernel, uniform with limit 1 / sqrt(inputs of a unit).
 
@@ -148,10 +156,10 @@ class _Normal:
     def __call__(
         self,
         shape: Sequence[int],
-        rng: torch.Generator,
+        rng: Rng,
         nonreceptive_dims: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        return torch.randn(tuple(shape), generator=rng) * self.stddev
+        return torch.randn(tuple(shape), generator=as_generator(rng)) * self.stddev
 
 
 class _Uniform:
@@ -161,21 +169,23 @@ class _Uniform:
     def __call__(
         self,
         shape: Sequence[int],
-        rng: torch.Generator,
+        rng: Rng,
         nonreceptive_dims: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        return (torch.rand(tuple(shape), generator=rng) * 2 - 1) * self.lim
+        return (torch.rand(tuple(shape), generator=as_generator(rng)) * 2 - 1) * self.lim
 
 
 class _Scaled:
-    def __init__(self, out_dim: int, in_dim: int, scale: float, mode: str, distribution: str):
+    def __init__(
+        self, out_dim: int, in_dim: int, scale: float, mode: FanMode, distribution: Distribution
+    ):
         self.out_dim, self.in_dim = out_dim, in_dim
         self.scale, self.mode, self.distribution = scale, mode, distribution
 
     def __call__(
         self,
         shape: Sequence[int],
-        rng: torch.Generator,
+        rng: Rng,
         nonreceptive_dims: Sequence[int] | None = None,
     ) -> torch.Tensor:
         shape = tuple(shape)
@@ -183,11 +193,13 @@ class _Scaled:
         units = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
         stddev = math.sqrt(self.scale / max(units[self.mode], 1))
         if self.distribution == "normal":
-            return torch.randn(shape, generator=rng) * stddev
+            return torch.randn(shape, generator=as_generator(rng)) * stddev
         if self.distribution == "truncated_normal":
-            draws = torch.nn.init.trunc_normal_(torch.empty(shape), a=-2, b=2, generator=rng)
+            draws = torch.nn.init.trunc_normal_(
+                torch.empty(shape), a=-2, b=2, generator=as_generator(rng)
+            )
             return draws * (stddev / _TRUNCATED_STDDEV)
-        return (torch.rand(shape, generator=rng) * 2 - 1) * (math.sqrt(3) * stddev)
+        return (torch.rand(shape, generator=as_generator(rng)) * 2 - 1) * (math.sqrt(3) * stddev)
 
     def _fans(
         self, shape: tuple[int, ...], nonreceptive_dims: Sequence[int] | None
@@ -204,20 +216,23 @@ class _Orthogonal:
     def __init__(self, stddev: float):
         self.stddev = stddev
 
-    def __call__(self, shape: Sequence[int], rng: torch.Generator) -> torch.Tensor:
+    def __call__(self, shape: Sequence[int], rng: Rng) -> torch.Tensor:
         shape = tuple(shape)
         n_rows, n_columns = math.prod(shape[:-1]), math.prod(shape[-1:])
-        tall = torch.randn(max(n_rows, n_columns), min(n_rows, n_columns), generator=rng)
+        tall = torch.randn(
+            max(n_rows, n_columns), min(n_rows, n_columns), generator=as_generator(rng)
+        )
         q, r = torch.linalg.qr(tall)
         q = q * r.diagonal().sign()  # else the signs of r's diagonal are not spread evenly
-        return (q.t() if n_rows < n_columns else q).reshape(shape) * self.stddev
+        result: torch.Tensor = (q.t() if n_rows < n_columns else q).reshape(shape) * self.stddev
+        return result
 
 
 class _FromFile:
     def __init__(self, path: str):
         self.path = path
 
-    def __call__(self, shape: Sequence[int], rng: torch.Generator) -> torch.Tensor:
+    def __call__(self, shape: Sequence[int], rng: Rng) -> torch.Tensor:
         array = np.load(self.path, allow_pickle=False)
         if not isinstance(array, np.ndarray) or tuple(array.shape) != tuple(shape):
             came = getattr(array, "shape", "several arrays")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trax_torch import shapes
+from trax_torch import _nest, shapes
+from trax_torch.layers._ids import can_look, check_targets
 from trax_torch.layers.activation_fns import cut_off
 from trax_torch.layers.base import Layer, PureLayer
 from trax_torch.layers.combinators import Serial
@@ -291,7 +292,8 @@ def _category_accuracy(xs: Any) -> torch.Tensor:
 def _is_right(xs: Any) -> torch.Tensor:
     predictions, targets = xs
     shapes.assert_same_shape(predictions, targets)
-    return (predictions == targets).float()
+    result: torch.Tensor = (predictions == targets).float()
+    return result
 
 
 def _masked_sequence_accuracy(xs: Any) -> torch.Tensor:
@@ -303,7 +305,8 @@ def _masked_sequence_accuracy(xs: Any) -> torch.Tensor:
 def _weighted_sequence_mean(xs: Any) -> torch.Tensor:
     right, weights = xs
     passes = right.bool() | (_fit(weights, right) == 0)
-    return passes.flatten(1).all(dim=1).float().mean()
+    result: torch.Tensor = passes.flatten(1).all(dim=1).float().mean()
+    return result
 
 
 def _category_cross_entropy(xs: Any, label_smoothing: float | None, cutoff: float) -> torch.Tensor:
@@ -314,7 +317,7 @@ def _category_cross_entropy(xs: Any, label_smoothing: float | None, cutoff: floa
             f"{tuple(targets.shape)}. A batch is (inputs, targets, weights), in this order."
         )
     _check_targets(output, targets)
-    known, targets = _known(targets.long(), output.shape[-1])
+    known, targets = _known(targets.long(), output.shape[-1], *weights)
     values = F.cross_entropy(
         _precise(output).flatten(0, -2),
         targets.flatten(),
@@ -374,13 +377,33 @@ def _or_zero(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor
     return torch.where(denominator == 0, 0.0, numerator / denominator)
 
 
-def _known(targets: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _known(
+    targets: torch.Tensor, n: int, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns which targets are categories, and the targets with 0 in the place of others.
 
-    What is no category costs nothing, as in Trax: -1 is a common padding.
+    What is no category costs nothing, as in Trax: -1 is a common padding. One that is too large,
+    and counts, is an error within `torch.autograd.detect_anomaly()`.
     """
+    if not torch.compiler.is_compiling() and torch.is_anomaly_enabled() and can_look(targets):
+        check_targets(targets, n, weights)
     known = (targets >= 0) & (targets < n)
     return known, targets.where(known, 0)
+
+
+def look_at_targets(loss: Layer, n_categories: int, targets: Any, weights: Any = None) -> None:
+    """Warns if category numbers that count are too large for a loss of theirs; see `_known`.
+
+    Args:
+      loss: one whose targets are no category numbers is not looked at.
+      n_categories: how many the model tells apart.
+      targets, weights: of a batch.
+    """
+    functions = [getattr(m, "_forward_fn", None) for m in loss.modules()]
+    functions = [f.func if isinstance(f, functools.partial) else f for f in functions]
+    targets = _nest.to_tensor(targets)
+    if any(f in (_category_cross_entropy, _surprise) for f in functions) and can_look(targets):
+        check_targets(targets, n_categories, _nest.to_tensor(weights))
 
 
 def _check_targets(output: torch.Tensor, targets: torch.Tensor) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from trax_torch.layers.base import Layer
+from trax_torch.layers._promotion import as_float
+from trax_torch.layers.base import Layer, Mode
 
 
 class BatchNorm(Layer):
@@ -45,7 +46,7 @@ class BatchNorm(Layer):
         center: bool = True,
         scale: bool = True,
         momentum: float = 0.999,
-        mode: str = "train",
+        mode: Mode = "train",
     ):
         super().__init__()
         self._axis = (axis,) if isinstance(axis, int) else tuple(axis)
@@ -87,8 +88,7 @@ class BatchNorm(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns a tensor of the same shape and type."""
-        if not x.is_floating_point():
-            x = x.to(torch.get_default_dtype())
+        x = as_float(x)
         averaged, kept = self._axes(x.dim())
         order = [*averaged, *kept]
         sizes = [x.shape[i] for i in order]
@@ -167,10 +167,14 @@ class LayerNorm(Layer):
         d_feature = input_signature.shape[-1]
         self.weights = torch.ones(d_feature), torch.zeros(d_feature)
 
+    @property
+    def epsilon(self) -> float:
+        """What is added to the variance."""
+        return self._epsilon
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns a tensor of the same shape."""
-        if not x.is_floating_point():
-            x = x.to(self.weight.dtype)
+        x = as_float(x, self.weight.dtype)
         if self._center:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self._epsilon)
         return F.rms_norm(x, self.weight.shape, self.weight, self._epsilon)
@@ -200,7 +204,7 @@ class FilterResponseNorm(Layer):
 
     def __init__(
         self,
-        mode: str | None = None,
+        mode: Mode | None = None,
         learn_epsilon: bool = False,
         init_epsilon: float = 1e-6,
         init_learnt_epsilon: float = 1e-4,
@@ -231,8 +235,7 @@ class FilterResponseNorm(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns a tensor of the same shape."""
-        if not x.is_floating_point():
-            x = x.to(torch.get_default_dtype())
+        x = as_float(x)
         epsilon: Any = self._init_epsilon
         if self._learn_epsilon:
             learned = self.epsilon
@@ -242,4 +245,5 @@ class FilterResponseNorm(Layer):
         square = x * x
         if space:  # torch takes no axes for all axes
             square = square.mean(dim=space, keepdim=True)
-        return x * torch.rsqrt(square + epsilon) * self.weight + self.bias
+        result: torch.Tensor = x * torch.rsqrt(square + epsilon) * self.weight + self.bias
+        return result

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
+from trax_torch.layers._promotion import as_float
 from trax_torch.layers._windows import Pads, flat_pads, pads_of
 from trax_torch.layers.base import PureLayer
 
@@ -16,7 +17,7 @@ def MaxPool(
     strides: Sequence[int] | None = None,
     padding: str = "VALID",
 ) -> PureLayer:
-    """Returns a layer that takes the maximum over windows.
+    """Returns a layer that takes the maximum over windows; integers stay integers.
 
     Args:
       pool_size: the window's size along each axis of space; 1 to 3 of them.
@@ -41,7 +42,7 @@ def SumPool(
     strides: Sequence[int] | None = None,
     padding: str = "VALID",
 ) -> PureLayer:
-    """Returns a layer that sums over windows; arguments are `MaxPool`'s.
+    """Returns a layer that sums over windows, integers to int64; arguments are `MaxPool`'s.
 
     Source: Trax `layers/pooling.py::SumPool`.
     """
@@ -53,7 +54,7 @@ def AvgPool(
     strides: Sequence[int] | None = None,
     padding: str = "VALID",
 ) -> PureLayer:
-    """Returns a layer that takes the mean over windows; arguments are `MaxPool`'s.
+    """Returns a layer that takes the mean over windows, a float; arguments are `MaxPool`'s.
 
     What `'SAME'` adds is not counted.
 
@@ -112,6 +113,9 @@ def _pooled(
 def _max(
     x: torch.Tensor, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads
 ) -> torch.Tensor:
+    if not x.is_floating_point():
+        lowest = 0 if x.dtype == torch.bool else torch.iinfo(x.dtype).min
+        return _windows(_padded(x, pads, lowest), window, strides).amax(-1)
     pool = F.max_pool2d if len(window) == 2 else F.max_pool3d
     return pool(_padded(x, pads, -math.inf), window, strides)
 
@@ -119,13 +123,17 @@ def _max(
 def _sum(
     x: torch.Tensor, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads
 ) -> torch.Tensor:
+    x = _padded(x, pads, 0)
+    if not x.is_floating_point():
+        return _windows(x, window, strides).sum(-1)
     pool = F.avg_pool2d if len(window) == 2 else F.avg_pool3d
-    return pool(_padded(x, pads, 0.0), window, strides, divisor_override=1)
+    return pool(x, window, strides, divisor_override=1)
 
 
 def _mean(
     x: torch.Tensor, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads
 ) -> torch.Tensor:
+    x = as_float(x)
     if not any(n for pair in pads for n in pair):
         pool = F.avg_pool2d if len(window) == 2 else F.avg_pool3d
         return pool(x, window, strides)
@@ -137,3 +145,13 @@ def _padded(x: torch.Tensor, pads: Pads, value: float) -> torch.Tensor:
     if not any(n for pair in pads for n in pair):
         return x
     return F.pad(x, flat_pads(pads), value=value)
+
+
+def _windows(x: torch.Tensor, window: tuple[int, ...], strides: tuple[int, ...]) -> torch.Tensor:
+    """Returns the values of each window, (batch, channels, space..., values).
+
+    Torch's pools have no integers on some devices.
+    """
+    for axis, (size, step) in enumerate(zip(window, strides, strict=True), start=2):
+        x = x.unfold(axis, size, step)
+    return x.flatten(2 + len(window))

@@ -11,6 +11,7 @@ What is computed again is as exact as the sums: to rounding in float32. Sums in 
 under autocast, a stack that begins with an Embedding is in float32.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,11 +23,16 @@ from trax_torch.layers._protocol import stack as _stack
 from trax_torch.layers._reversible import Replay, ReversibleLayer
 from trax_torch.layers.base import Layer, as_layer
 from trax_torch.layers.combinators import Serial
+from trax_torch.layers.core import PrintShape
 
 __all__ = [
+    "ReversibleConcatenatePair",
     "ReversibleHalfResidual",
     "ReversibleLayer",
+    "ReversiblePrintShape",
+    "ReversibleReshape",
     "ReversibleSelect",
+    "ReversibleSerial",
     "ReversibleSwap",
 ]
 
@@ -49,8 +55,7 @@ class ReversibleSelect(ReversibleLayer):
 
     def __init__(self, indices: Any, n_in: int | None = None, name: str | None = None):
         indices = tuple(indices)
-        if n_in is None:
-            n_in = max(indices) + 1
+        n_in = int(max(indices) + 1 if n_in is None else n_in)
         if set(indices) != set(range(n_in)):
             raise ValueError(
                 f"A reversible Select of {n_in} items has each of 0 to {n_in - 1} among its "
@@ -90,6 +95,115 @@ class ReversibleSelect(ReversibleLayer):
 def ReversibleSwap() -> ReversibleSelect:
     """Returns a reversible layer that swaps the two top items."""
     return ReversibleSelect([1, 0], name="ReversibleSwap")
+
+
+class ReversibleConcatenatePair(ReversibleLayer):
+    """Maps (x, y) to twice the two side by side on the last axis, and back.
+
+    Example:
+      >>> xy = ReversibleConcatenatePair()((torch.tensor([1.]), torch.tensor([2.])))
+      >>> xy
+      (tensor([1., 2.]), tensor([1., 2.]))
+      >>> ReversibleConcatenatePair().reverse(xy)
+      (tensor([1.]), tensor([2.]))
+
+    Source: Trax `layers/reversible.py::ReversibleConcatenatePair`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(n_in=2, n_out=2)
+
+    def forward(self, x: Any) -> Any:
+        """Returns the pair side by side, twice."""
+        both = torch.cat(tuple(x), dim=-1)
+        return both, both
+
+    def reverse(
+        self, output: Any, weights: Any = (), state: Any = (), new_state: Any = (), rng: Any = None
+    ) -> Any:
+        """Returns the pair; both are as wide."""
+        return tuple(torch.chunk(output[0], 2, dim=-1))
+
+
+class ReversibleReshape(ReversibleLayer):
+    """Gives the first axes of its inputs another shape, and leaves the others.
+
+    Args:
+      shape1: the first sizes of the inputs, which lose them.
+      shape2: the sizes that come in their place, of as many entries.
+      n_in: how many inputs.
+
+    Raises:
+      ValueError: if the two shapes have not as many entries.
+
+    Example:
+      >>> ReversibleReshape((2, 3), (6,))(torch.zeros(2, 3, 4)).shape
+      torch.Size([6, 4])
+
+    Source: Trax `layers/reversible.py::ReversibleReshape`.
+    """
+
+    def __init__(self, shape1: Any, shape2: Any, n_in: int = 1):
+        self._shapes = tuple(shape1), tuple(shape2)
+        if math.prod(self._shapes[0]) != math.prod(self._shapes[1]):
+            raise ValueError(
+                f"ReversibleReshape takes two shapes of as many entries; got {self._shapes[0]} and "
+                f"{self._shapes[1]}."
+            )
+        name = f"ReversibleReshape_{list(shape1)}_{list(shape2)}"
+        super().__init__(n_in=n_in, n_out=n_in, name=name)
+
+    def forward(self, x: Any) -> Any:
+        """Returns the inputs in the second shape."""
+        return self._reshaped(x, *self._shapes)
+
+    def reverse(
+        self, output: Any, weights: Any = (), state: Any = (), new_state: Any = (), rng: Any = None
+    ) -> Any:
+        """Returns them in the first."""
+        return self._reshaped(output, *reversed(self._shapes))
+
+    def _reshaped(self, xs: Any, old: tuple[int, ...], new: tuple[int, ...]) -> Any:
+        items = _reversible.items_of(xs)
+        return _reversible.packed([x.reshape(new + tuple(x.shape[len(old) :])) for x in items])
+
+
+class ReversiblePrintShape(ReversibleLayer):
+    """Prints the shapes and types of its inputs, and passes them on.
+
+    Args:
+      n_in: how many inputs.
+      msg: stands before them.
+
+    Source: Trax `layers/reversible.py::ReversiblePrintShape`.
+    """
+
+    def __init__(self, n_in: int = 1, msg: str = ""):
+        super().__init__(n_in=n_in, n_out=n_in)
+        self._print = PrintShape(n_in, msg).forward
+
+    def forward(self, x: Any) -> Any:
+        """Returns what came."""
+        return self._print(x)
+
+    def reverse(
+        self, output: Any, weights: Any = (), state: Any = (), new_state: Any = (), rng: Any = None
+    ) -> Any:
+        """Returns what it passed on, and prints nothing."""
+        return output
+
+    def reverse_and_grad(
+        self,
+        output: Any,
+        grad: Any,
+        replay: Replay | None,
+        params: _reversible.Params = (),
+        *,
+        tensors: Mapping[str, torch.Tensor] | None = None,
+    ) -> tuple[Any, Any, _reversible.Grads]:
+        """Returns what it passed on, and the gradients as they came; prints nothing."""
+        items = map(_reversible.detached, _reversible.items_of(output))
+        return _reversible.packed(items), grad, [None] * len(params)
 
 
 class ReversibleHalfResidual(ReversibleLayer):
@@ -167,6 +281,59 @@ class ReversibleHalfResidual(ReversibleLayer):
         grads = [_reversible.add(a, b) for a, b in zip(of_context, through, strict=True)]
         inputs = tuple(replay.as_taken((x, *context)))
         return inputs, tuple(replay.as_taken((of_sum, *grads))), param_grads
+
+
+class ReversibleSerial(ReversibleLayer, Serial):
+    """Runs reversible layers in series; like a `Serial` of them, it keeps their outputs alone.
+
+    Args:
+      *layers: they are all reversible; nested lists count as if flat.
+
+    Raises:
+      ValueError: if a layer is not reversible.
+
+    Example:
+      >>> half = ReversibleHalfResidual(base.Fn('Double', lambda x: 2 * x))
+      >>> layer = ReversibleSerial(half, ReversibleSwap())
+      >>> y = layer((torch.tensor(1.), torch.tensor(2.)))
+      >>> y, layer.reverse(y)
+      ((tensor(2.), tensor(5.)), (tensor(1.), tensor(2.)))
+
+    Source: Trax `layers/reversible.py::ReversibleSerial`.
+    """
+
+    def __init__(self, *layers: Any):
+        super().__init__(*layers)
+        for i, layer in enumerate(self.sublayers):
+            if not isinstance(layer, ReversibleLayer):
+                raise ValueError(
+                    f"ReversibleSerial takes reversible layers, such as ReversibleHalfResidual; "
+                    f"its layer {i} is {layer}. Serial takes any."
+                )
+
+    def reverse(
+        self, output: Any, weights: Any = (), state: Any = (), new_state: Any = (), rng: Any = None
+    ) -> Any:
+        """Returns the inputs that gave `output`, up to rounding; layers run from the last back.
+
+        Raises:
+          ValueError: if there is an rng, since layers draw from it one after another.
+        """
+        if rng is not None:
+            raise ValueError(
+                "ReversibleSerial is reversed without an rng, whose numbers its layers drew in "
+                "turn; got one. Reverse in eval mode, or layer by layer."
+            )
+        n = len(self.sublayers)
+        trees = [
+            t if isinstance(t, (tuple, list)) and len(t) == n else n * ((),)
+            for t in (weights, state, new_state)
+        ]
+        stack = output
+        for layer, *own in reversed(list(zip(self.sublayers, *trees, strict=True))):
+            inputs = layer.reverse(_stack.take(stack, layer.n_out), *own)
+            stack = _stack.put(inputs, stack, layer.n_out)
+        return stack
 
 
 def _pick(xs: Any, indices: Any) -> Any:

@@ -11,7 +11,7 @@ from trax_torch.layers import activation_fns, convolution, core
 from trax_torch.layers import combinators as cb
 from trax_torch.layers._combinators import takes_all_steps
 from trax_torch.layers._rnn_cells import GRUCell, LSTMCell
-from trax_torch.layers.base import Fn, Layer, PureLayer
+from trax_torch.layers.base import Fn, Layer, Mode, PureLayer
 
 __all__ = [
     "GRU",
@@ -31,7 +31,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 
 def LSTM(
-    n_units: int, mode: str = "train", return_state: bool = False, initial_state: bool = False
+    n_units: int, mode: Mode = "train", return_state: bool = False, initial_state: bool = False
 ) -> cb.Serial:
     """Returns an LSTM over axis 1: maps (batch, length, d_in) to (batch, length, n_units).
 
@@ -54,7 +54,7 @@ def LSTM(
     )
 
 
-def GRU(n_units: int, mode: str = "train") -> cb.Serial:
+def GRU(n_units: int, mode: Mode = "train") -> cb.Serial:
     """Returns a GRU over axis 1: maps (batch, length, d_in) to (batch, length, n_units).
 
     In predict mode it goes on from where its last call ended.
@@ -74,7 +74,7 @@ def GRU(n_units: int, mode: str = "train") -> cb.Serial:
     )
 
 
-def SRU(n_units: int, activation: Layer | None = None, mode: str = "train") -> cb.Serial:
+def SRU(n_units: int, activation: Layer | None = None, mode: Mode = "train") -> cb.Serial:
     """Returns a simple recurrent unit over axis 1; maps (batch, length, n_units) to the same shape.
 
     With [r, f, y] = x w + b, r and f under a sigmoid:  c' = f c + (1 - f) y,
@@ -124,7 +124,7 @@ class _InnerSRU(Layer):
         return (torch.stack(cs, dim=axis),), (c,)
 
 
-def ScanSRUCell(mode: str, monkey_patched_mask: None = None) -> cb.Scan:
+def ScanSRUCell(mode: Mode, monkey_patched_mask: None = None) -> cb.Scan:
     """Returns the layer that runs `InnerSRUCell` along axis 1.
 
     Args:

@@ -10,7 +10,7 @@ def MLP(
     activation_fn: Callable[[], tl.Layer] = tl.Relu,
     out_activation: bool = False,
     flatten: bool = True,
-    mode: str = "train",
+    mode: tl.Mode = "train",
 ) -> tl.Layer:
     """Returns a multilayer perceptron: Dense layers with an activation between them.
 

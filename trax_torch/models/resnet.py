@@ -13,7 +13,7 @@ Maker = Callable[..., tl.Layer]
 def Resnet50(
     d_hidden: int = 64,
     n_output_classes: int = 1001,
-    mode: str = "train",
+    mode: tl.Mode = "train",
     norm: Maker = tl.BatchNorm,
     non_linearity: Maker = tl.Relu,
 ) -> tl.Layer:
@@ -60,7 +60,7 @@ def WideResnet(
     widen_factor: int = 1,
     n_output_classes: int = 10,
     bn_momentum: float = 0.9,
-    mode: str = "train",
+    mode: tl.Mode = "train",
 ) -> tl.Layer:
     """Returns a wide ResNet of 6 n_blocks + 4 layers: images in, activations of classes out.
 
@@ -95,7 +95,7 @@ def ConvBlock(
     strides: Sequence[int],
     norm: Maker,
     non_linearity: Maker,
-    mode: str = "train",
+    mode: tl.Mode = "train",
 ) -> list[tl.Layer]:
     """Returns a block that changes the number of channels, and the size by `strides`.
 
@@ -117,7 +117,7 @@ def IdentityBlock(
     filters: Sequence[int],
     norm: Maker,
     non_linearity: Maker,
-    mode: str = "train",
+    mode: tl.Mode = "train",
 ) -> list[tl.Layer]:
     """Returns a block that keeps the size and the number of channels; see `ConvBlock`."""
     main = _bottleneck(kernel_size, filters, None, norm, non_linearity, mode)
@@ -125,7 +125,10 @@ def IdentityBlock(
 
 
 def WideResnetBlock(
-    channels: int, strides: Sequence[int] = (1, 1), bn_momentum: float = 0.9, mode: str = "train"
+    channels: int,
+    strides: Sequence[int] = (1, 1),
+    bn_momentum: float = 0.9,
+    mode: tl.Mode = "train",
 ) -> list[tl.Layer]:
     """Returns two convolutions, each after a normalization and an activation."""
     return [
@@ -143,7 +146,7 @@ def WideResnetGroup(
     channels: int,
     strides: Sequence[int] = (1, 1),
     bn_momentum: float = 0.9,
-    mode: str = "train",
+    mode: tl.Mode = "train",
 ) -> list[tl.Layer]:
     """Returns `n` blocks; the first changes size and channels, the others have one shortcut."""
     shortcut = [tl.Conv(channels, (3, 3), strides, padding="SAME")]
@@ -160,7 +163,7 @@ def _bottleneck(
     strides: Sequence[int] | None,
     norm: Maker,
     non_linearity: Maker,
-    mode: str,
+    mode: tl.Mode,
 ) -> list[tl.Layer]:
     return [
         tl.Conv(filters[0], (1, 1), strides),

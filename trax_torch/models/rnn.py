@@ -16,7 +16,7 @@ def RNNLM(
     rnn_cell: Callable[..., tl.Layer] = tl.LSTMCell,
     rnn_cell_d_state_multiplier: int = 2,
     dropout: float = 0.1,
-    mode: str = "train",
+    mode: tl.Mode = "train",
 ) -> tl.Layer:
     """Returns a recurrent language model: tokens in, activations of the next tokens out.
 
@@ -61,7 +61,7 @@ def RNNLM(
 
 
 def GRULM(
-    vocab_size: int = 256, d_model: int = 512, n_layers: int = 1, mode: str = "train"
+    vocab_size: int = 256, d_model: int = 512, n_layers: int = 1, mode: tl.Mode = "train"
 ) -> tl.Layer:
     """Returns a language model of GRUs; its inputs, outputs and modes are those of `RNNLM`.
 
@@ -89,7 +89,7 @@ def LSTMSeq2SeqAttn(
     n_decoder_layers: int = 2,
     n_attention_heads: int = 1,
     attention_dropout: float = 0.0,
-    mode: str = "train",
+    mode: tl.Mode = "train",
 ) -> tl.Layer:
     """Returns a model of LSTMs that maps one token sequence to another, with attention between.
 

@@ -20,7 +20,7 @@ def TransformerEncoder(
     max_len: int = 2048,
     dropout: float = 0.1,
     dropout_shared_axes: Any = None,
-    mode: str = "train",
+    mode: tl.Mode = "train",
     ff_activation: Callable[[], tl.Layer] = tl.Relu,
 ) -> tl.Layer:
     """Returns a transformer encoder that classifies: tokens in, activations of the classes out.
@@ -70,7 +70,7 @@ def TransformerDecoder(
     max_len: int = 2048,
     dropout: float = 0.1,
     dropout_shared_axes: Any = None,
-    mode: str = "train",
+    mode: tl.Mode = "train",
     ff_activation: Callable[[], tl.Layer] = tl.Relu,
 ) -> tl.Layer:
     """Returns a transformer decoder without a head: a sequence in, a vector for each position out.
@@ -117,8 +117,10 @@ def TransformerLM(
     max_len: int = 2048,
     dropout: float = 0.1,
     dropout_shared_axes: Any = None,
-    mode: str = "train",
+    mode: tl.Mode = "train",
     ff_activation: Callable[[], tl.Layer] = tl.Relu,
+    *,
+    layer_norm_epsilon: float = 1e-6,
 ) -> tl.Layer:
     """Returns a transformer language model: tokens in, activations of the next tokens out.
 
@@ -137,6 +139,7 @@ def TransformerLM(
       dropout_shared_axes: axes along which values are dropped together.
       mode: `'train'`, `'eval'` or `'predict'`.
       ff_activation: makes the feed-forward part's activation.
+      layer_norm_epsilon: see `tl.LayerNorm`; GPT-2 has 1e-5.
 
     Raises:
       ValueError: if n_heads does not divide d_model, or there is no such mode.
@@ -151,14 +154,23 @@ def TransformerLM(
 
     Source: Trax `models/transformer.py::TransformerLM`; Vaswani et al. 2017, arXiv:1706.03762.
     """
-    parts = _Parts(d_model, d_ff, n_heads, dropout, dropout_shared_axes, mode, ff_activation)
+    parts = _Parts(
+        d_model,
+        d_ff,
+        n_heads,
+        dropout,
+        dropout_shared_axes,
+        mode,
+        ff_activation,
+        layer_norm_epsilon,
+    )
     return tl.Serial(
         tl.ShiftRight(mode=mode),
         tl.Embedding(vocab_size, d_model),
         parts.dropout_layer(),
         tl.PositionalEncoding(max_len=max_len, mode=mode),
         [parts.decoder_block() for _ in range(n_layers)],
-        tl.LayerNorm(),
+        tl.LayerNorm(epsilon=layer_norm_epsilon),
         tl.Dense(vocab_size),
     )
 
@@ -174,7 +186,7 @@ def Transformer(
     max_len: int = 2048,
     dropout: float = 0.1,
     dropout_shared_axes: Any = None,
-    mode: str = "train",
+    mode: tl.Mode = "train",
     ff_activation: Callable[[], tl.Layer] = tl.Relu,
 ) -> tl.Layer:
     """Returns a transformer that reads one sequence and writes another.
@@ -257,8 +269,9 @@ class _Parts:
     n_heads: int
     dropout: float
     dropout_shared_axes: Any
-    mode: str
+    mode: tl.Mode
     ff_activation: Callable[[], tl.Layer]
+    epsilon: float = 1e-6
 
     def dropout_layer(self) -> tl.Layer:
         return tl.Dropout(rate=self.dropout, shared_axes=self.dropout_shared_axes, mode=self.mode)
@@ -292,7 +305,7 @@ class _Parts:
         ]
 
     def _residual(self, *layers: Any) -> tl.Layer:
-        return tl.Residual(tl.LayerNorm(), *layers, self.dropout_layer())
+        return tl.Residual(tl.LayerNorm(epsilon=self.epsilon), *layers, self.dropout_layer())
 
     def _feed_forward(self) -> list[tl.Layer]:
         return [

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import threading
 
 import pytest
 import torch
@@ -249,3 +250,45 @@ def test_a_replay_takes_other_weights_at_every_place_of_a_tied_one():
     assert torch.equal(outputs, two.bias.expand(3, D))
     assert two.weight is one.weight
     assert one.weight.any()
+
+
+class Choosing(tl.Layer):
+    """Adds what it chooses, another number each time; chosen before, if it is run again."""
+
+    def __init__(self):
+        super().__init__()
+        self._decisions = rematerialization.Decisions()
+        self.n_chosen = [0]  # a list, which a replay leaves as it is
+
+    def choose(self):
+        self.n_chosen[0] += 1
+        return torch.tensor(float(self.n_chosen[0]))
+
+    def forward(self, x):
+        return x + self._decisions.made(self.choose) * self._decisions.made(self.choose)
+
+
+def test_what_a_layer_chose_is_chosen_again():
+    """In order, as often as it is run again; and nothing is noted where nothing will be."""
+    layer = Choosing()
+    replay = rematerialization.Replay(layer, torch.device("cpu"))
+    x = torch.zeros(())
+
+    first = replay.first(x)
+
+    assert [float(y) for y in (first, replay(x), layer(x), replay(x))] == [2.0, 2.0, 12.0, 2.0]
+    assert layer.n_chosen == [4]
+
+
+def test_choices_of_other_threads_are_others():
+    decisions = rematerialization.Decisions()
+    found = []
+    with decisions.noted() as noted, decisions.again([1]):
+        thread = threading.Thread(target=lambda: found.append(decisions.made(lambda: 2)))
+        thread.start()
+        thread.join()
+        found.append(decisions.made(lambda: 3))
+
+    assert found == [2, 1]
+    assert noted == []
+    assert copy.deepcopy(decisions).made(lambda: 4) == 4

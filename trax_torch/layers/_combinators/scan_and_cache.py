@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -10,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from trax_torch import _nest, _torch_private
-from trax_torch.layers import _predict, base
+from trax_torch.layers import _predict, _reversible, base
 from trax_torch.layers._protocol import has_hooks
-from trax_torch.layers.base import Layer, as_layer
+from trax_torch.layers.base import Layer, Mode, as_layer
 
 
 class Scan(Layer):
@@ -51,7 +50,7 @@ class Scan(Layer):
         axis: int = 0,
         n_carry: int = 1,
         remat: bool = False,
-        mode: str = "train",
+        mode: Mode = "train",
     ):
         layer = as_layer(layer)
         super().__init__(n_in=layer.n_in, n_out=layer.n_out)
@@ -191,7 +190,7 @@ class Cache(Layer):
     Source: Trax `layers/combinators.py::Cache`, which remembers in every mode.
     """
 
-    def __init__(self, layer: Any, mode: str = "train"):
+    def __init__(self, layer: Any, mode: Mode = "train"):
         layer = as_layer(layer)
         super().__init__(n_in=layer.n_in, n_out=layer.n_out)
         self._set_sublayers([layer])
@@ -213,7 +212,8 @@ class Cache(Layer):
             return base.call(layer, x)
         outputs = self._memory.tree()
         if not outputs:
-            with NoMemory(layer):
+            inside = _predict.layers_in(layer)
+            with _predict.Lent(inside, [None] * len(inside)):
                 result = base.call(layer, x)
             outputs = tuple(result) if isinstance(result, (tuple, list)) else (result,)
             self._memory.write(outputs)
@@ -232,33 +232,6 @@ class Cache(Layer):
         if kind == "weights" or isinstance(tree, dict):
             return super()._named(kind, tree)
         return _named_with_held(self, super()._named, tree, position=0)
-
-
-class NoMemory(_predict.Block):
-    """Runs the layers in a layer without their memories for a while."""
-
-    def __init__(self, layer: nn.Module):
-        self._layers = [
-            m for m in layer.modules() if isinstance(m, Layer) and m._memory is not None
-        ]
-
-    def _run(self) -> Generator[None, None, None]:
-        memories = [m._memory for m in self._layers]
-
-        def restore() -> None:
-            for layer, memory in zip(self._layers, memories, strict=True):
-                layer._memory = memory
-
-        try:
-            for layer in self._layers:
-                layer._memory = None
-            yield
-        finally:
-            try:
-                restore()
-            except BaseException:  # once more: something may break in here, too
-                restore()
-                raise
 
 
 def _held_by(layer: Layer) -> Any:
@@ -286,7 +259,7 @@ def _named_with_held(layer: Layer, named: Any, tree: Any, position: int) -> dict
             f"layer.state shows the tree."
         )
     held = list(_nest.leaves(tree[position]))
-    result = named("state", (tree[1 - position],))
+    result: dict[str, Any] = named("state", (tree[1 - position],))
     if isinstance(layer._memory, (_predict.Carry, _predict.Kept)):
         result["_memory"] = [_nest.to_tensor(value) for value in held]
     elif held:
@@ -316,8 +289,8 @@ def _recomputed(layer: nn.Module, inputs: Any) -> Any:
     """Calls a layer so that its activations are computed again in the backward pass."""
     if torch.compiler.is_compiling():
         return checkpoint(layer, inputs, use_reentrant=False)
-    if _torch_private.is_transformed():  # which cannot: activations are kept
-        return base.call(layer, inputs)
+    if _torch_private.is_transformed():
+        return _reversible.call_again(layer, inputs)
     if any(True for _ in layer.buffers()):
         # What a layer counts, such as batches, must not be counted again with the activations.
         contexts = functools.partial(_contexts, layer)
@@ -348,7 +321,8 @@ def _n_steps(xs: tuple[Any, ...], axis: int) -> int:
         raise ValueError(
             f"Scan goes along axis {axis}, so all inputs must be equally long there; got {shapes}."
         )
-    return lengths.pop()
+    result: int = lengths.pop()
+    return result
 
 
 def _without(shape: Any, axis: int) -> list[int]:

@@ -26,8 +26,7 @@ def Select(indices: Any, n_in: int | None = None, name: str | None = None) -> Pu
     Source: Trax `layers/combinators.py::Select`.
     """
     indices = tuple(indices)
-    if n_in is None:
-        n_in = max(indices) + 1
+    n_in = int(max(indices) + 1 if n_in is None else n_in)
     if any(not 0 <= i < n_in for i in indices):
         raise ValueError(f"Select takes {n_in} items, so indices are below that; got {indices}.")
     name = name or f"Select{list(indices)}".replace(" ", "")

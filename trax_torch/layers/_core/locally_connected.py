@@ -9,6 +9,7 @@ import torch
 
 from trax_torch import _nest
 from trax_torch.layers import initializers as init
+from trax_torch.layers._promotion import as_float
 from trax_torch.layers.base import Layer
 
 
@@ -91,8 +92,7 @@ class LocallyConnected1d(Layer):
                 f"{self._name} has weights for sequences of {self.w.shape[0]} positions; got "
                 f"{length}. Pad or cut the sequences, or initialize it for their length."
             )
-        if not x.is_floating_point():
-            x = x.to(self.w.dtype)
+        x = as_float(x, self.w.dtype)
         read = torch.einsum("...lp,lkpd->...kld", x, self.w)  # what each position gives each window
         size, reach = self._kernel_size, self._kernel_size // 2
         if self._padding == "VALID":

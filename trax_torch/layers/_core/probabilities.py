@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from trax_torch import _nest, shapes
+from trax_torch.layers._promotion import as_float
 
 
 def _for_arrays_too(f: Callable[..., torch.Tensor]) -> Callable[..., Any]:
@@ -39,7 +40,7 @@ def _is_array(x: Any) -> bool:
 @_for_arrays_too
 def log_softmax(x: Any, axis: int = -1) -> Any:
     """Returns the logarithm of the softmax of a tensor or array along an axis, in nats."""
-    return F.log_softmax(x, dim=axis)
+    return F.log_softmax(as_float(x), dim=axis)
 
 
 @_for_arrays_too
@@ -77,7 +78,7 @@ def log_gaussian_pdf(x: Any, mu: Any, sigma: Any) -> Any:
 
     Source: Trax `layers/core.py::log_gaussian_pdf`.
     """
-    difference = (x - mu).unsqueeze(-1)
+    difference = as_float(x - mu, sigma.dtype).unsqueeze(-1)
     distance = (difference * torch.linalg.solve(sigma, difference)).sum(dim=(-2, -1))
     log_volume = torch.linalg.slogdet(sigma).logabsdet
     return -0.5 * (mu.shape[-1] * math.log(2 * math.pi) + log_volume + distance)
@@ -132,7 +133,7 @@ def multigaussian_loss(preds: Any, targets: Any, ngauss: int = 1) -> Any:
             f"{d} means and {d} deviations each; got {preds.shape[-1]}. Let the last Dense layer "
             f"have {wanted} units."
         )
-    logits, means, deviations = preds.split([ngauss, ngauss * d, ngauss * d], dim=-1)
+    logits, means, deviations = as_float(preds).split([ngauss, ngauss * d, ngauss * d], dim=-1)
     means = means.unflatten(-1, (ngauss, d))
     variances = deviations.unflatten(-1, (ngauss, d)) ** 2 + 1e-6
     each = log_gaussian_diag_pdf(targets.unsqueeze(-2), means, variances)

@@ -3,6 +3,8 @@
 from collections.abc import Generator
 from typing import Any
 
+import torch
+
 
 class Block:
     """A context that is a generator, `_run`: entered, it runs to its `yield`; left, to its end.
@@ -42,3 +44,19 @@ class Block:
         """Leaves the block, if it was not left."""
         if self._body is not None:
             self._body.close()
+
+
+class GradientsOff(Block):
+    """Has autograd record nothing in this thread while its block runs."""
+
+    def _run(self) -> Generator[None, None, None]:
+        before = torch.is_grad_enabled()
+        try:
+            torch.set_grad_enabled(False)
+            yield
+        finally:
+            try:
+                torch.set_grad_enabled(before)
+            except BaseException:  # once more: something may break in here, too
+                torch.set_grad_enabled(before)
+                raise

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+_FIRST_SLOTS = 256  # of a cache that grows with its sequences
+
 
 @dataclass
 class Moment:
@@ -66,6 +68,12 @@ class Position(nn.Module):
         self.filled = start + n
         return start
 
+    def next_positions(self, n: int, device: torch.device) -> torch.Tensor:
+        """Returns which positions of their sequences the next n are: int64 (1 or batch, n)."""
+        if self.moment is not None:
+            return self.moment.positions.reshape(-1, 1).expand(-1, n)
+        return torch.arange(self.filled, self.filled + n, device=device)[None]
+
     def reset(self) -> None:
         """Goes back to the start."""
         self.filled = 0
@@ -92,27 +100,26 @@ class KVCache(Position):
     """The keys and values of the positions seen so far: buffers (..., max_length, d_head).
 
     Args:
-      max_length: how many positions there is room for.
+      max_length: how many positions there is room for; None for any number, as they come.
       batch_size: leading size that the first call must have, or None for any.
     """
 
-    def __init__(self, max_length: int, batch_size: int | None = None):
+    names: tuple[str, ...] = ("keys", "values")  # of the buffers, one for each tensor appended
+
+    def __init__(self, max_length: int | None, batch_size: int | None = None):
         super().__init__(max_length)
-        self.length = max_length
+        self.length = _FIRST_SLOTS if max_length is None else max_length
         self.batch_size = batch_size
         self.keys: torch.Tensor | None
         self.values: torch.Tensor | None
-        self.register_buffer("keys", None, persistent=False)
-        self.register_buffer("values", None, persistent=False)
+        for name in self.names:
+            self.register_buffer(name, None, persistent=False)
 
-    def append(
-        self, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def append(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
         """Writes the next n positions.
 
         Args:
-          keys: tensor (..., n, d_head).
-          values: likewise.
+          *tensors: keys and values, each (..., n, d_head).
 
         Returns:
           `(keys, values, visible)`: all that is filled, (..., end, d_head), and which of it the new
@@ -123,18 +130,19 @@ class KVCache(Position):
         """
         moment = self.moment
         if moment is not None:
-            assert self.keys is not None
-            assert self.values is not None
             end = moment.window.shape[0]
-            self.keys.index_copy_(-2, moment.slots, keys.detach())
-            self.values.index_copy_(-2, moment.slots, values.detach())
-            return self.keys[..., :end, :], self.values[..., :end, :], moment.visible
+            for name, tensor in zip(self.names, tensors, strict=True):
+                getattr(self, name).index_copy_(-2, moment.slots, tensor.detach())
+            return *self._first_slots(end), moment.visible
+        keys = tensors[0]
         n = keys.shape[-2]
         start = self.advance(n)
-        if self.keys is None or self.values is None or start == 0:
-            self._make(keys, values)
+        end = start + n
+        if self.max_length is None and end > self.length:
+            self.grow(2 * end)
+        if self.keys is None or start == 0:
+            self._make(tensors)
         assert self.keys is not None
-        assert self.values is not None
         if self.keys.shape[:-2] != keys.shape[:-2]:
             self.filled = start
             raise ValueError(
@@ -142,13 +150,12 @@ class KVCache(Position):
                 f"{tuple(self.keys.shape[:-2])}; got {tuple(keys.shape[:-2])}. Reset the cache "
                 f"before another batch."
             )
-        end = start + n
-        self.keys[..., start:end, :] = keys.detach()
-        self.values[..., start:end, :] = values.detach()
+        for name, tensor in zip(self.names, tensors, strict=True):
+            getattr(self, name)[..., start:end, :] = tensor.detach()
         visible = None
         if start and n > 1:
             visible = torch.ones(n, end, dtype=torch.bool, device=keys.device).tril(start)
-        return self.keys[..., :end, :], self.values[..., :end, :], visible
+        return *self._first_slots(end), visible
 
     def reserve(self, n_slots: int) -> None:
         """Makes room for so many slots, from the next first call on; beams need more of them."""
@@ -157,7 +164,7 @@ class KVCache(Position):
     def grow(self, n_slots: int) -> None:
         """Makes room for so many slots, more than before, and keeps what is there."""
         self.length = n_slots
-        for name in ("keys", "values"):
+        for name in self.names:
             buffer = self._buffers[name]
             if buffer is not None:
                 longer = buffer.new_zeros(*buffer.shape[:-2], n_slots, buffer.shape[-1])
@@ -166,31 +173,34 @@ class KVCache(Position):
 
     def reorder(self, parents: torch.Tensor) -> None:
         """Lets row r of the leading axis go on from the past of row `parents[r]`."""
-        if self.keys is None or self.values is None:
-            return
         end = self.filled
-        if parents.shape[0] != self.keys.shape[0]:  # rows become more, or fewer
-            self.keys, self.values = self.keys[parents], self.values[parents]
-        else:
-            self.keys[..., :end, :] = self.keys[parents][..., :end, :]
-            self.values[..., :end, :] = self.values[parents][..., :end, :]
+        for name in self.names:
+            buffer = self._buffers[name]
+            if buffer is None:
+                return
+            if parents.shape[0] != buffer.shape[0]:  # rows become more, or fewer
+                self._buffers[name] = buffer[parents]
+            else:
+                buffer[..., :end, :] = buffer[parents][..., :end, :]
 
     def tree(self) -> Any:
         """`(keys, values, position)`, filled part alone; `()` before the first call."""
-        if self.keys is None or self.values is None or not self.filled:
+        if self.keys is None or not self.filled:
             return ()
-        end = self.filled
-        return self.keys[..., :end, :], self.values[..., :end, :], super().tree()
+        return *self._first_slots(self.filled), super().tree()
 
     def fill(self, values: list[torch.Tensor]) -> None:
         """Takes back what `tree` gave."""
         self.filled = 0
         if values:
-            self.append(values[0], values[1])
+            self.append(*values[: len(self.names)])
 
-    def _make(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _first_slots(self, end: int) -> list[torch.Tensor]:
+        return [getattr(self, name)[..., :end, :] for name in self.names]
+
+    def _make(self, tensors: tuple[torch.Tensor, ...]) -> None:
         """Makes the buffers, or keeps those of an earlier run that fit."""
-        for name, like in (("keys", keys), ("values", values)):
+        for name, like in zip(self.names, tensors, strict=True):
             shape = (*like.shape[:-2], self.length, like.shape[-1])
             buffer = self._buffers[name]
             if (
@@ -200,6 +210,16 @@ class KVCache(Position):
                 or buffer.device != like.device
             ):
                 self._buffers[name] = like.new_zeros(shape)
+
+
+class MarkedCache(KVCache):
+    """A KV cache whose slots have marks: integers (..., max_length, n), the third tensor appended.
+
+    The first is the slot's position in its sequence, for layers that do not see all that is past;
+    others are the layer's own.
+    """
+
+    names = ("keys", "values", "marks")
 
 
 class Carry(nn.Module):

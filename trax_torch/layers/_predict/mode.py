@@ -1,5 +1,7 @@
 """Predict mode for a while: a model's memory of the past, put in place and taken away again."""
 
+import contextlib
+import threading
 from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Any
@@ -7,20 +9,27 @@ from typing import Any
 from torch import nn
 
 from trax_torch.layers._predict.block import Block
-from trax_torch.layers._predict.lock import lock_of
+from trax_torch.layers._predict.place import Lent, layers_in
+from trax_torch.layers._predict.quiet import Quiet
 
 # A module's own attributes, its buffers, and the modules that it holds.
 _Attributes = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
-_State = tuple[list[Any], list[_Attributes]]  # memories of layers, attributes of others
+
+# Foreign modules keep their memory in themselves: one thread at a time runs any that do.
+foreign_lock = threading.RLock()
 
 
 class Predicting(Block):
     """A run of predict mode; a context that may be entered again and goes on where it was.
 
     Between its `with` blocks the model is as it was, so it can be trained, or predict in another
-    run, in the meantime. Blocks of one model may lie in each other, if they are left in the order
-    of a stack; one run has one block at a time. Another thread waits until a block of the model is
-    left.
+    run, in the meantime; and other threads may train it, measure it and predict with it at any
+    time, since what layers remember is lent to them in this thread alone. Foreign modules have one
+    mode, and one memory, for all threads: in a block they are in eval mode, and another thread that
+    predicts with any that has a cache of its own waits until the block is left.
+
+    Blocks of one model may lie in each other, if they are left in the order of a stack; one run has
+    one block at a time.
 
     Args:
       layer: the model.
@@ -30,21 +39,23 @@ class Predicting(Block):
 
     def __init__(self, layer: Any, batch_size: int | None, max_length: int | None):
         self._layer = layer
-        self._lock = lock_of(layer)
-        self._modules = list(layer.modules())
-        self._layers = [m for m in self._modules if "_memory" in m._modules]
-        # Foreign modules keep their memory in attributes, buffers and modules that they make, their
-        # own or those of modules inside them.
+        self._layers = layers_in(layer)
+        known = set(self._layers)
+        self._others = [m for m in layer.modules() if m not in known]
+        # A foreign module keeps its memory in attributes, buffers and modules that it makes, its
+        # own or those of modules inside it.
         inside = {m for cached in foreign_caches(layer) for m in cached.modules()}
-        self._foreign = [m for m in self._modules if m in inside and "_memory" not in m._modules]
+        self._foreign = [m for m in self._others if m in inside]
+        self._lock = lock_for(layer)
         self._is_entered = False
-        with self._lock.held:
-            outside = self._now()
+        self._memories: list[Any] = [None] * len(self._layers)
+        lent = self._lend()
+        with self._lock, contextlib.closing(lent), lent:
+            outside = self._attributes()
             try:
-                self._put(([None] * len(self._layers), outside[1]))
                 for module in (*self._layers, *foreign_caches(layer)):
                     module.init_cache(batch_size, max_length)
-                self._kept = self._now()
+                self._keep()
             finally:
                 try:
                     self._put(outside)
@@ -55,7 +66,7 @@ class Predicting(Block):
     def _inside(self) -> Any:
         return self._layer
 
-    def __exit__(
+    def __exit__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
@@ -71,14 +82,14 @@ class Predicting(Block):
             raise RuntimeError(
                 f"Blocks of predict mode are left in the order of a stack, but this one of "
                 f"{self._layer.name} is not the innermost. Leave what was entered after it first, "
-                f"and each block once."
+                f"and each block once, in the thread that entered it."
             )
 
     def _is_innermost(self) -> bool:
-        memories = self._kept[0]
-        mine = [(la, m) for la, m in zip(self._layers, memories, strict=True) if m is not None]
+        pairs = zip(self._layers, self._memories, strict=True)
+        mine = [(layer, memory) for layer, memory in pairs if memory is not None]
         # A layer may have made its memory anew in the block, but hardly all of them.
-        are_mine = not mine or any(la._modules["_memory"] is m for la, m in mine)
+        are_mine = not mine or any(la._place.memory is memory for la, memory in mine)
         return self._is_entered and are_mine
 
     def __enter__(self) -> Any:
@@ -91,47 +102,59 @@ class Predicting(Block):
         return super().__enter__()
 
     def _run(self) -> Generator[None, None, None]:
-        with self._lock.held:
-            outside, training = self._now(), [m for m in self._modules if m.training]
+        lent, quiet = self._lend(), Quiet(self._others)
+        with (
+            self._lock,
+            contextlib.closing(quiet),
+            quiet,
+            contextlib.closing(lent),
+            lent,
+        ):
+            outside = self._attributes()
             try:
-                for module in training:
-                    module.training = False
                 self._put(self._kept)
                 self._is_entered = True
                 yield
-                self._kept = self._now()
+                self._keep()
             finally:
                 try:
-                    self._restore(outside, training)
+                    self._restore(outside)
                 except BaseException:  # once more: something may break in here, too
-                    self._restore(outside, training)
+                    self._restore(outside)
                     raise
 
-    def _restore(self, outside: _State, training: list[Any]) -> None:
+    def _lend(self) -> Lent:
+        return Lent(self._layers, self._memories)
+
+    def _keep(self) -> None:
+        """Notes what is remembered, for the next block."""
+        self._memories = [layer._place.memory for layer in self._layers]
+        self._kept = self._attributes()
+
+    def _restore(self, outside: list[_Attributes]) -> None:
         self._put(outside)
-        for module in training:
-            module.training = True
         self._is_entered = False
 
-    def _now(self) -> _State:
-        """Returns the memories that are in place."""
-        memories = [layer._modules["_memory"] for layer in self._layers]
-        return memories, [_attributes_of(module) for module in self._foreign]
+    def _attributes(self) -> list[_Attributes]:
+        """Returns what foreign modules remember."""
+        return [_attributes_of(module) for module in self._foreign]
 
-    def _put(self, state: _State) -> None:
-        """Puts memories in place."""
-        memories, attributes = state
-        for layer, memory in zip(self._layers, memories, strict=True):
-            layer._modules["_memory"] = memory
+    def _put(self, attributes: list[_Attributes]) -> None:
         for module, own in zip(self._foreign, attributes, strict=True):
             _set_attributes(module, own)
+
+
+def lock_for(layer: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Returns what to hold while a model runs that must find its foreign memories as they were."""
+    has_some = any(True for _ in foreign_caches(layer))
+    return foreign_lock if has_some else contextlib.nullcontext()
 
 
 def foreign_caches(layer: nn.Module) -> Iterator[Any]:
     """Yields the outermost modules with a cache of their own, which see to those inside."""
     inside: set[int] = set()
     for module in layer.modules():
-        if "_memory" not in module._modules and hasattr(module, "init_cache"):
+        if "_place" not in vars(module) and hasattr(module, "init_cache"):
             if id(module) not in inside:
                 yield module
             inside.update(id(m) for m in module.modules())

@@ -1,17 +1,26 @@
 """What `layers.base.Layer` is made of; below it, and knows it by its attributes alone.
 
 `trees` and `trax_order` (weights and state as in Trax), `shape_pass` (how weights are made),
-`functional` (one call with other weights), `files` (save and load), `wrapping` (foreign functions
-and modules), `errors` (where a layer was created), `modes`, `hooks`, the data `stack`. Layers call
-it, and whoever looks inside one.
+`functional` (one call with other weights), `own_gradient`, `files` (save and load), `wrapping`
+(foreign functions and modules), `errors` (where a layer was created), `modes`, `hooks`, the data
+`stack`. Layers call it, and whoever looks inside one.
 """
 
 from trax_torch.layers._protocol import stack
 from trax_torch.layers._protocol.errors import LayerError, creation_site, explain, passes_through
-from trax_torch.layers._protocol.files import load_file, register_reader, save_file
-from trax_torch.layers._protocol.functional import device_of, keyed, pure_call
+from trax_torch.layers._protocol.files import (
+    fill,
+    is_plain_file,
+    load_file,
+    plain_name,
+    register_reader,
+    save_file,
+    write_file,
+)
+from trax_torch.layers._protocol.functional import device_of, in_arrays, keyed, pure_call
 from trax_torch.layers._protocol.hooks import has_hooks
-from trax_torch.layers._protocol.modes import modes_kept
+from trax_torch.layers._protocol.modes import Mode, modes_kept
+from trax_torch.layers._protocol.own_gradient import OwnGradient
 from trax_torch.layers._protocol.shape_pass import ShapePass
 from trax_torch.layers._protocol.trax_order import InTraxOrder
 from trax_torch.layers._protocol.trees import (
@@ -25,15 +34,26 @@ from trax_torch.layers._protocol.trees import (
     map_tree,
     unflatten_weights_and_state,
 )
-from trax_torch.layers._protocol.wrapping import Spread, check_n_in, n_arguments, n_required
+from trax_torch.layers._protocol.wrapping import (
+    ELEMENTWISE,
+    Spread,
+    check_n_in,
+    n_arguments,
+    n_required,
+    not_a_module,
+    refuse_if_expanded,
+)
 
 __all__ = [
+    "ELEMENTWISE",
     "EMPTY_STATE",
     "EMPTY_WEIGHTS",
     "GET_STATE_FROM_CACHE",
     "GET_WEIGHTS_FROM_CACHE",
     "InTraxOrder",
     "LayerError",
+    "Mode",
+    "OwnGradient",
     "ShapePass",
     "Spread",
     "check_n_in",
@@ -41,8 +61,11 @@ __all__ = [
     "device_of",
     "expect_tensors",
     "explain",
+    "fill",
     "flatten_weights_and_state",
     "has_hooks",
+    "in_arrays",
+    "is_plain_file",
     "keyed",
     "lasting_buffers",
     "load_file",
@@ -50,10 +73,14 @@ __all__ = [
     "modes_kept",
     "n_arguments",
     "n_required",
+    "not_a_module",
     "passes_through",
+    "plain_name",
     "pure_call",
+    "refuse_if_expanded",
     "register_reader",
     "save_file",
     "stack",
     "unflatten_weights_and_state",
+    "write_file",
 ]

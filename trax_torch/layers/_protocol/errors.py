@@ -2,13 +2,14 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
-from trax_torch import _torch_private, shapes
-
-_LAYERS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+from trax_torch import _mistakes, _torch_private, shapes
+from trax_torch.layers._protocol.advice import advice_for
 
 
 class LayerError(Exception):
@@ -17,7 +18,7 @@ class LayerError(Exception):
     Attributes:
       layer_name: the name of the innermost layer that the exception passed through.
       caller: `(file, line)` where that layer was created.
-      input_signature: what that layer was called with.
+      input_signature: what that layer was called with, or the module in it that failed.
     """
 
     def __init__(
@@ -27,16 +28,19 @@ class LayerError(Exception):
         caller: tuple[str, int],
         input_signature: Any,
         cause: BaseException,
+        advice: str = "",
+        is_wrapped: bool = False,
     ):
         self.layer_name = layer_name
         self.caller = caller
         self.input_signature = input_signature
         short = "/".join(caller[0].split(os.sep)[-3:])
+        created = "" if is_wrapped else f"  layer created in file [...]/{short}, line {caller[1]}\n"
         super().__init__(
             f"Exception passing through layer {layer_name} (in {path}):\n"
-            f"  layer created in file [...]/{short}, line {caller[1]}\n"
+            f"{created}"
             f"  layer input shapes: {input_signature}\n\n"
-            f"{type(cause).__name__}: {cause}"
+            f"{type(cause).__name__}: {cause}" + (f"\n\n{advice}" if advice else "")
         )
 
     def __reduce__(self) -> Any:
@@ -44,10 +48,10 @@ class LayerError(Exception):
 
 
 def creation_site() -> tuple[str, int]:
-    """Returns the file and line that asked for a layer: the first frame outside of `layers`."""
+    """Returns the file and line that asked for a layer: the user's, not one of ours."""
     frame = sys._getframe(1)
     while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(_LAYERS) or frame.f_code.co_name == "__init__"
+        _mistakes.is_ours(frame) or frame.f_code.co_name == "__init__"
     ):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
@@ -63,19 +67,55 @@ def explain(outermost: Any, x: Any, error: Exception) -> LayerError:
 
     Reading the traceback afterwards costs nothing while all goes well.
     """
-    chain, inputs = [outermost], x
-    traceback = error.__traceback__
+    layers, member, inputs = [outermost], None, (x,)
+    path = outermost.name
+    for module, args in _calls(error):
+        inputs = args
+        if hasattr(module, "_caller"):
+            path += f" > {module.name}" if module is not layers[-1] else ""
+            layers.append(module)
+            member = None
+        else:
+            member = module
+    layer = layers[-1]
+    failed = getattr(layer, "module", layer) if member is None else member
+    is_wrapped = hasattr(layer, "module")  # layers._protocol knows layers by their attributes alone
+    if is_wrapped:
+        path += _place(layer, failed)
+    advice = advice_for(failed, inputs, error)
+    _mistakes.shorten(error)
+    signature = _signature(inputs[0] if len(inputs) == 1 else inputs)
+    return LayerError(layer.name, path, layer._caller, signature, error, advice, is_wrapped)
+
+
+def _calls(error: Exception) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yields the modules whose calls an error passed through, and their inputs; outermost first."""
+    traceback, last = error.__traceback__, None
     while traceback is not None:
         frame = traceback.tb_frame
-        layer, args = frame.f_locals.get("self"), _torch_private.inputs_of_call(frame)
-        if hasattr(layer, "_caller") and args is not None:
-            if layer is not chain[-1]:
-                chain.append(layer)
-            inputs = args[0] if isinstance(args, tuple) and len(args) == 1 else args
+        module, args = frame.f_locals.get("self"), _torch_private.inputs_of_call(frame)
+        if args is not None and module is not last:
+            yield module, args
+            last = module
         traceback = traceback.tb_next
+
+
+def _place(layer: Any, failed: nn.Module) -> str:
+    """Returns where in a foreign module the one that failed is: ' > encoder.0 (Linear(2, 3))'."""
+    names = {id(module): name for name, module in layer.module.named_modules()}
+    name, shown = names.get(id(failed), ""), repr(failed)
+    if "\n" in shown or len(shown) > 80:
+        shown = type(failed).__name__
+    if name:
+        return f" > {name} ({shown})"
+    if failed is not layer.module:
+        return f" > {shown}"
+    return "" if shown.removesuffix("()") == layer.name else f": {shown}"
+
+
+def _signature(inputs: Any) -> Any:
+    """Returns the signature of inputs; the name of their type where they have none."""
     try:
-        signature = shapes.signature(inputs)
+        return shapes.signature(inputs)
     except TypeError:
-        signature = type(inputs).__name__
-    path = " > ".join(layer.name for layer in chain)
-    return LayerError(chain[-1].name, path, chain[-1]._caller, signature, error)
+        return type(inputs).__name__

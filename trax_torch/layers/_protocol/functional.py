@@ -3,13 +3,13 @@
 import contextlib
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
 from torch import nn
 
-from trax_torch import _seeds
+from trax_torch import _nest, _seeds, _torch_private
 from trax_torch.layers._protocol import trees
 from trax_torch.layers._protocol.trax_order import InTraxOrder
 
@@ -56,6 +56,18 @@ class _AndState(nn.Module):
         return outputs, self.layer.state
 
 
+def in_arrays(layer: Any, x: Any) -> Any:
+    """Returns a layer's outputs for inputs that are arrays: arrays, and no gradient is kept.
+
+    Inside `torch.func.grad` and its like, which follow tensors alone, they stay tensors.
+    """
+    tensors = _nest.to_tensors(x, device_of(layer))
+    if _torch_private.is_transformed():
+        return layer(tensors)
+    with torch.no_grad():
+        return _nest.to_arrays(layer(tensors))
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Returns where a module's tensors are; the CPU if it has none."""
     tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
@@ -63,7 +75,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
-def keyed(layer: InTraxOrder, rng: "int | torch.Generator | None") -> Iterator[None]:
+def keyed(layer: InTraxOrder, rng: "int | torch.Generator | None") -> Generator[None]:
     """Draws from `rng` for a while; None draws from the default generators as ever."""
     if rng is None:
         yield
@@ -73,7 +85,7 @@ def keyed(layer: InTraxOrder, rng: "int | torch.Generator | None") -> Iterator[N
 
 
 @contextlib.contextmanager
-def _other_state_aside(layer: InTraxOrder, state: dict[str, Any]) -> Iterator[None]:
+def _other_state_aside(layer: InTraxOrder, state: dict[str, Any]) -> Generator[None]:
     """Lets what is state but no buffer be another for a while, and predict mode go on in a copy.
 
     Args:

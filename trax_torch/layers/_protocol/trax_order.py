@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from trax_torch import _nest
-from trax_torch.layers._protocol import trees
+from trax_torch.layers._protocol import readable, trees
 
 
 class InTraxOrder(nn.Module):
@@ -36,10 +36,10 @@ class InTraxOrder(nn.Module):
         """The weights as a nested tuple in Trax's order and shape; live, not copies.
 
         `()` stands for none. Where a layer occurs again, `GET_WEIGHTS_FROM_CACHE` stands for its
-        weights. Assigning such a tree copies the values in, or makes the parameters of a layer
-        that has none yet.
+        weights. numpy takes its tensors for arrays, `np.mean(layer.weights[0])`. Assigning such a
+        tree copies the values in, or makes the parameters of a layer that has none yet.
         """
-        return self._tree("weights", set())
+        return trees.map_tree(readable.readable, self._tree("weights", set()))
 
     @weights.setter
     def weights(self, tree: Any) -> None:
@@ -51,7 +51,8 @@ class InTraxOrder(nn.Module):
 
         Assigning such a tree copies the values in.
         """
-        return trees.map_tree(torch.Tensor.clone, self._tree("state", set()))
+        copies = trees.map_tree(torch.Tensor.clone, self._tree("state", set()))
+        return trees.map_tree(readable.readable, copies)
 
     @state.setter
     def state(self, tree: Any) -> None:
@@ -104,7 +105,8 @@ class InTraxOrder(nn.Module):
         if trees.is_marker(tree):
             return {}
         if not self._order:
-            return self._own_named(kind, tree)
+            own = self._own_named(kind, tree)
+            return {name: readable.plain(value) for name, value in own.items()}
         if not isinstance(tree, (tuple, list)) or len(tree) != len(self._order):
             came = len(tree) if isinstance(tree, (tuple, list)) else type(tree).__name__
             raise ValueError(
@@ -136,13 +138,14 @@ class InTraxOrder(nn.Module):
                     self, "_weight_names" if kind == "weights" else "_state_names", names
                 )
         keys, values = list(_nest.leaves(names)), list(_nest.leaves(tree))
-        if not values and not self._own_tree(kind):
+        if not values and not list(_nest.leaves(self._own_tree(kind))):
             return {}  # neither has any
         return trees.expect_tensors(self, values, tuple(keys), f"{kind} of {len(keys)} tensors")
 
     def _set_own_state(self, attribute: str, value: Any) -> None:
         if attribute == "_memory":
-            self._memory.fill(value)  # type: ignore[union-attr, operator]
+            memory: Any = self._memory
+            memory.fill(value)
         else:
             trees.set_buffer(self, attribute, value)
 

@@ -4,7 +4,8 @@ This room knows what a run depends on besides inputs and weights; it knows no gr
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,12 +42,29 @@ class Replay:
         self._dtypes = [i.dtype if _is_float(i) else None for i in items]
         self.draws = _seeds.Again(device)  # called, gives the context of the random numbers alone
         self.held = Held(layer)
+        self._deciders: list[Any] = [
+            m._decisions for m in layer.modules() if "_decisions" in vars(m)
+        ]
+        self._decided: list[Any] = []  # what each of them decided
         kinds = {"cpu", device.type}
         self._casts = [
             (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
             for kind in sorted(kinds)
             if torch.amp.is_autocast_available(kind)
         ]
+
+    def first(self, x: Any, params: Mapping[str, torch.Tensor] | None = None) -> Any:
+        """Returns the layer's outputs for `x`, of the run that is to be repeated.
+
+        Args:
+          x: inputs, packed as the layer takes them.
+          params: as a call takes them.
+        """
+        with contextlib.ExitStack() as stack:
+            self._decided = [stack.enter_context(each.noted()) for each in self._deciders]
+            outputs = self._run(x, params)
+        self.held.settle()
+        return outputs
 
     def __call__(self, x: Any, params: Mapping[str, torch.Tensor] | None = None) -> Any:
         """Returns the layer's outputs for `x`.
@@ -55,11 +73,8 @@ class Replay:
           x: inputs, packed as the layer takes them.
           params: tensors to use in place of the layer's own parameters, by name.
         """
-        tensors = self._tensors(params)
         with self._as_before():
-            if not tensors:
-                return base.call(self._layer, x)
-            return torch.func.functional_call(self._layer, tensors, (x,), tie_weights=False)
+            return self._run(x, params)
 
     def reverse(self, output: Any, params: Mapping[str, torch.Tensor] | None = None) -> Any:
         """Returns `layer.reverse(output)`, run like the layer itself."""
@@ -77,6 +92,12 @@ class Replay:
             for x, dtype in zip(items, dtypes, strict=True)
         ]
 
+    def _run(self, x: Any, params: Mapping[str, torch.Tensor] | None) -> Any:
+        tensors = self._tensors(params)
+        if not tensors:
+            return base.call(self._layer, x)
+        return torch.func.functional_call(self._layer, tensors, (x,), tie_weights=False)
+
     def _tensors(self, params: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
         """Returns what to put in place of the layer's parameters, by name."""
         if not params:
@@ -86,7 +107,7 @@ class Replay:
         return {k: given[id(p)] for k, p in own.items() if id(p) in given} | dict(params)
 
     @contextlib.contextmanager
-    def _as_before(self) -> Iterator[None]:
+    def _as_before(self) -> Generator[None]:
         with contextlib.ExitStack() as stack:
             for kind, dtype, is_enabled in self._casts:
                 # Without its cache, which would hold casts of weights until an outer block ends.
@@ -94,6 +115,8 @@ class Replay:
                 stack.enter_context(cast)
             stack.enter_context(self.draws())
             stack.enter_context(self.held)
+            for decisions, decided in zip(self._deciders, self._decided, strict=False):
+                stack.enter_context(decisions.again(decided))
             yield
 
 
@@ -106,6 +129,58 @@ class _Backwards(nn.Module):
 
     def forward(self, output: Any) -> Any:
         return self.layer.reverse(output)
+
+
+class Decisions(threading.local):
+    """What a layer chooses by comparing, such as buckets: once, though it is computed again.
+
+    What is computed again from rounded inputs might choose otherwise, and give something else. A
+    layer that chooses has one as its `_decisions`. Other threads have others; a copy is empty.
+
+    Example:
+      >>> decisions = Decisions()
+      >>> with decisions.noted() as decided:
+      ...     _ = decisions.made(lambda: torch.tensor(1))
+      >>> with decisions.again(decided):
+      ...     decisions.made(lambda: torch.tensor(2))
+      tensor(1)
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[Any] | None = None
+        self._due: list[Any] = []
+
+    def __reduce__(self) -> Any:
+        return Decisions, ()
+
+    def made(self, choose: Callable[[], Any]) -> Any:
+        """Returns what `choose` returns; where a run is repeated, what it returned then."""
+        if torch.compiler.is_compiling():
+            return choose()
+        if self._due:
+            return self._due.pop(0)
+        choice = choose()
+        if self._noted is not None:
+            self._noted.append(choice)
+        return choice
+
+    @contextlib.contextmanager
+    def noted(self) -> Generator[list[Any]]:
+        """Notes what is decided in the block; gives the list that it will be in."""
+        before, self._noted = self._noted, []
+        try:
+            yield self._noted
+        finally:
+            self._noted = before
+
+    @contextlib.contextmanager
+    def again(self, decided: Sequence[Any]) -> Generator[None]:
+        """Has the block decide as it was noted."""
+        before, self._due = self._due, list(decided)
+        try:
+            yield
+        finally:
+            self._due = before
 
 
 class Held:
@@ -138,7 +213,9 @@ class Held:
         self._attributes = [(vars(m), dict(vars(m))) for m in modules]
         self._then = [*self._attributes, *((m._buffers, dict(m._buffers.items())) for m in modules)]
         self._now: list[list[dict[str, Any]]] = []  # to go back to, the innermost context's last
-        tensors = {id(x): x for _, then in self._then for x in then.values() if _is_tensor(x)}
+        tensors: dict[int, Any] = {
+            id(x): x for _, then in self._then for x in then.values() if _is_tensor(x)
+        }
         # Kernels of torch write into running statistics without counting a version.
         self._lasting = {id(owner._buffers[k]) for _, owner, k in _protocol.lasting_buffers(layer)}
         self._noted = {key: _Noted(x, version(x), _copy(x)) for key, x in tensors.items()}

@@ -92,11 +92,11 @@ class ReversibleLayer(Layer):
 def find_runs(layers: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """Returns where runs of reversible layers begin and end in a series of layers.
 
-    A run has two layers at least, one of which computes.
+    A run has two layers at least, one of which computes. A series of its own is no part of one.
     """
     runs, start = [], 0
     for end in range(len(layers) + 1):
-        if end < len(layers) and can_reverse(layers[end]):
+        if end < len(layers) and can_reverse(layers[end]) and not _has_runs(layers[end]):
             continue
         if end - start >= 2 and any(layer._computes for layer in layers[start:end]):
             runs.append((start, end))
@@ -128,9 +128,8 @@ class _Run(torch.autograd.Function):
                 if layer._computes
                 else None
             )
-            stack = _stack.put(base.call(layer, inputs), stack, layer.n_in)
-            if replay is not None:
-                replay.held.settle()
+            outputs = base.call(layer, inputs) if replay is None else replay.first(inputs)
+            stack = _stack.put(outputs, stack, layer.n_in)
             ctx.replays.append(replay)
         outputs = items_of(stack)
         unmoved = {id(x) for x, w in zip(items, ctx.needs_input_grad[2:], strict=False) if not w}
@@ -148,7 +147,9 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Any
+    ) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         stack = packed(
             [detached(next(saved)) if is_tensor else None for is_tensor in ctx.is_tensor]
@@ -244,13 +245,18 @@ def _run(layers: Sequence[Any], stack: Any) -> Any:
     params = list(
         {id(p): p for layer in layers for _, p in rematerialization.parameters_of(layer)}.values()
     )
-    outputs = _Run.apply(layers, len(items), *items, *params)
+    apply: Any = _Run.apply  # torch says nothing of its types
+    outputs = apply(layers, len(items), *items, *params)
     return _stack.put(outputs, stack, n_in)
 
 
 def can_reverse(layer: Any) -> bool:
     """Tells whether a layer is reversible and has a `reverse`."""
     return isinstance(layer, ReversibleLayer) and type(layer).reverse is not ReversibleLayer.reverse
+
+
+def _has_runs(layer: Any) -> bool:
+    return bool(getattr(layer, "_runs", ()))
 
 
 def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
@@ -266,7 +272,7 @@ def _keeps_nothing(layers: Sequence[Any], items: Sequence[Any]) -> bool:
     if any(map(has_hooks, layers)):  # which may do what `reverse` knows nothing of
         return False
     modules = {m for layer in layers for m in layer.modules()}
-    if any(m._modules.get("_memory") is not None for m in modules):  # which would be written
+    if any(getattr(m, "_memory", None) is not None for m in modules):  # which would be written
         return False
     params = [p for m in modules for p in m._parameters.values() if p is not None]
     # Weights in parts come together in hooks of their own.

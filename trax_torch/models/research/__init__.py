@@ -1,0 +1,1 @@
+"""Parts of models that Trax keeps in its research folder."""
