@@ -1,5 +1,6 @@
 """Recipes, and what else may stand for an optimizer."""
 
+import copy
 import functools
 
 import pytest
@@ -105,3 +106,40 @@ def test_parameters_are_added_to_a_bound_optimizer(recipe):
     assert torch.equal(early, other)
     grouped = recipe.bind([{"params": [torch.nn.Parameter(torch.ones(1))]}])
     assert len(grouped.param_groups) == 1
+
+
+RECIPES = ("SGD", "Adam", "Momentum", "RMSProp", "Adafactor", "SM3")
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+@pytest.mark.parametrize("closures", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_bound_by_hand_clips(name, closures, is_copied):
+    """As if the gradients had come clipped: 3, 4 as 0.6, 0.8. A copy does so, too."""
+    found = []
+    for limit, scale in ((1.0, 1.0), (None, 0.2)):
+        p = torch.nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64))
+        bound = getattr(optimizers, name)(0.1, clip_grad_norm=limit).bind([p])
+        if is_copied:
+            bound, p = copy.deepcopy((bound, p))
+        for grad, times in ((torch.tensor([3.0, 4.0]), scale), (torch.tensor([0.1, 0.2]), 1.0)):
+
+            def closure(p=p, grad=grad, times=times):
+                p.grad = (grad * times).double()
+
+            if closures:
+                bound.step(closure)
+            else:
+                closure()
+                bound.step()
+        found.append(p.detach())
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
+def test_advice_against_steps_that_are_not_finite_fits_the_optimizer(params):
+    assert "clip: clip_grad_norm=1.0" in base.advice_of(optimizers.Adam(0.1))
+    assert "or clip_grad_norm=0.5" in base.advice_of(optimizers.Adam(0.1, clip_grad_norm=0.5))
+    assert "or clip_grad_norm=2.0" in base.advice_of(optimizers.SGD(0.1, 2.0).bind(params))
+    for foreign in (torch.optim.SGD(params, lr=0.1), functools.partial(torch.optim.SGD, lr=0.1)):
+        assert "clip: Loop(clip_grad_norm=1.0)" in base.advice_of(foreign)
+        assert "or clip_grad_norm=0.5" in base.advice_of(foreign, 0.5)

@@ -381,3 +381,21 @@ def test_a_number_out_of_range_is_refused(kind, name, values, interval):
         with pytest.raises(ValueError, match=f"{kind.__name__} takes a {name} in ") as caught:
             kind(**{name: value})
         assert f"in {interval}; got {value!r}. The default is " in str(caught.value)
+
+
+@every_row
+@pytest.mark.parametrize("shape", SHAPES)
+def test_as_functions_it_is_the_rule_that_is_bound(row, shape):
+    """init and update of one weight give what three steps of the bound rule give; float64."""
+    params = weights(torch.float64, shapes=[shape])
+    bound, recipe = row.recipe.bind(params), row.recipe
+    weight = params[0].detach().clone()
+    slots, opt_params = recipe.init(weight), dict(recipe.opt_params)
+
+    for step in range(1, 4):
+        take_step(bound, params, step)
+        opt_params["learning_rate"] = torch.tensor(0.01 / (step + 1))  # as an array, as in Trax
+        weight, slots = recipe.update(step, params[0].grad, weight, slots, opt_params)
+
+    assert torch.allclose(weight, params[0], rtol=1e-6, atol=1e-9)
+    assert recipe.slots is None

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from trax_torch import _nest, optimizers
 from trax_torch import layers as tl
-from trax_torch import optimizers
 from trax_torch.optimizers.trainer import Trainer
 
 
@@ -39,3 +39,31 @@ def test_an_optimizer_takes_the_steps_of_trax(name):
             figures.assert_close(stats[key], want, 1e-4)
         for w, want in zip(model.ws, figures.parts(name, f"step{step}_w"), strict=True):
             figures.assert_close(w.detach(), want, 1e-4)
+
+
+@pytest.mark.parametrize("name", figures.names("optimizer"))
+def test_a_recipe_as_functions_takes_the_steps_of_trax(name):
+    """tree_init and tree_update: weights, slots in Trax's form and norms; inputs do not change."""
+    info = figures.case(name)
+    recipe = getattr(optimizers, info["name"])(**info["kwargs"])
+    weights = tuple(figures.parts(name, "w"))
+    slots, opt_params = recipe.tree_init(weights)
+
+    for step in range(1, info["n_steps"] + 1):
+        before = [w.copy() for w in weights]
+        given = weights
+        weights, slots, stats = recipe.tree_update(
+            step, tuple(figures.parts(name, f"step{step}_g")), weights, slots, opt_params
+        )
+        for w, old in zip(given, before, strict=True):
+            assert np.array_equal(w, old)
+        for key, value in stats.items():
+            figures.assert_close(value, figures.part(name, f"step{step}_{key}"), 1e-4)
+        for w, want in zip(weights, figures.parts(name, f"step{step}_w"), strict=True):
+            assert isinstance(w, np.ndarray)
+            figures.assert_close(w, want, 1e-4)
+
+    assert recipe.slots is slots
+    flat = [x for x in _nest.leaves(slots) if x is not None]
+    for mine, want in zip(flat, figures.parts(name, "finalslots"), strict=True):
+        figures.assert_close(mine, want, 1e-4)

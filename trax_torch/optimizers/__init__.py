@@ -6,6 +6,7 @@ trains in less of it. `supervised` builds on all of them.
 """
 
 from trax_torch.optimizers._adasum import adasum_
+from trax_torch.optimizers._buffers import try_out
 from trax_torch.optimizers._memory import (
     Blocks,
     ChunkedLoss,
@@ -14,14 +15,14 @@ from trax_torch.optimizers._memory import (
     Residence,
     split_head,
 )
-from trax_torch.optimizers._microbatches import Shares
+from trax_torch.optimizers._microbatches import Count, Shares
 from trax_torch.optimizers.adafactor import Adafactor
 from trax_torch.optimizers.adam import Adam
 from trax_torch.optimizers.base import SGD, Optimizer, clip_norm_of
 from trax_torch.optimizers.momentum import Momentum
 from trax_torch.optimizers.rms_prop import RMSProp
 from trax_torch.optimizers.sm3 import SM3
-from trax_torch.optimizers.trainer import NonFiniteError, Ranks, Trainer, try_out
+from trax_torch.optimizers.trainer import NonFiniteError, Ranks, Trainer
 
 __all__ = [
     "SGD",
@@ -30,6 +31,7 @@ __all__ = [
     "Adam",
     "Blocks",
     "ChunkedLoss",
+    "Count",
     "HostMemory",
     "InBlocks",
     "Momentum",

@@ -11,6 +11,7 @@ import torch
 
 from trax_torch import _distributed
 from trax_torch._torch_private import foreach
+from trax_torch.optimizers._clipping import loss_and_clip_
 
 Tensors: TypeAlias = list[torch.Tensor] | tuple[torch.Tensor, ...]
 Member: TypeAlias = tuple[torch.Tensor, torch.Tensor, dict[str, Any]]  # weight, gradient, slots
@@ -73,10 +74,7 @@ class BoundRule(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Takes one step; parameters without a gradient stay, and so do their slots."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_and_clip_(self, closure)
         for group in self.param_groups:
             for bundle in self._bundles(group["params"]):
                 self._step_of(group, bundle)

@@ -6,6 +6,8 @@ soon as weights are uneven. Ranks of data parallelism share a loss in the same w
 """
 
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,32 +20,70 @@ from trax_torch import layers as tl
 WEIGHING = (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
+@dataclass(frozen=True)
+class Count:
+    """What a batch counts for, where that was found out; see `Shares`.
+
+    Attributes:
+      text: says what counts.
+      of_items: gives a tensor that is what each item counts for; None where every row counts alike.
+      fillings: what to put into items, by their names in `_nest.named_leaves`, so that a batch that
+        counts for nothing has a loss all the same: a function of the item.
+      is_sum: whether the loss is the sum of its parts.
+    """
+
+    text: str
+    of_items: Callable[[dict[str, Any]], torch.Tensor] | None = None
+    fillings: tuple[tuple[str, Callable[[torch.Tensor], torch.Tensor]], ...] = ()
+    is_sum: bool = False
+
+    def of(self, batch: Any) -> torch.Tensor:
+        """Returns what a batch counts for, on its device."""
+        assert self.of_items is not None
+        items = self.of_items(_nest.named_leaves(batch))
+        return items.sum(dtype=torch.float32 if items.device.type == "mps" else torch.float64)
+
+    def made_finite(self, batch: Any, weight: torch.Tensor) -> Any:
+        """Returns a batch that counts for nothing with other items, and any other one as it is."""
+        named = _nest.named_leaves(batch)
+        for name, filling in self.fillings:
+            named[name] = torch.where(weight == 0, filling(named[name]), named[name])
+        return _nest.rebuild(batch, list(named.values()))
+
+
 class Shares:
     """Cuts batches of a model and its loss into microbatches along the first axis.
 
     What a loss weighs its items by is found once: by the third of its inputs, where that comes from
     the batch and, in a module of PyTorch or a `tl.Fn`, is called weights or mask; by the targets
-    that are not ignored in `nn.CrossEntropyLoss` and `nn.NLLLoss`; else every row counts alike. A
-    loss with `reduction='sum'`, or that ends in Trax's WeightedSum, is the sum of its parts.
+    that are not ignored in `nn.CrossEntropyLoss` and `nn.NLLLoss`; else every row counts alike, as
+    do sequences in Trax's accuracies of whole sequences. Weights that are broadcast to the targets
+    count once for each of them. A loss with `reduction='sum'`, or that ends in Trax's WeightedSum,
+    is the sum of its parts.
 
     Args:
       model: takes the first items of a batch.
       loss: takes the model's outputs and the items that follow.
+      count: what a batch counts for, where nothing of the above is known.
     """
 
-    def __init__(self, model: tl.Layer, loss: tl.Layer):
+    def __init__(self, model: tl.Layer, loss: tl.Layer, count: Count | None = None):
+        self._count = None if count is None or count.of_items is None else count
         n_own = max(0, loss.n_in - model.n_out)  # items of the batch that the loss takes itself
         self._last = model.n_in + n_own - 1
         module = loss.module if isinstance(loss, tl.Wrapped) else None
         self._module = module
         self._is_sum = getattr(module, "reduction", None) == "sum" or _is_sum(loss)
+        self._is_sum = self._is_sum or (count is not None and count.is_sum)
         self._by_weights = n_own > 0 and loss.n_in == 3 and _takes_weights(loss)
+        self._has_targets = n_own > 1
         self._by_targets = n_own > 0 and weighs_by_targets(loss)
 
     @property
     def counts_rows(self) -> bool:
         """Whether every row counts alike, for want of anything else that is known."""
-        return not (self._is_sum or self._by_weights or self._by_targets)
+        is_known = self._is_sum or self._by_weights or self._by_targets
+        return not is_known and self._count is None
 
     def n_rows(self, batch: tuple[Any, ...]) -> int:
         """Returns how many rows a batch has."""
@@ -51,9 +91,19 @@ class Shares:
 
     def weight_of(self, batch: tuple[Any, ...]) -> float:
         """Returns what a batch counts for: the sum of its weights, or how many rows it has."""
-        if self._by_weights or self._by_targets:
-            return float(self._weight_of(batch))
-        return float(_n_rows(batch))
+        if self.counts_rows or self._is_sum:
+            return float(_n_rows(batch))
+        return float(self._weight_of(batch))
+
+    def share_of_mean(self, batch: tuple[Any, ...]) -> Any:
+        """Returns what a batch's value counts for in the mean over several batches.
+
+        It is what `weight_of` says, on the device that the batch is on; 1 for a sum, whose mean
+        over batches is taken.
+        """
+        if self._is_sum:
+            return 1.0
+        return float(_n_rows(batch)) if self.counts_rows else self._weight_of(batch)
 
     def cut(
         self, batch: tuple[Any, ...], n_parts: int, total: float | None = None, size: int = 1
@@ -83,29 +133,40 @@ class Shares:
             return [(p, size * w / whole) for p, w in zip(parts, weights, strict=True)]
         weights = [self._weight_of(part) for part in parts]
         whole = torch.stack(weights).sum() if total is None else total
+        if self._count is not None:
+            # Where nothing counts, what the whole is, 0 or no number, its parts are as they came.
+            none = torch.as_tensor(whole, device=weights[0].device) == 0
+            weights = [torch.where(none, 1.0, weight) for weight in weights]
+            whole = torch.where(none, float(size * len(parts)), whole)
         return [
             (self._made_finite(p, w), size * w / whole) for p, w in zip(parts, weights, strict=True)
         ]
 
     def _weight_of(self, part: tuple[Any, ...]) -> torch.Tensor:
         """Returns the sum of weights in a part; in float64 where anything in the part is."""
-        item = part[self._last]
+        if self._count is not None:
+            return self._count.of(part)
+        item: torch.Tensor = part[self._last]
         is_double = any(
             getattr(leaf, "dtype", None) == torch.float64 for leaf in _nest.leaves(part)
         )
         dtype = torch.float64 if is_double else torch.float32
         if self._by_weights:
-            return item.to(dtype).sum()
+            total = item.to(dtype).sum()
+            targets = part[self._last - 1] if self._has_targets else item
+            return total if _is_whole(item, targets) else total * (targets.numel() / item.numel())
         if item.is_floating_point():  # probabilities of classes: nothing is ignored
             return torch.full((), float(len(item)), dtype=dtype, device=item.device)
         loss: Any = self._module
-        counts = item != loss.ignore_index
+        counts: torch.Tensor = item != loss.ignore_index
         if loss.weight is None:
             return counts.sum(dtype=dtype)
-        weight = loss.weight.to(item.device, dtype)
+        weight: torch.Tensor = loss.weight.to(item.device, dtype)
         return weight[item.where(counts, 0)].where(counts, 0.0).sum()
 
-    def _made_finite(self, part: tuple[Any, ...], weight: torch.Tensor) -> tuple[Any, ...]:
+    def _made_finite(self, part: tuple[Any, ...], weight: torch.Tensor) -> Any:
+        if self._count is not None:
+            return self._count.made_finite(part, weight)
         item = part[self._last]
         if self._by_weights:
             item = item + (weight == 0).to(item.dtype)
@@ -138,13 +199,27 @@ def weighs_by_targets(loss: tl.Layer) -> bool:
 
 def _is_sum(loss: tl.Layer) -> bool:
     """Tells whether a loss ends in one of Trax's sums over items."""
+    return _last_of(loss).name in ("WeightedSum", "CrossEntropySum", "BinaryCrossEntropySum")
+
+
+def _last_of(loss: tl.Layer) -> tl.Layer:
     while isinstance(loss, tl.Serial) and loss.sublayers:
         loss = loss.sublayers[-1]
-    return loss.name in ("WeightedSum", "CrossEntropySum", "BinaryCrossEntropySum")
+    return loss
+
+
+def _is_whole(weights: Any, targets: Any) -> bool:
+    """Tells whether weights are not broadcast to the targets, as far as shapes tell."""
+    if not isinstance(targets, torch.Tensor) or weights.dim() != targets.dim():
+        return True
+    pairs = zip(weights.shape, targets.shape, strict=True)
+    return weights.shape == targets.shape or not all(n in (1, m) for n, m in pairs)
 
 
 def _takes_weights(loss: tl.Layer) -> bool:
-    """Tells whether a loss's third input is weights: always with Trax's losses."""
+    """Tells whether a loss's third input is what its items count by: Trax's weights are, mostly."""
+    if _last_of(loss).name in ("MaskedSequenceAccuracy", "_WeightedSequenceMean"):
+        return False  # they say what of a sequence is to be right
     function = loss.module.forward if isinstance(loss, tl.Wrapped) else getattr(loss, "fn", None)
     if function is None:
         return True
@@ -169,4 +244,5 @@ def _rows_of(batch: tuple[Any, ...], n_parts: int) -> list[tuple[Any, ...]]:
 
 
 def _n_rows(part: Any) -> int:
-    return int(next(_nest.leaves(part)).shape[0])
+    shapes = (getattr(leaf, "shape", ()) for leaf in _nest.leaves(part))
+    return next((int(shape[0]) for shape in shapes if shape), 1)

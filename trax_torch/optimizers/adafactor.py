@@ -8,6 +8,7 @@ import torch
 
 from trax_torch._torch_private import foreach
 from trax_torch.optimizers import _hyperparameters
+from trax_torch.optimizers._clipping import clipping
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
 
@@ -107,7 +108,11 @@ class Adafactor(Optimizer):
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer of these parameters, its slots 0."""
-        return BoundAdafactor(params, **self.opt_params)
+        return clipping(BoundAdafactor(params, **self.opt_params), self.clip_grad_norm)
+
+    def pack_slots(self, slots: dict[str, Any]) -> Any:
+        """Returns named slots as a list, which is Trax's form."""
+        return list(slots.values())
 
 
 class BoundAdafactor(BoundRule):
@@ -166,7 +171,8 @@ def _full_(grads: Tensors, v: Tensors, mixing: float, epsilon: float) -> Tensors
     updates = foreach.add(v, epsilon)
     foreach.rsqrt_(updates)
     foreach.mul_(updates, grads)
-    return updates
+    result: Tensors = updates
+    return result
 
 
 def _factored_(
@@ -189,7 +195,8 @@ def _factored_(
     foreach.rsqrt_(columns)
     updates = foreach.mul(grads, [r.unsqueeze(-1) for r in rows])
     foreach.mul_(updates, [c.unsqueeze(-2) for c in columns])
-    return updates
+    result: Tensors = updates
+    return result
 
 
 def _scales(group: dict[str, Any], weights: Tensors, updates: Tensors) -> Tensors:
@@ -211,7 +218,8 @@ def _scales(group: dict[str, Any], weights: Tensors, updates: Tensors) -> Tensor
 
 def _rms(tensors: Tensors) -> Tensors:
     norms = foreach.norm(tensors)
-    return foreach.div(norms, [math.sqrt(t.numel()) for t in tensors])
+    result: Tensors = foreach.div(norms, [math.sqrt(t.numel()) for t in tensors])
+    return result
 
 
 def _weight_decay_at(step: int, rate: float, n_steps: float) -> float:

@@ -7,6 +7,7 @@ import torch
 
 from trax_torch._torch_private import verdict_of
 from trax_torch.optimizers import _hyperparameters
+from trax_torch.optimizers._clipping import clipping, loss_and_clip_
 from trax_torch.optimizers._foreach import shrink_
 from trax_torch.optimizers.base import Optimizer, can_fuse
 
@@ -58,7 +59,7 @@ class Adam(Optimizer):
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer on fused kernels where there are any."""
-        return BoundAdam(list(params), **self.opt_params)
+        return clipping(BoundAdam(list(params), **self.opt_params), self.clip_grad_norm)
 
 
 class BoundAdam(torch.optim.AdamW):
@@ -97,10 +98,7 @@ class BoundAdam(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         """Takes one step."""
-        loss = None
-        if closure is not None:  # before the decay, which must not change what the loss sees
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_and_clip_(self, closure)  # before the decay, which the loss must not see
         for group in self.param_groups:
             rate, decay = float(group["lr"]), group["weight_decay_rate"]
             group["weight_decay"] = decay / rate if rate else 0.0

@@ -7,6 +7,7 @@ import torch
 
 from trax_torch._torch_private import verdict_of
 from trax_torch.optimizers import _hyperparameters
+from trax_torch.optimizers._clipping import clipping, loss_and_clip_
 from trax_torch.optimizers._foreach import shrink_
 from trax_torch.optimizers.base import Optimizer, can_fuse, is_sharded
 
@@ -54,7 +55,7 @@ class Momentum(Optimizer):
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer on fused kernels where there are any, its velocities 0."""
-        return BoundMomentum(list(params), **self.opt_params)
+        return clipping(BoundMomentum(list(params), **self.opt_params), self.clip_grad_norm)
 
 
 class BoundMomentum(torch.optim.SGD):
@@ -79,7 +80,7 @@ class BoundMomentum(torch.optim.SGD):
             lr=learning_rate,
             momentum=mass,
             nesterov=nesterov and mass > 0,  # torch refuses it without mass, where it does nothing
-            fused=can_fuse(params) and not is_sharded(params),
+            fused=can_fuse(params) and not is_sharded(params) and not _is_half(params),
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -93,11 +94,14 @@ class BoundMomentum(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> Any:
         """Takes one step; parameters without a gradient stay, and so do their velocities."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_and_clip_(self, closure)
         for group in self.param_groups:
             shrink_(group["params"], group["weight_decay_rate"], verdict_of(self))
         super().step()
         return loss
+
+
+def _is_half(params: Iterable[Any]) -> bool:
+    """Tells whether torch's fused SGD would lose velocities: on a CPU it does so in 16 bits."""
+    params = [p for g in params for p in (g["params"] if isinstance(g, dict) else (g,))]
+    return any(p.is_cpu and p.dtype.itemsize < 4 for p in params)

@@ -7,6 +7,7 @@ import torch
 
 from trax_torch._torch_private import foreach
 from trax_torch.optimizers import _hyperparameters
+from trax_torch.optimizers._clipping import clipping
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
 
@@ -44,7 +45,7 @@ class RMSProp(Optimizer):
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer of these parameters, its averages at 1."""
-        return BoundRMSProp(params, **self.opt_params)
+        return clipping(BoundRMSProp(params, **self.opt_params), self.clip_grad_norm)
 
 
 class BoundRMSProp(BoundRule):

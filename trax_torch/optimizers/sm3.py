@@ -8,6 +8,7 @@ import torch
 
 from trax_torch._torch_private import foreach
 from trax_torch.optimizers import _hyperparameters
+from trax_torch.optimizers._clipping import clipping
 from trax_torch.optimizers._foreach import BoundRule, Tensors
 from trax_torch.optimizers.base import Optimizer
 
@@ -82,7 +83,12 @@ class SM3(Optimizer):
 
     def bind(self, params: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Returns an optimizer of these parameters, its slots 0."""
-        return BoundSM3(params, **self.opt_params)
+        return clipping(BoundSM3(params, **self.opt_params), self.clip_grad_norm)
+
+    def pack_slots(self, slots: dict[str, Any]) -> Any:
+        """Returns named slots in Trax's form: the momentum or [], then two lists of vectors."""
+        vectors = ([x for k, x in slots.items() if k.startswith(v)] for v in ("v1_", "v2_"))
+        return (slots.get("m", []), *vectors)
 
 
 class BoundSM3(BoundRule):
@@ -139,7 +145,8 @@ def _preconditioned_(
         foreach.sqrt_(moments)
     roots = moments if rank > 1 else foreach.sqrt(moments)
     foreach.add_(roots, 1e-16)  # a moment of 0 has a gradient of 0, and so a step of 0
-    return foreach.div(grads, roots)
+    result: Tensors = foreach.div(grads, roots)
+    return result
 
 
 def _least(vectors: list[Tensors]) -> Tensors:
@@ -170,4 +177,5 @@ def _remember_(m: Tensors, updates: Tensors, momentum: float, kind: int) -> Tens
     foreach.add_(m, updates)
     if kind == MomentumType.HEAVY_BALL:
         return m
-    return foreach.add(updates, m, alpha=momentum)
+    result: Tensors = foreach.add(updates, m, alpha=momentum)
+    return result

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from trax_torch import _distributed, _seeds, _torch_private
+from trax_torch import _nest, _seeds, _torch_private
 from trax_torch import layers as tl
-from trax_torch._torch_private import foreach
-from trax_torch.layers import _protocol
-from trax_torch.layers._protocol import modes_kept
-from trax_torch.optimizers import base
+from trax_torch.optimizers import _gradients, base
+from trax_torch.optimizers._buffers import Buffers
+from trax_torch.optimizers._loss_scale import LossScale
 from trax_torch.optimizers._memory import Blocks
 from trax_torch.optimizers._microbatches import Shares
 
@@ -66,6 +65,7 @@ class Trainer:
     Args:
       model_with_loss: a layer that maps a batch to one scalar, the loss.
       optimizer: a recipe, a torch optimizer of the model's parameters, or a class of either.
+      n_devices: Trax's: how many devices the caller counts on; this process has one.
       forward: computes the loss instead: `model_with_loss` compiled, say, or in another precision.
       shares: how a batch is cut into parts; needed for `n_accumulation_steps` above 1.
       n_accumulation_steps: how many parts go forward and backward one after another, so that the
@@ -74,15 +74,27 @@ class Trainer:
       ranks: what several ranks do about their gradients; None for one process.
       blocks: the same model and loss, to be computed block by block: each block's weights are
         updated as soon as their gradients are complete, and the gradients freed. There are no
-        parts, no skipped steps and no clipping then, and the optimizer is one that updates each
-        weight by itself.
+        parts, no skipped steps and no clipping by the norm then, and the optimizer is one that
+        updates each weight by itself.
+      clip_grad_norm: when the global norm of all gradients reaches this, they are scaled down to
+        it, whatever the optimizer; None leaves it to a recipe's own `clip_grad_norm`.
+      clip_grad_value: each gradient is brought into [-clip_grad_value, clip_grad_value], after
+        clipping by the norm.
+      scales_loss: for `forward` in float16: the loss is multiplied before the backward pass, so
+        that gradients do not vanish, and these are divided before anything looks at them. Steps
+        whose gradients overflow by it are skipped, and are no error.
 
     Attributes:
       n_skipped: how many were skipped so far.
       is_whole: False while an update is under way, and after one that was broken off.
+      rate_is_given: whether steps are told their learning rate.
+      first_groups: the optimizer's numbers, group by group, as they were when it came.
+      loss_scale: what the loss is multiplied by, or None.
 
     Raises:
-      ValueError: if blocks are given, and the optimizer may look at all gradients together.
+      ValueError: if there is more than one device; if blocks are given, and the optimizer may look
+        at all gradients together; if the optimizer clips to another norm; if the loss is scaled,
+        and weights are in float16.
 
     Source: Trax `optimizers/trainer.py::Trainer`.
     """
@@ -91,6 +103,7 @@ class Trainer:
         self,
         model_with_loss: tl.Layer,
         optimizer: Any,
+        n_devices: int | None = None,
         *,
         forward: Callable[[Any], torch.Tensor] | None = None,
         shares: Shares | None = None,
@@ -98,7 +111,11 @@ class Trainer:
         n_skips: int = 0,
         ranks: Ranks | None = None,
         blocks: Blocks | None = None,
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+        scales_loss: bool = False,
     ):
+        _check_is_alone(n_devices)
         if (n_accumulation_steps > 1 or ranks is not None) and shares is None:
             raise ValueError("Parts of a batch need Shares: they say how much each stands for.")
         self.model_with_loss = model_with_loss
@@ -108,27 +125,39 @@ class Trainer:
             _check_goes_one_by_one(self.optimizer)
         self.n_skipped = 0
         self.is_whole = True
-        self._rate_is_given = False  # by a schedule, at each step
-        self._first_groups = self.groups()
+        self.rate_is_given = False
+        self.first_groups = _nest.map_leaves(_copied, self.groups())
         self._forward = model_with_loss if forward is None else forward
         self._shares = shares
         self._n_parts = n_accumulation_steps
         self._n_skips = n_skips
         self._ranks = ranks
         self._blocks = blocks
-        self._clip_grad_norm = base.clip_norm_of(optimizer)
+        max_norm = _gradients.norm_to_clip_to(optimizer, clip_grad_norm)
+        self._advice = base.advice_of(optimizer, clip_grad_norm)
         # On a CPU nothing is waited for when a number is read. Elsewhere numbers stay on the
         # device, and fused kernels take the verdict on a step there, so that no step waits for it.
         devices = [p.device for p in self.params] if blocks is None else [blocks.device]
         self._on_cpu = all(device.type == "cpu" for device in devices)
         self._is_sharded = base.is_sharded(self.params)
-        self._decides_on_device = (
-            not self._on_cpu and not self._is_sharded and bool(self.optimizer.defaults.get("fused"))
+        device = devices[0] if devices else torch.device("cpu")
+        self._zeroes = _gradients.has_own_zero_grad(self.optimizer)
+        self._gradients = _gradients.Gradients(
+            device, self._on_cpu, self._is_sharded, max_norm, clip_grad_value
         )
+        self._decides_on_device = (
+            not self._on_cpu
+            and not self._is_sharded
+            and bool(self.optimizer.defaults.get("fused"))
+            and not (scales_loss and ranks is not None)  # which agree on whose loss is bad
+        )
+        self.loss_scale = None
+        if scales_loss:
+            _gradients.check_can_unscale(self.params)
+            self.loss_scale = LossScale(device if self._decides_on_device else None)
         self._verdicts: torch.Tensor | None = None  # bad steps; the first one, its loss and norm
         self._keyed = _seeds.Keyed(devices[0] if devices else None)
-        self._buffers = _places_of_buffers(model_with_loss)
-        self._kept: list[torch.Tensor] = []  # the buffers as they were before the step
+        self._buffers = Buffers(model_with_loss)
 
     def one_step(
         self,
@@ -139,13 +168,14 @@ class Trainer:
         *,
         measure_weights: bool = True,
         total_weight: float | None = None,
+        backward_ended: Callable[[int], None] | None = None,
     ) -> tuple[Any, Stats]:
         """Updates the weights by the gradient of one batch.
 
         Args:
           batch: a tuple of tensors on the model's device.
           rng: a seed for this step's random numbers; None draws from the default generators.
-          step: the step's number, for messages.
+          step: its number, for messages, and `backward_ended`, called when gradients are complete.
           learning_rate: the rate for this step; None leaves the optimizer's own.
           measure_weights: False leaves out `weights_l2`, which takes a pass over all weights.
           total_weight: what the batches of all ranks count for together; see `Shares`.
@@ -164,12 +194,11 @@ class Trainer:
                 raise ValueError(
                     f"Step {step}: the learning rate is {learning_rate}; a rate is a finite number."
                 )
-            self._rate_is_given = True
+            self.rate_is_given = True
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
         self._free_gradients()
-        if self._buffers:
-            self._keep_buffers()
+        self._buffers.keep()
         if self._blocks is not None:
             with self._random_numbers(rng):
                 return self._in_blocks(self._blocks, batch, step, measure_weights, total_weight)
@@ -177,20 +206,24 @@ class Trainer:
             with self._random_numbers(rng):
                 if self._n_parts == 1 and self._ranks is None:
                     loss = self._forward(batch)
-                    loss.backward()
+                    loss.backward(self.loss_scale and self.loss_scale.gradient_of(loss))
                 else:
                     loss = self._in_parts(batch, total_weight)
+            if self.loss_scale is not None:
+                self.loss_scale.unscale_([p.grad for p in self.params if p.grad is not None])
+            if backward_ended is not None:
+                backward_ended(step)
         except BaseException:
-            self._put_buffers_back()
+            self._buffers.put_back()
             raise
         grads = [p.grad for p in self.params if p.grad is not None]
         stats = {
             "loss": loss.item() if self._on_cpu else loss.detach(),
-            "gradients_l2": self._norm(grads),
+            "gradients_l2": self._gradients.norm(grads),
         }
         if measure_weights:
             with torch.no_grad():
-                stats["weights_l2"] = self._norm(self.params)
+                stats["weights_l2"] = self._gradients.norm(self.params)
         loss = stats["loss"]
         self._update(grads, stats, step)
         return loss, stats
@@ -202,13 +235,6 @@ class Trainer:
             for group in self.optimizer.param_groups
         ]
 
-    @property
-    def has_changed_groups(self) -> bool:
-        """Whether someone, a callback say, has changed the optimizer's numbers in this run."""
-        pairs = zip(self.groups(), self._first_groups, strict=True)
-        passed_over = {"lr"} if self._rate_is_given else set()
-        return any(now[k] != then.get(k) for now, then in pairs for k in now.keys() - passed_over)
-
     def renew_params(self) -> None:
         """Takes note of weights that are frozen or thawed since.
 
@@ -218,6 +244,7 @@ class Trainer:
         """
         if self._blocks is not None:
             _check_goes_one_by_one(self.optimizer)
+        self._zeroes = _gradients.has_own_zero_grad(self.optimizer)
         params = [p for p in self.model_with_loss.parameters() if p.requires_grad]
         new = {id(p) for p in params} - {id(p) for p in self.params}
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -266,7 +293,10 @@ class Trainer:
         for i, (part, share) in enumerate(parts, 1):
             with self._one_reduction(is_last=i == len(parts)):
                 loss = self._forward(part)
-                loss.backward(loss.detach() * 0.0 + share)
+                if self.loss_scale is None:
+                    loss.backward(loss.detach() * 0.0 + share)
+                else:
+                    loss.backward(self.loss_scale.gradient_of(loss, share))
             losses.append(loss.detach() * (share / size))
         if self._ranks is not None:
             self._ranks.merge(self.params)
@@ -295,12 +325,16 @@ class Trainer:
             nonlocal is_late
             if self._ranks is not None:
                 self._ranks.merge(params)
-            norm = float(self._norm([p.grad for p in params if p.grad is not None]))
+            grads = [p.grad for p in params if p.grad is not None]
+            norm = float(self._gradients.norm(grads))
             if not math.isfinite(norm):
                 raise NonFiniteError(self._complaint(step, loss, norm, is_late), loss)
             squares["gradients_l2"] += norm**2
             if measure_weights:
-                squares["weights_l2"] += float(self._norm([p.detach() for p in params])) ** 2
+                squares["weights_l2"] += (
+                    float(self._gradients.norm([p.detach() for p in params])) ** 2
+                )
+            self._gradients.clip_values_(grads)
             self.is_whole, is_late = False, True
             with blocks.residence.slots_at_hand(self.optimizer, params):
                 self._update_alone(params)
@@ -316,11 +350,13 @@ class Trainer:
         except BaseException:
             blocks.abandon()
             self._free_gradients()
-            self._put_buffers_back()
+            self._buffers.put_back()
             raise
         return loss, {"loss": loss, **{name: math.sqrt(x) for name, x in squares.items()}}
 
     def _free_gradients(self) -> None:
+        if self._zeroes:
+            self.optimizer.zero_grad()
         for p in self.params:  # all of them: the optimizer may hold but a few
             p.grad = None
 
@@ -350,19 +386,6 @@ class Trainer:
     def _random_numbers(self, rng: Any) -> Any:
         return contextlib.nullcontext() if rng is None else self._keyed(_seeds.as_seed(rng))
 
-    def _norm(self, tensors: list[Any]) -> Any:
-        """Returns the L2 norm of all tensors together."""
-        tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-        norms = foreach.norm(tensors) if tensors else ()
-        if self._is_sharded and norms:
-            total = _distributed.whole(torch.linalg.vector_norm(torch.stack(norms)))
-            return total.item() if self._on_cpu else total
-        if self._on_cpu:
-            return math.hypot(*[n.item() for n in norms])
-        if not norms:
-            return torch.zeros((), device=self.params[0].device)
-        return torch.linalg.vector_norm(torch.stack([n.float() for n in norms]))
-
     def _update(self, grads: list[torch.Tensor], stats: Stats, step: int) -> None:
         """Clips the gradients and moves the weights, if loss and gradients are finite."""
         verdict = stats["gradients_l2"]
@@ -371,49 +394,47 @@ class Trainer:
         if self._decides_on_device:
             self._decide_on_device(verdict, stats, step)
         elif not math.isfinite(verdict):
-            self._put_buffers_back()
-            self.n_skipped += 1
-            if self.n_skipped > self._n_skips:
-                numbers = float(stats["loss"]), float(stats["gradients_l2"])
-                raise NonFiniteError(self._complaint(step, *numbers), numbers[0])
+            self._buffers.put_back()
+            numbers = float(stats["loss"]), float(stats["gradients_l2"])
+            if not self._is_by_scale(*numbers):
+                self.n_skipped += 1
+                if self.n_skipped > self._n_skips:
+                    raise NonFiniteError(self._complaint(step, *numbers), numbers[0])
             stats.clear()
             return
-        self._clip(grads, stats["gradients_l2"])
+        elif self.loss_scale is not None:
+            self.loss_scale.update(False, True)
+        self._gradients.clip_(grads, stats["gradients_l2"])
         self.is_whole = False
         self.optimizer.step()
+
+    def _is_by_scale(self, loss: float, norm: float) -> bool:
+        """Lowers the loss's scale if gradients are not finite; tells if that alone is to blame."""
+        if self.loss_scale is None or math.isfinite(norm):
+            return False
+        is_loss_good = math.isfinite(loss)
+        if self._ranks is not None:
+            is_loss_good = self._ranks.all_agree(is_loss_good)
+        return bool(self.loss_scale.update(True, is_loss_good))
 
     def _decide_on_device(self, verdict: torch.Tensor, stats: Stats, step: int) -> None:
         """Has a bad step change nothing, without waiting to know whether it is one."""
         bad = torch.logical_not(torch.isfinite(verdict))
         _torch_private.set_verdict(self.optimizer, bad.float())
-        self._put_buffers_back(bad)
+        self._buffers.put_back(bad)
         numbers = [stats["loss"], stats["gradients_l2"]]
         at = torch.full_like(bad, step, dtype=torch.float32)
         first = torch.stack([at, *(n.float() for n in numbers)])
         if self._verdicts is None:
             self._verdicts = torch.zeros(4, device=verdict.device)
-        is_first = bad & (self._verdicts[0] == 0)
+        is_error = bad
+        if self.loss_scale is not None:
+            loss, norm = map(torch.isfinite, numbers)
+            is_error = bad & ~self.loss_scale.update(~norm, loss)
+        is_first = is_error & (self._verdicts[0] == 0)
         self._verdicts[1:] = torch.where(is_first, first, self._verdicts[1:])
-        self._verdicts[0] += bad
+        self._verdicts[0] += is_error
         stats["is_good"] = torch.logical_not(bad)
-
-    def _keep_buffers(self) -> None:
-        """Copies the buffers as they are before the step, into the memory of the last copy."""
-        now = [buffers[name] for buffers, name in self._buffers]
-        forms = [(t.shape, t.dtype, t.device) for t in now]
-        if forms != [(t.shape, t.dtype, t.device) for t in self._kept]:
-            self._kept = [torch.empty_like(t) for t in now]
-        with torch.no_grad():
-            foreach.copy_(self._kept, now)
-
-    def _put_buffers_back(self, condition: torch.Tensor | None = None) -> None:
-        with torch.no_grad():
-            for (buffers, name), kept in zip(self._buffers, self._kept, strict=True):
-                now = buffers[name]
-                if now.shape != kept.shape:  # renewed in another size
-                    buffers[name] = kept.clone()
-                    continue
-                now.copy_(kept if condition is None else torch.where(condition, kept, now))
 
     def _complaint(
         self, step: int, loss: float, norm: float | None = None, is_late: bool = False
@@ -428,50 +449,9 @@ class Trainer:
                 f"weights in memory belong to no step and are not usable: load older ones."
             )
         skipped = f" {self.n_skipped} steps were not." if self._n_skips else ""
-        advice = "lower the learning rate, or clip: clip_grad_norm=1.0"
-        if self._blocks is not None:  # which cannot clip
-            advice = "or lower the learning rate"
+        # blocks cannot clip
+        advice = self._advice if self._blocks is None else "or lower the learning rate"
         return f"{found}, so the step was not taken.{skipped} Look at this batch, {advice}."
-
-    def _clip(self, grads: list[torch.Tensor], gradients_l2: Any) -> None:
-        limit = self._clip_grad_norm
-        if limit is None or (self._on_cpu and gradients_l2 < limit):
-            return
-        if self._on_cpu or self._is_sharded:
-            factor: Any = limit / max(float(gradients_l2), limit)
-        else:
-            factor = torch.where(gradients_l2 >= limit, limit / gradients_l2, 1.0)
-        foreach.mul_(grads, factor)
-
-
-def try_out(
-    forward: Callable[[Any], torch.Tensor], layer: tl.Layer, batch: Any, seed: int
-) -> list[bool]:
-    """Runs forward and backward on a batch, and leaves everything as it was.
-
-    Args:
-      forward: computes the loss.
-      layer: model and loss.
-      batch: a batch.
-      seed: of the random numbers.
-
-    Returns:
-      For each parameter of the layer that is trained: whether the loss depends on it.
-    """
-    places = _places_of_buffers(layer)
-    kept = [buffers[name].clone() for buffers, name in places]
-    params = [p for p in layer.parameters() if p.requires_grad]
-    try:
-        with modes_kept(layer), _seeds.Keyed(params[0].device if params else None)(seed):
-            layer.train()
-            forward(batch).backward()
-        return [p.grad is not None for p in params]
-    finally:
-        for p in params:
-            p.grad = None
-        with torch.no_grad():
-            for (buffers, name), before in zip(places, kept, strict=True):
-                buffers[name].copy_(before)
 
 
 def _check_goes_one_by_one(optimizer: torch.optim.Optimizer) -> None:
@@ -492,6 +472,15 @@ def _check_goes_one_by_one(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def _places_of_buffers(layer: tl.Layer) -> list[tuple[dict[str, Any], str]]:
-    """Returns where the buffers are that a step in train mode may change: statistics, say."""
-    return [(owner._buffers, name) for _, owner, name in _protocol.lasting_buffers(layer)]
+def _check_is_alone(n_devices: int | None) -> None:
+    """Raises ValueError if the caller counts on several devices."""
+    if n_devices not in (None, 1):
+        raise ValueError(
+            f"A Trainer steps on the one device of its process; got n_devices={n_devices}. Train "
+            f"on several with Loop, in a script that torchrun starts."
+        )
+
+
+def _copied(x: Any) -> Any:
+    """Returns what stays as it is when x is changed in place."""
+    return x.detach().clone() if isinstance(x, torch.Tensor) else x

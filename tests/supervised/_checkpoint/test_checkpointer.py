@@ -30,7 +30,8 @@ def test_callbacks_remember(tmp_path):
             self.n = state["n"].clone()
 
     line_loop(tmp_path, callbacks=[Count]).run(5)
-    resumed = line_loop(tmp_path, callbacks=[TrainingStepCallback, Count, Count])
+    callbacks = [TrainingStepCallback, Count, Count]
+    resumed = line_loop(tmp_path, callbacks=callbacks, save_at_end=False)
     resumed.run(1)
 
     assert [int(c.n) for c in resumed.callbacks[1:]] == [6, 1]

@@ -1,6 +1,5 @@
 """Whatever breaks a save, and wherever, a checkpoint that was acknowledged is not lost."""
 
-import builtins
 import contextlib
 import json
 import os
@@ -12,54 +11,16 @@ import threading
 import time
 
 import pytest
-import safetensors.torch
 import torch
 from programs import children, crashing
+from saboteur import Saboteur
 from toys import assert_same_run, let_others_in, line_loop, state_of
 
 from trax_torch import _distributed
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised._checkpoint import saver as _saver
 from trax_torch.supervised._checkpoint import storage, verify
-
-CALLS = {
-    os: "mkdir rename replace fsync fstat stat lstat chmod open close unlink rmdir listdir scandir",
-    builtins: "open",
-    safetensors.torch: "save_file",
-    storage: "_write",
-}
-WRITERS = ("save_file", "_write")
-
-
-class Saboteur:
-    """Breaks the n-th file-system call of a save; of one that writes, after half of the file.
-
-    Args:
-      n: which call, counted from 1; 0 breaks none.
-      how: what is raised; or 'death', which kills the process.
-    """
-
-    def __init__(self, patch, n, how):
-        self.n, self.how, self.count = n, how, 0
-        for owner, names in CALLS.items():
-            for name in names.split():
-                patch.setattr(owner, name, self.wrap(name, getattr(owner, name)))
-
-    def wrap(self, name, call):
-        def wrapped(*args, **kwargs):
-            self.count += 1
-            if self.count == self.n:
-                if name in WRITERS:
-                    self.n = 0  # what it calls itself is not to break
-                    call(*args, **kwargs)
-                    path = next(a for a in args if isinstance(a, str))
-                    os.truncate(path, os.path.getsize(path) // 2)
-                if self.how == "death":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise self.how("sabotage")
-            return call(*args, **kwargs)
-
-        return wrapped
+from trax_torch.supervised.history import History
 
 
 def parts_of(step):
@@ -70,21 +31,48 @@ def parts_of(step):
     }
 
 
-def save(saver, step, blocking=True):
-    saver.save(["model", f"model_{step}"], parts_of(step), {"step": step}, blocking)
+def history_of(steps):
+    history = History()
+    for step in steps:
+        history.append("train", "loss", step, 1 / step)
+        if step % 2:
+            history.append("eval", "metrics/accuracy", step, step / 10)
+    return history
+
+
+def save(saver, steps, blocking=True):
+    """Saves the last of some steps, with the history of all."""
+    step, history = steps[-1], history_of(steps)
+    names, info = ["model", f"model_{step}"], {"step": step}
+    saver.save(names, parts_of(step), info, history, blocking)
     saver.wait()
 
 
-def steps_in(path):
-    """The step of each checkpoint of a folder, which all are whole."""
-    steps = {}
+def saver_at(path, name):
+    """A saver of a run that has gone on from a checkpoint."""
+    saver = _saver.Saver(str(path), _distributed.join(), keep_last=2)
+    manifest, (_, info) = storage.read_manifest(str(path), name), storage.read(str(path), name)
+    saver.goes_on_from(name, manifest, History.from_dict(info["history"]))
+    return saver
+
+
+def steps_in(path, steps):
+    """The step of each checkpoint of a folder, which all are whole.
+
+    Args:
+      path: the folder.
+      steps: of the history of each, by its last step.
+    """
+    found = {}
     for manifest in path.glob("*.json"):
         parts, info = storage.read(str(path), manifest.stem)
-        assert parts["state"]["n"].item() == info["step"]
-        assert torch.equal(parts["weights"]["w"], parts_of(info["step"])["weights"]["w"])
-        assert manifest.stem in ("model", f"model_{info['step']}")
-        steps[manifest.stem] = info["step"]
-    return steps
+        step = info["step"]
+        assert parts["state"]["n"].item() == step
+        assert torch.equal(parts["weights"]["w"], parts_of(step)["weights"]["w"])
+        assert History.from_dict(info["history"]).to_dict() == history_of(steps[step]).to_dict()
+        assert manifest.stem in ("model", f"model_{step}")
+        found[manifest.stem] = step
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,56 +80,66 @@ def saved(tmp_path_factory):
     """A folder with checkpoints of steps 1 and 2."""
     path = tmp_path_factory.mktemp("saved")
     saver = _saver.Saver(str(path), _distributed.join(), keep_last=2)
-    save(saver, 1)
-    save(saver, 2)
-    assert steps_in(path) == {"model": 2, "model_1": 1, "model_2": 2}
+    save(saver, [1])
+    save(saver, [1, 2])
+    assert steps_in(path, {1: [1], 2: [1, 2]}) == {"model": 2, "model_1": 1, "model_2": 2}
     return path
 
 
-@pytest.mark.parametrize("blocking", [True, False], ids=["foreground", "background"])
+@pytest.mark.parametrize(
+    ("begin", "blocking"),
+    [("model", True), ("model", False), ("model_1", True)],
+    ids=["foreground", "background", "went back"],
+)
 @pytest.mark.parametrize("how", [OSError, KeyboardInterrupt, "death"])
-def test_a_save_broken_anywhere_leaves_the_old_or_the_new(tmp_path, saved, how, blocking):
+def test_a_save_broken_anywhere_leaves_the_old_or_the_new(tmp_path, saved, how, blocking, begin):
     """At every call, in a child of its own for death: nothing is mixed; the next save cleans up.
 
-    What is saved takes the place of an older checkpoint, and pushes another out (keep_last).
+    What is saved takes the place of an older checkpoint, pushes another out (keep_last), and
+    appends to the history; or, after going back, writes it anew, for there is more in the file.
     """
     n, outcomes = 0, set()
+    new = [1, 2, 3] if begin == "model" else [1, 3]
+    of_step = {1: [1], 2: [1, 2], 3: new}
     while True:
         n += 1
         path = tmp_path / str(n)
         shutil.copytree(saved, path)
-        saver = _saver.Saver(str(path), _distributed.join(), keep_last=2)
-        is_broken = break_save(saver, n, how, blocking)
-        steps = steps_in(path)
+        saver = saver_at(path, begin)
+        is_broken = break_save(saver, n, how, new, blocking)
+        steps = steps_in(path, of_step)
         if not is_broken:
             break
 
         outcomes.add(steps["model"])
         assert steps["model"] in (2, 3)
         assert len(steps) >= 3  # 'model' and two permanent ones
-        save(saver, 3)
-        assert steps_in(path) == {"model": 3, "model_2": 2, "model_3": 3}
-        assert len(list(path.iterdir())) == 3 * 4 + 1  # and the lock
+        if how == "death":
+            saver = saver_at(path, "model" if steps["model"] == 3 else begin)
+        save(saver, new)
+        assert steps_in(path, of_step) == {"model": 3, "model_2": 2, "model_3": 3}
+        n_histories = 1 if begin == "model" else 2
+        assert len(list(path.iterdir())) == 3 * 4 + n_histories + 1  # and the lock
 
     assert steps == {"model": 3, "model_2": 2, "model_3": 3}
     assert outcomes == {2, 3}
     assert n > 80
 
 
-def break_save(saver, n, how, blocking):
-    """Breaks the n-th call of a save of step 3; returns whether there was one."""
+def break_save(saver, n, how, steps, blocking):
+    """Breaks the n-th call of a save; returns whether there was one."""
     if how == "death":
         child = os.fork()
         if not child:
             with pytest.MonkeyPatch.context() as patch:
                 Saboteur(patch, n, how)
-                save(saver, 3, blocking)
+                save(saver, steps, blocking)
             os._exit(0)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with pytest.MonkeyPatch.context() as patch:
         saboteur = Saboteur(patch, n, how)
         with contextlib.suppress(CheckpointError, KeyboardInterrupt):
-            save(saver, 3, blocking)
+            save(saver, steps, blocking)
     return saboteur.count >= n
 
 
@@ -182,19 +180,21 @@ def test_a_save_that_fails_leaves_the_run_as_it_was(tmp_path, how, blocking):
 def files_left_in(path):
     """The files of checkpoints in a folder that no manifest lists."""
     files = {p.name for p in path.iterdir()} - {".lock", "train", "eval"}
-    for manifest in path.glob("*.json"):
-        entries = json.loads(manifest.read_text())["files"].values()
-        files -= {manifest.name, *(entry["name"] for entry in entries)}
+    for path_of_one in path.glob("*.json"):
+        manifest = json.loads(path_of_one.read_text())
+        entries = [*manifest["files"].values(), manifest["history"]]
+        files -= {path_of_one.name, *(entry["name"] for entry in entries if entry)}
     return files
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("n_kills", [30, pytest.param(100, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("background", [False, True], ids=["foreground", "background"])
-def test_thirty_kills_lose_nothing_that_was_acknowledged(tmp_path, background):
+def test_kills_lose_nothing_that_was_acknowledged(tmp_path, background, n_kills):
     """`kill -9` at random; what was said to be saved is there or newer, whole; nothing grows."""
     chance = random.Random(7)
     folder, said = tmp_path / "run", tmp_path / "run.said"
-    for kill in range(30):
+    for kill in range(n_kills):
         n_said = len(said.read_text()) if said.exists() else 0
         child = children.start(crashing.train_and_tell, folder, background)
         waited = time.monotonic()
@@ -305,14 +305,14 @@ def test_a_wait_that_is_broken_off_leaves_the_save_in_flight(tmp_path, monkeypat
     gate, write = threading.Event(), storage._write
     monkeypatch.setattr(storage, "_write", lambda *what: gate.wait(60) and write(*what))
     saver = _saver.Saver(str(tmp_path), _distributed.join())
-    saver.save(["model"], parts_of(1), {"step": 1}, blocking=False)
+    saver.save(["model"], parts_of(1), {"step": 1}, history_of([1]), blocking=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(_saver.futures, "wait", interrupt)
-        saver.save(["model"], parts_of(2), {"step": 2}, blocking=False)
+        saver.save(["model"], parts_of(2), {"step": 2}, history_of([1, 2]), blocking=False)
     gate.set()
     saver.wait()
 
-    assert steps_in(tmp_path) == {"model": 1}
+    assert steps_in(tmp_path, {1: [1]}) == {"model": 1}
 
 
 def interrupt(*_):

@@ -11,8 +11,11 @@ import torch
 from torch import nn
 from toys import line_loop, state_of
 
+import trax_torch
+from trax_torch import _distributed, optimizers
 from trax_torch import layers as tl
-from trax_torch import optimizers
+from trax_torch._errors import CheckpointError
+from trax_torch.data._streams import BatchStream
 from trax_torch.supervised import EvalTask, TrainTask, share_of, training
 from trax_torch.supervised._checkpoint import storage
 from trax_torch.supervised.callbacks import TrainingStepCallback
@@ -57,7 +60,19 @@ class DieAt(TrainingStepCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_loop(rank, size, folder, shared=False, dies_at=None, **kwargs):
+class AskBefore(TrainingStepCallback):
+    """Asks for a checkpoint before a step, as all ranks do."""
+
+    def __init__(self, loop, step):
+        super().__init__(loop)
+        self.last = step
+
+    def on_step_begin(self, step):
+        if step == self.last:
+            self._loop.save_checkpoint("asked")
+
+
+def make_loop(rank, size, folder, shared=False, dies_at=None, asks_before=None, **kwargs):
     def data(seed):
         if shared:
             return share_of(global_batches(seed), rank, size)
@@ -65,6 +80,8 @@ def make_loop(rank, size, folder, shared=False, dies_at=None, **kwargs):
 
     task = TrainTask(data(0), tl.L2Loss(), optimizers.Adam(0.01), n_steps_per_checkpoint=4)
     callbacks = [] if dies_at is None else [functools.partial(DieAt, step=dies_at)]
+    if asks_before is not None:
+        callbacks.append(functools.partial(AskBefore, step=asks_before))
     return line_loop(
         folder,
         model=model(),
@@ -76,8 +93,10 @@ def make_loop(rank, size, folder, shared=False, dies_at=None, **kwargs):
     )
 
 
-def run(rank, size, folder, n_steps, **kwargs):
+def run(rank, size, folder, n_steps, place=None, **kwargs):
     loop = make_loop(rank, size, folder, **kwargs)
+    if place is not None:
+        loop.load_checkpoint(place)
     loop.run(n_steps - loop.step)
     return loop.step, {k: v.numpy() for k, v in state_of(loop).items()}
 
@@ -97,6 +116,43 @@ def test_ranks_that_are_killed_resume_bit_for_bit(size, settings, tmp_path):
     assert {step for step, _ in resumed} == {16}
     assert training.differences(whole, cut) == []
     assert storage.read(cut, "model")[1]["world_size"] == size
+
+
+def test_what_callbacks_of_all_ranks_ask_for_in_a_step_is_saved_after_it(tmp_path):
+    """A run from there ends like the one that saved it."""
+    asking, resumed = str(tmp_path / "asking"), str(tmp_path / "resumed")
+    start = functools.partial(run, size=2, n_steps=8)
+    ranks.values(tmp_path / "a", 2, functools.partial(start, folder=asking, asks_before=6))
+    assert storage.read(asking, "asked")[1]["step"] == 6
+    place = os.path.join(asking, "asked")
+    ranks.values(tmp_path / "b", 2, functools.partial(start, folder=resumed, place=place))
+
+    assert training.differences(asking, resumed) == []
+
+
+def refused_on_one(rank, size, folder):
+    """Loads where rank 1's data ends before its place; returns what was there before and after."""
+    loop = make_loop(rank, size, None)
+    if rank == 1:
+        loop.tasks[0].stream = BatchStream(iter([]), "The data that is too short")
+    before = {k: v.numpy() for k, v in state_of(loop).items()}
+    with pytest.raises(CheckpointError, match="data that is too short|rank 1") as caught:
+        loop.load_checkpoint(folder)
+    return before, {k: v.numpy() for k, v in state_of(loop).items()}, loop.step, str(caught.value)
+
+
+def test_what_one_rank_cannot_load_no_rank_has_loaded(tmp_path):
+    folder = str(tmp_path / "run")
+    start = functools.partial(run, size=2, folder=folder, n_steps=4)
+    ranks.values(tmp_path / "a", 2, start)
+    found = ranks.values(
+        tmp_path / "b", 2, functools.partial(refused_on_one, size=2, folder=folder)
+    )
+
+    for before, after, step, _ in found:
+        assert step == 0
+        assert before.keys() == after.keys()
+        assert all(np.array_equal(before[k], after[k]) for k in before)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -133,6 +189,35 @@ def loaded(rank, size, folder):
     loop = make_loop(rank, size, folder, shared=True)
     state = {k: v.numpy() for k, v in state_of(loop).items()}
     return loop.step, state, loop.tasks[0].labeled_data.state_dict()["n_taken"]
+
+
+def load_what_is_not_there(rank, folder):
+    make_loop(rank, 2, None).load_checkpoint(folder, "a_typo")
+
+
+def test_a_place_without_a_checkpoint_is_an_error_on_every_rank(tmp_path):
+    found = ranks.outcomes(tmp_path, 2, functools.partial(load_what_is_not_there, folder="nowhere"))
+
+    for kind, error, text in found:
+        assert (kind, error) == ("error", "MissingCheckpointError")
+        assert "There is no folder nowhere" in text
+
+
+def load_into_parts(rank, folder):
+    loop = make_loop(rank, 2, None, strategy="fsdp")
+    trax_torch.load_weights(loop.model, folder)
+    tensors = loop.model.state_dict().items()
+    return {name: _distributed.whole(tensor).numpy() for name, tensor in tensors}
+
+
+def test_weights_are_loaded_into_a_model_of_which_each_rank_has_a_part(tmp_path):
+    folder = str(tmp_path / "run")
+    make_loop(0, 1, folder).run(4)
+    parts = storage.read(folder, "model")[0]
+
+    for found in ranks.values(tmp_path, 2, functools.partial(load_into_parts, folder=folder)):
+        for name, tensor in parts["weights"].items():
+            assert np.array_equal(found[name], tensor.numpy())
 
 
 def test_data_of_another_number_of_ranks_is_refused_by_name(tmp_path):

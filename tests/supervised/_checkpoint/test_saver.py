@@ -29,7 +29,7 @@ def test_a_save_in_the_background_holds_what_was_there(tmp_path, monkeypatch):
     """Training goes on meanwhile, and the file is of the step at which it was asked for."""
     gate = threading.Event()
     slowed(monkeypatch, gate)
-    loop = line_loop(tmp_path, checkpoint_at=lambda step: False)
+    loop = line_loop(tmp_path, checkpoint_at=lambda step: False, save_at_end=False)
     loop.run(3)
     at_3 = state_of(loop)
 
@@ -103,33 +103,66 @@ def test_an_error_in_a_run_does_not_hide_a_failing_save(tmp_path, monkeypatch):
 # What is kept
 
 
+EACH_STEP = {"permanent_checkpoint_at": lambda step: True, "keep_last": 2}
+
+
+def permanent_in(folder):
+    return {p.stem for p in folder.glob("model_*.json")}
+
+
 def test_only_the_last_permanent_checkpoints_are_kept(tmp_path):
-    """And best ones and other names stay; so does what is newer than the run, until its turn."""
-    at = {"permanent_checkpoint_at": lambda step: True, "keep_last": 2}
-    loop = line_loop(tmp_path, checkpoint_low_metric="L2Loss", **at)
+    """And best ones and other names stay."""
+    loop = line_loop(tmp_path, checkpoint_low_metric="L2Loss", **EACH_STEP)
     loop.save_checkpoint("model_of_mine")
     loop.run(6)
 
-    def kept():
-        return sorted(p.name for p in tmp_path.glob("*.json"))
-
     others = ["lowest_L2Loss.json", "model.json"]
-    assert kept() == [*others, "model_5.json", "model_6.json", "model_of_mine.json"]
+    kept = sorted(p.name for p in tmp_path.glob("*.json"))
+    assert kept == [*others, "model_5.json", "model_6.json", "model_of_mine.json"]
     assert len(list(tmp_path.glob("model_*.safetensors"))) == 3 * 3
 
-    back = line_loop(tmp_path / "other", **at)
-    back.load_checkpoint(str(tmp_path), "model_5")
-    back.save_checkpoint("model_9")
-    back.run(1)
-    assert {p.name for p in (tmp_path / "other").glob("model_*.json")} == {
-        "model_6.json",
-        "model_9.json",
-    }
-    back.run(1)
-    assert {p.name for p in (tmp_path / "other").glob("model_*.json")} == {
-        "model_6.json",
-        "model_7.json",
-    }
+
+def test_what_a_run_did_not_make_itself_is_not_deleted(tmp_path):
+    """A model card; a checkpoint saved by hand, named by a date; those of a run before."""
+    (tmp_path / "model_2024.json").write_text('{"about": "a card"}')
+    (tmp_path / "model_0.json").write_text("[]")
+    first = line_loop(tmp_path, **EACH_STEP)
+    first.save_checkpoint("model_20241231")
+    first.run(3)
+    assert permanent_in(tmp_path) == {
+        "model_2024", "model_0", "model_20241231", "model_2", "model_3",
+    }  # fmt: skip
+    (tmp_path / "model.json").unlink()
+    line_loop(tmp_path, **EACH_STEP | {"permanent_checkpoint_at": lambda step: step > 3}).run(7)
+
+    assert permanent_in(tmp_path) == {
+        "model_2024", "model_0", "model_20241231", "model_2", "model_3", "model_6", "model_7",
+    }  # fmt: skip
+
+
+def test_a_file_of_somebody_else_is_not_written_over(tmp_path):
+    """A card that is called like a checkpoint; one that is damaged makes room, though."""
+    card = tmp_path / "model_2.json"
+    card.write_text('{"about": "a card"}')
+    loop = line_loop(tmp_path, **EACH_STEP)
+    with pytest.raises(CheckpointError, match="model_2.json is there and is no checkpoint's"):
+        loop.run(2)
+    assert card.read_text() == '{"about": "a card"}'
+
+    card.write_text("")
+    loop.save_checkpoint("model_2")
+    assert "model_2" in permanent_in(tmp_path)
+
+
+def test_a_run_that_went_back_deletes_none_of_its_later_checkpoints(tmp_path):
+    """They are replaced, and counted again, when it comes to their steps."""
+    line_loop(tmp_path, **EACH_STEP | {"keep_last": 3}).run(6)
+    loop = line_loop(tmp_path, resume_from="model_4", **EACH_STEP)
+    loop.run(1)
+    assert permanent_in(tmp_path) == {"model_4", "model_5", "model_6"}
+    loop.run(2)
+
+    assert permanent_in(tmp_path) == {"model_6", "model_7"}
 
 
 def test_a_run_that_another_process_overtook_is_told(tmp_path):

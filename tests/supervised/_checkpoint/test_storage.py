@@ -15,7 +15,7 @@ import torch
 from toys import let_others_in, line_loop
 
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised._checkpoint import storage
+from trax_torch.supervised._checkpoint import files, packing, storage
 
 PARTS = {
     "weights": {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)},
@@ -46,7 +46,7 @@ def test_what_is_saved_is_read(tmp_path):
 
     parts, info = storage.read(str(tmp_path), "model")
 
-    assert info == {"step": 7}
+    assert info == {"step": 7, "history": {"_values": {}}}
     assert parts["weights"]["half"].dtype == torch.bfloat16
     assert parts["opt_slots0"] == {}
     assert storage.read(str(tmp_path), "other") is None
@@ -148,7 +148,7 @@ def test_a_hostile_part_is_refused_though_its_hash_is_right(tmp_path, bomb):
     part.write_bytes(BOMBS[bomb])
     assert_refused(tmp_path, part.name)
     manifest = tmp_path / "model.json"
-    claims = {"size": len(BOMBS[bomb]), "sha256": storage._hash(BOMBS[bomb])}
+    claims = {"size": len(BOMBS[bomb]), "sha256": files.hash_of(BOMBS[bomb])}
     rewrite(manifest, lambda m: m["files"]["weights"].update(claims))
 
     with limited_memory(100 * 2**20):
@@ -239,7 +239,7 @@ def rewrite(path, change):
     manifest = json.loads(path.read_text())
     manifest.pop("hash")
     change(manifest)
-    manifest["hash"] = storage._hash(storage._canonical(manifest))
+    manifest["hash"] = files.hash_of(storage._canonical(manifest))
     path.write_bytes(storage._canonical(manifest))
 
 
@@ -249,7 +249,7 @@ def test_newer_formats_and_foreign_names_are_refused(tmp_path):
     good = manifest.read_bytes()
 
     rewrite(manifest, lambda m: m.update(version=99))
-    with pytest.raises(CheckpointError, match="has format version 99; this library reads up to 1"):
+    with pytest.raises(CheckpointError, match="has format version 99; this library reads up to 2"):
         storage.read(str(tmp_path), "model")
     manifest.write_bytes(good)
     rewrite(manifest, lambda m: m["files"]["state"].update(name="../../etc/passwd"))
@@ -292,8 +292,8 @@ def test_two_processes_cannot_write_to_one_folder(tmp_path):
     """The second is told at once, and by the time the first is done it may."""
     code = (
         "import sys\n"
-        "from trax_torch.supervised._checkpoint.storage import Folder\n"
-        "with Folder(sys.argv[1]).lock():\n"
+        "from trax_torch.supervised._checkpoint.lock import FolderLock\n"
+        "with FolderLock(sys.argv[1]).held():\n"
         "    print('locked', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -313,7 +313,7 @@ def test_two_processes_cannot_write_to_one_folder(tmp_path):
 
 def test_a_state_of_unknown_things_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="A object cannot be saved in data0"):
-        storage.pack({"a": [object()]}, "data0", {})
+        packing.pack({"a": [object()]}, "data0", {})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
@@ -335,7 +335,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
 
 def test_a_manifest_too_long_to_be_read_is_not_written(tmp_path, monkeypatch):
     folder = folder_with(tmp_path, 1)
-    monkeypatch.setattr(storage, "_MAX_MANIFEST", 2000)
+    monkeypatch.setattr(storage, "MAX_MANIFEST", 2000)
 
     with pytest.raises(CheckpointError, match="would have .* bytes, and at most 2000 are read"):
         folder.save("model", parts_with(2), {"step": 2, "history": "x" * 2000})

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from torch import nn
@@ -12,18 +12,18 @@ from trax_torch.layers._reversible import Held
 
 
 @contextlib.contextmanager
-def recomputed(parts: list[nn.Module]) -> Iterator[None]:
+def recomputed(parts: list[nn.Module]) -> Generator[None]:
     """Has the parts keep what they take in, and no activations, when they run within the block."""
     own = [(part, vars(part).get("forward")) for part in parts]  # some have one of their own
     for part in parts:
-        part.forward = functools.partial(_run, part, part.forward)  # type: ignore[method-assign]
+        vars(part)["forward"] = functools.partial(_run, part, part.forward)
     try:
         yield
     finally:
         for part, forward in own:
             del part.forward
             if forward is not None:
-                part.forward = forward  # type: ignore[method-assign]
+                vars(part)["forward"] = forward
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:

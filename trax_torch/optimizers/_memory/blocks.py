@@ -12,7 +12,7 @@ Chen et al. 2016, arXiv:1604.06174; Gomez et al. 2017, arXiv:1707.04585.
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from trax_torch.layers import base
 from trax_torch.layers._protocol import has_hooks
 from trax_torch.layers._reversible import Replay, add, can_have_grad, can_reverse, items_of, packed
 from trax_torch.optimizers._memory.activation_checkpoint import parts_of, recomputed
+from trax_torch.optimizers._memory.kv_cache import cache_settings_of, without_cache
 from trax_torch.optimizers._memory.offload import Residence
 from trax_torch.optimizers._memory.partition import cut
 from trax_torch.optimizers._memory.update_in_backward import run_watched
@@ -71,6 +72,7 @@ class Blocks:
         self._last = last
         self._autocast = autocast
         self._modules: list[nn.Module] = [*self._blocks, last]
+        self._caching = cache_settings_of(self._modules)
         self._counts = collections.Counter(p for m in self._modules for p in m.parameters())
         self._assigned = {p for m in self._blocks if can_reverse(m) for p in m.parameters()}
         foreign = [
@@ -105,7 +107,7 @@ class Blocks:
         wants: Stack = _nest.map_leaves(lambda _: False, stack)
         self._kept, self._left = [], []
         self._check_hooks()
-        with self._autocast():
+        with self._autocast(), without_cache(self._caching):
             with torch.no_grad():
                 for i, block in enumerate(self._blocks):
                     self._bring(i, i + 1)
@@ -121,8 +123,9 @@ class Blocks:
                 else:
                     self._loss = run()
         self._left = []
-        loss: torch.Tensor = self._loss.detach()
-        return loss
+        loss: Any = self._loss
+        result: torch.Tensor = loss.detach()
+        return result
 
     def backward(
         self,
@@ -157,7 +160,7 @@ class Blocks:
             with torch.no_grad():
                 complete([p])
 
-        with contextlib.ExitStack() as hooks:
+        with contextlib.ExitStack() as hooks, without_cache(self._caching):
             for p in due[-1]:
                 if one_by_one and p in self._one_by_one:
                     hooks.callback(p.register_post_accumulate_grad_hook(at_once).remove)
@@ -170,7 +173,8 @@ class Blocks:
         values: Stack = ()  # the stack between two blocks of a reversible run
         for i in reversed(range(len(self._blocks))):
             self._bring(i, i - 1)
-            values, grads = self._kept.pop().go_back(self._blocks[i], values, grads)
+            with without_cache(self._caching):
+                values, grads = self._kept.pop().go_back(self._blocks[i], values, grads)
             self._complete(i, due[i], due[i], complete)
         self.residence.settle()
 
@@ -186,8 +190,7 @@ class Blocks:
         replay = Replay(block, self.device, packed(inputs))
         versions = _versions(inputs)
         with _explained(block.name):
-            outputs = items_of(base.call(block, packed(inputs)))
-        replay.held.settle()
+            outputs = items_of(replay.first(packed(inputs)))
         if self._one_by_one is None:
             self._left += [(f"{n} of {block.name}", x) for n, x in replay.held.left()]
         is_trained = any(_nest.leaves(wants[:n_in])) or any(
@@ -327,7 +330,7 @@ _Kept = _KeptInputs | _KeptRun
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str) -> Generator[None]:
     """Says of two errors of torch what they mean for blocks."""
     try:
         yield

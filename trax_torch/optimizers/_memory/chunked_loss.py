@@ -137,17 +137,17 @@ class ChunkedLoss(nn.Module):
         chunks = [chunk for chunk, _ in pairs]
         shares = [_detached(share) for _, share in pairs]
         work = _Work(self, chunks, shares, places, list(named))
-        wanted = [*(leaves[i] for i in places), *named.values()]
+        wanted: list[torch.Tensor] = [*(leaves[i] for i in places), *named.values()]
         with torch.no_grad():
             losses, grads, others = work.run(wanted)
-        total, losses = _GradientsAtOnce.apply(  # type: ignore[no-untyped-call]
-            losses, shares, grads, *wanted, *others
-        )
+        apply: Any = _GradientsAtOnce.apply  # torch says nothing of its types
+        total, losses = apply(losses, shares, grads, *wanted, *others)
         if any(getattr(share, "requires_grad", False) for _, share in pairs):
             # Weights that the model computes: they have a say in what each chunk stands for, too.
             known = zip(pairs, shares, losses, strict=True)
             total = total + sum((share - fixed) * loss for (_, share), fixed, loss in known)
-        return total
+        result: torch.Tensor = total
+        return result
 
     def _packed(self, chunk: tuple[Any, ...]) -> Any:
         return tl.inputs_from_stack(chunk, self.n_in)
@@ -216,6 +216,7 @@ class _Work:
         for i, (chunk, share) in enumerate(zip(self._chunks, self._shares, strict=True)):
             loss, grads, of_weights = self._one(chunk, share, in_place)
             losses.append(loss)
+            grad = None
             for k, grad in enumerate(grads):
                 if grad is not None:
                     outs[k] = self._put(outs[k], grad, i, wanted[k])
@@ -304,7 +305,9 @@ class _GradientsAtOnce(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor, _: Any) -> Any:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: torch.Tensor, _: Any
+    ) -> Any:
         grads = ctx.saved_tensors
         for grad in grads:
             if grad is not None:

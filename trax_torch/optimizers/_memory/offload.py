@@ -1,7 +1,7 @@
 """Offload: weights and slots stay on the device, or wait in host memory until they are used."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Residence:
     @contextlib.contextmanager
     def slots_at_hand(
         self, optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter]
-    ) -> Iterator[None]:
+    ) -> Generator[None]:
         """Has the slots of weights on the device for a block."""
         yield
 
@@ -89,7 +89,7 @@ class HostMemory(Residence):
     @contextlib.contextmanager
     def slots_at_hand(
         self, optimizer: torch.optim.Optimizer, params: Iterable[nn.Parameter]
-    ) -> Iterator[None]:
+    ) -> Generator[None]:
         """Has the slots of weights on the device for a block, and then in host memory again."""
         homes = {p: dict(optimizer.state[p]) for p in params if p in optimizer.state}
         on_device = {
@@ -159,7 +159,7 @@ class HostMemory(Residence):
         return tensor
 
     @contextlib.contextmanager
-    def _copying(self, after_computing: bool = False) -> Iterator[None]:
+    def _copying(self, after_computing: bool = False) -> Generator[None]:
         if self._stream is None:
             yield
             return

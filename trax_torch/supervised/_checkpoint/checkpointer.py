@@ -8,12 +8,12 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from trax_torch import _distributed
+from trax_torch import _distributed, optimizers
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import _logging
-from trax_torch.supervised._checkpoint import from_trax, storage
+from trax_torch.supervised._checkpoint import from_trax, places, retention, storage
 from trax_torch.supervised._checkpoint.saver import Saver, read
 from trax_torch.supervised._checkpoint.state import Members
 from trax_torch.supervised.history import History
@@ -40,17 +40,16 @@ class RunState:
     history: History = field(default_factory=History)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain data."""
+        """Returns plain data, without the history, which is saved apart."""
         return {
             "step": self.step,
             "reported_step": self.reported_step,
-            "history": self.history.to_dict(),
             "seed": self.seed,
             "n_rngs": self.n_rngs,
         }
 
     def fill(self, kept: dict[str, Any]) -> None:
-        """Takes up what `to_dict` gave."""
+        """Takes up what `to_dict` gave, and the history."""
         self.step, self.reported_step = kept["step"], kept["reported_step"]
         self.seed, self.n_rngs = kept["seed"], kept["n_rngs"]
         self.history = History.from_dict(kept["history"])
@@ -67,8 +66,13 @@ class Config(Protocol):
     def resume_data(self) -> str: ...
     @property
     def random_seed(self) -> int | None: ...
+
+    has_stand_in: ClassVar[bool]
+    data_may_be_ahead: ClassVar[bool]
+
     def of_steps(self) -> dict[str, Any]:
         """Returns how steps are computed, by name."""
+        ...
 
 
 class Checkpointer:
@@ -102,8 +106,11 @@ class Checkpointer:
         self._config = config
         self._output_dir = folder = config.output_dir
         self._settings = config.of_steps()
+        self._checked: set[optimizers.Trainer | None] = set()
         self.saved_step: int | None = None
-        self._saver = None if folder is None else Saver(folder, world, config.keep_last)
+        self._saver = (
+            None if folder is None else Saver(folder, world, config.keep_last, config.has_stand_in)
+        )
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other processes from writing here for a while; see `Saver.locked`."""
@@ -118,17 +125,40 @@ class Checkpointer:
         if self._saver is not None:
             self._saver.check_not_overtaken()
 
+    def check_can_save(self, trainer: optimizers.Trainer | None = None) -> None:
+        """Raises CheckpointError, by name, if a part of the run cannot be saved.
+
+        Args:
+          trainer: has just taken a step; only its first makes an optimizer's slots, and is looked
+            at. None looks at everything.
+        """
+        if self._saver is None or trainer in self._checked:
+            return
+        self._checked.add(trainer)
+        with self._world.together(CheckpointError):
+            self._members.check()
+
     def missing(self, names: Sequence[str]) -> list[str]:
         """Returns the names that a crash kept from being saved beside 'model', gone on from now."""
         if self._saver is None or self.saved_step != self._state.step:
             return []
         return [name for name in names if not self._saver.has(name)]
 
+    def history_beside(self, name: str) -> History | None:
+        """Returns the history that a checkpoint of the run's step holds; None if there is none."""
+        if self._saver is None or self.saved_step != self._state.step:
+            return None
+        return self._saver.history_of(name, self._state.step)
+
     def save(self, names: Sequence[str], blocking: bool) -> None:
         """Saves the run as it is now under names; see `Saver.save`."""
         if not names or self._saver is None:
             return
         self.check_whole()
+        with self._world.call(f"save_checkpoint({', '.join(map(repr, names))})"):
+            self._save(self._saver, names, blocking)
+
+    def _save(self, saver: Saver, names: Sequence[str], blocking: bool) -> None:
         with self._world.together():
             ranks = [self._members.take_own(self._world.rank)]
         if self._world.size > 1:
@@ -144,7 +174,8 @@ class Checkpointer:
             "members": members,
             "ranks": [info for _, info in ranks],
         }
-        self._saver.save(names, parts, info, blocking, self._members.frozen())
+        history, frozen = self._state.history, self._members.frozen()
+        saver.save(names, parts, info, history, blocking, frozen)
         if "model" in names:
             self.saved_step = self._state.step
         _log.info("Saved checkpoint %s of step %d", ", ".join(names), self._state.step)
@@ -154,36 +185,57 @@ class Checkpointer:
         if self._saver is not None:
             self._saver.wait()
 
-    def load(self, directory: str | None, filename: str | None) -> None:
-        """Puts the run where a checkpoint left it; `Loop.load_checkpoint` tells of it."""
-        directory = directory or self._output_dir
+    def load(self, directory: str | None, filename: str | None) -> bool:
+        """Puts the run where a checkpoint left it; `Loop.load_checkpoint` tells of it.
+
+        Returns:
+          Whether there was one.
+        """
+        is_named = bool(directory or filename)
+        if directory and filename is None:
+            directory, filename = places.split(directory)
         name = storage.check_basename(str(filename or "model").removesuffix(".pkl.gz"))
+        directory = directory or self._output_dir
         if directory is None:
-            return
+            if is_named:
+                raise ValueError(
+                    f"A checkpoint {name!r} lies in a folder, and the Loop has no output_dir. Give "
+                    f"load_checkpoint the directory, too."
+                )
+            return False
         directory = os.path.expanduser(directory)
         self.wait()
-        parts, info = read(directory, name, self._world)
+        if self._config.has_stand_in and not is_named and self._state.step == 0:
+            self._put_aside_if_removed()
+        parts, info, manifest = read(directory, name, self._world)
+        if info is not None:
+            self._go_on_from(parts, info, directory, name)
+        is_there = True
         with self._world.together(CheckpointError):
-            if info is not None:
-                self._go_on_from(parts, info, directory, name)
-            elif os.path.lexists(trax_file := os.path.join(directory, f"{name}.pkl.gz")):
+            if info is not None:  # all ranks have gone on together
+                self._remember(directory, name, manifest)
+            elif (trax_file := places.trax_file(directory, name)) is not None:
                 self._go_on_from_trax(trax_file)
+                self._remember(directory, name, None)
+            elif is_named:
+                raise places.missing(directory, name)
+            else:
+                self._say_what_is_not_resumed(directory, name)
+                is_there = False
         self._world.compare({"the step": self._state.step, "the seed": self._state.seed})
+        return is_there
 
     def _go_on_from(
         self, parts: storage.Parts, info: dict[str, Any], directory: str, name: str
     ) -> None:
-        rank, size = self._world.rank, self._world.size
-        exact = self._config.resume_data == "exact"
-        self._members.put(parts, info["members"], info["ranks"], rank, size, exact)
+        exact, step = self._config.resume_data == "exact", info["step"]
+        members, ranks = info["members"], info["ranks"]
+        may_be_ahead = self._config.data_may_be_ahead
+        lines = self._members.put(parts, members, ranks, step, self._world, exact, may_be_ahead)
         asked = self._config.random_seed
         if asked not in (None, info["seed"]):
             self._console.say(f"The run's seed is {info['seed']}, as saved; not {asked}.")
         self._state.fill(info)
-        is_own = directory == self._output_dir and name == "model"
-        if self._saver is not None and is_own:
-            self._saver.goes_on_from(name)
-        self.saved_step = self._state.step if is_own else None
         self._console.say(f"Resumed from {directory} at step {self._state.step}.")
         saved = info.get("settings", self._settings)  # earlier versions kept none
         changed = [n for n, x in self._settings.items() if n in saved and saved[n] != x]
@@ -191,12 +243,50 @@ class Checkpointer:
             was = ", ".join(f"{n}={saved[n]!r}" for n in changed)
             now = ", ".join(f"{n}={self._settings[n]!r}" for n in changed)
             self._console.say(f"It was saved with {was}, and goes on with {now}.")
+        for line in lines:
+            self._console.say(line)
+
+    def _put_aside_if_removed(self) -> None:
+        """Has a run begin afresh where a program for Trax has removed Trax's file."""
+        aside = None if self._saver is None else self._saver.put_aside_if_removed()
+        if aside is not None:
+            self._console.say(
+                f"model.pkl.gz was removed from {self._output_dir}, so the run begins afresh. What "
+                f"was saved there is kept in {aside}; to go on from it: Loop(..., resume_from="
+                f"{aside!r}), and if it is not needed, remove that folder, too."
+            )
 
     def _go_on_from_trax(self, file: str) -> None:
         self._state.step, history = from_trax.load_from_trax(self._members, file)
         self._state.reported_step = self._state.step
         self._state.history = History.from_dict(history)
         self._console.say(f"Resumed from Trax's {file} at step {self._state.step}.")
+
+    def _remember(self, directory: str, name: str, manifest: dict[str, Any] | None) -> None:
+        """Remembers which checkpoint the run was put to, on all ranks alike.
+
+        Args:
+          directory: its folder, and name: its name there.
+          manifest: what the chief read it by; None for one of Trax's own.
+        """
+        self.saved_step = None
+        if self._saver is None or self._output_dir is None:
+            return
+        is_own = os.path.realpath(directory) == os.path.realpath(self._output_dir)
+        if is_own and name == "model" and manifest is not None:
+            self.saved_step = self._state.step
+        self._saver.goes_on_from(name, (is_own and manifest) or {}, self._state.history)
+
+    def _say_what_is_not_resumed(self, directory: str, name: str) -> None:
+        """Says loudly that a run begins beside checkpoints that it does not go on from."""
+        there = retention.others(directory, name) if self._world.is_chief else []
+        if there:
+            self._console.warn(
+                f"WARNING: there is no checkpoint {name!r} in {directory}, so nothing is resumed, "
+                f"and step is {self._state.step}. There are, the newest first: {', '.join(there)}. "
+                f"They stay until this run saves under the same names. To go on from one: "
+                f"Loop(..., resume_from={there[0]!r})."
+            )
 
     def check_whole(self) -> None:
         """Raises CheckpointError if an update was broken off."""

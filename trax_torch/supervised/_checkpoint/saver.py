@@ -5,17 +5,21 @@ is done and who waits for it.
 """
 
 import contextlib
+import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 import torch
 
-from trax_torch import _distributed, optimizers
+from trax_torch import _distributed, _memory_order, optimizers
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised._checkpoint import storage
+from trax_torch.supervised._checkpoint import retention, schema, stand_in, storage
+from trax_torch.supervised._checkpoint.history_file import HistoryFile
+from trax_torch.supervised._checkpoint.lock import FolderLock
+from trax_torch.supervised.history import History
 
 _log = logging.getLogger("trax_torch")
 
@@ -33,18 +37,30 @@ class Saver:
     Args:
       path: the folder; made if it is not there.
       world: the ranks that train together.
-      keep_last: how many permanent checkpoints, `model_<step>`, to keep; None keeps all.
+      keep_last: how many permanent checkpoints of the run, `model_<step>`, to keep; None keeps all.
+      has_stand_in: whether a `model.pkl.gz` stands for 'model'; see `stand_in`.
     """
 
-    def __init__(self, path: str, world: _distributed.World, keep_last: int | None = None):
+    def __init__(
+        self,
+        path: str,
+        world: _distributed.World,
+        keep_last: int | None = None,
+        has_stand_in: bool = False,
+    ):
         self._path = path
         self._world = world
         self._keep_last = keep_last
+        self._has_stand_in = has_stand_in
         self._generation: str | None = None  # of the checkpoint 'model' that the run goes on from
         self._executor: futures.ThreadPoolExecutor | None = None
         self._in_flight: futures.Future[None] | None = None
         self._copies: storage.Parts = {}
         self._folder: storage.Folder | None = None  # the chief's
+        self._lock = FolderLock(path)
+        self._shelf = retention.Shelf(path)
+        self._history_file = HistoryFile(path, self._shelf.bytes_of)
+        self._run = _new_run()
         with self._together():
             if world.is_chief:
                 self._folder = storage.Folder(path)
@@ -54,6 +70,7 @@ class Saver:
         basenames: Sequence[str],
         parts: storage.Parts,
         info: Mapping[str, Any],
+        history: History,
         blocking: bool,
         frozen: Collection[str] = (),
     ) -> None:
@@ -63,6 +80,7 @@ class Saver:
           basenames: the names.
           parts: the tensors.
           info: plain data.
+          history: what was measured; what is new since the last save is written.
           blocking: False writes in the background.
           frozen: names of weights that are not trained, which may be infinite.
 
@@ -74,16 +92,17 @@ class Saver:
         with self._together():
             if self._folder is None:
                 return
+            lengths = history.lengths()  # of now: it grows behind a save in the background
             if blocking:
-                with self._folder.lock():
-                    self._save(self._folder, basenames, parts, info, frozen)
+                with self._lock.held():
+                    self._save(self._folder, basenames, parts, info, history, lengths, frozen)
                 return
             parts = {part: self._copy(part, tensors) for part, tensors in parts.items()}
             held = contextlib.ExitStack()
-            held.enter_context(self._folder.lock())  # here: another's lock is spoken of at once
+            held.enter_context(self._lock.held())  # here: another's lock is spoken of at once
             if self._executor is None:
                 self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
-            what = (self._folder, basenames, parts, info, frozen)
+            what = (self._folder, basenames, parts, info, history, lengths, frozen)
             self._in_flight = self._executor.submit(self._save_and_let_go, held, *what)
             self._in_flight.add_done_callback(_log_failure)
 
@@ -92,13 +111,32 @@ class Saver:
         found = os.path.lexists(os.path.join(self._path, f"{basename}.json"))
         return self._world.from_chief(b"yes" if found else b"no") == b"yes"
 
+    def history_of(self, basename: str, step: int) -> History | None:
+        """Returns what a checkpoint holds of the history, if it is whole, and of a step."""
+        found: dict[str, Any] | None = None
+        with self._together():
+            if self._folder is not None:
+                with contextlib.suppress(CheckpointError):
+                    manifest = storage.read_manifest(self._path, basename, schema.check)
+                    if manifest is not None and manifest["info"]["step"] == step:
+                        found = storage.read_history(self._path, manifest)
+        found = json.loads(self._world.from_chief(json.dumps(found).encode()))
+        return None if found is None else History.from_dict(found)
+
+    def put_aside_if_removed(self) -> str | None:
+        """Puts 'model' aside if its stand-in was removed; returns to which folder, on the chief."""
+        with self._together():
+            if self._folder is not None:
+                return stand_in.put_aside_if_removed(self._path, "model")
+        return None
+
     def wait(self) -> None:
         """Waits for the save in flight, if there is one, and raises what it raised."""
         with self._together():
             self._wait_here()
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Keeps other processes from writing here for a while.
 
         Raises:
@@ -107,11 +145,11 @@ class Saver:
         with contextlib.ExitStack() as held:
             with self._together():
                 if self._folder is not None:
-                    held.enter_context(self._folder.lock())
+                    held.enter_context(self._lock.held())
             yield
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Generator[None]:
         """Holds the lock for a run, and does not end before the save in flight has."""
         with self.locked():
             try:
@@ -124,9 +162,21 @@ class Saver:
                 raise
             self.wait()
 
-    def goes_on_from(self, basename: str) -> None:
-        """Remembers that the run was put where a checkpoint of the folder left it."""
-        self._generation = storage.generation_of(self._path, basename)
+    def goes_on_from(self, basename: str, manifest: Mapping[str, Any], history: History) -> None:
+        """Remembers to where the run was put.
+
+        Args:
+          basename: the checkpoint's name.
+          manifest: what it was read by, if it is of this folder; {} for another's, or Trax's own.
+          history: the run's, as it was read.
+        """
+        if self._folder is None:
+            return
+        if manifest:
+            is_model = basename == "model"
+            self._generation = manifest["generation"] if is_model else self._current()
+        self._run = manifest.get("run") or _new_run()  # format version 1 knew of none
+        self._history_file.goes_on(manifest.get("history"), history.lengths())
 
     def check_not_overtaken(self) -> None:
         """Refuses to go on where another process has trained since this one read or saved last.
@@ -138,13 +188,16 @@ class Saver:
         with self._together():
             if self._folder is None:
                 return
-            current = storage.generation_of(self._path, "model")
+            current = self._current()
             if current != self._generation and current is not None:
                 raise CheckpointError(
                     f"Another process has trained into {self._path} since this run saved or loaded "
                     f"last. Call load_checkpoint() to go on from there, or give this one an "
                     f"output_dir of its own."
                 )
+
+    def _current(self) -> str | None:
+        return storage.generation_of(self._path, "model")
 
     def _together(self) -> contextlib.AbstractContextManager[None]:
         return self._world.together(CheckpointError)
@@ -165,32 +218,40 @@ class Saver:
         basenames: Sequence[str],
         parts: storage.Parts,
         info: Mapping[str, Any],
+        history: History,
+        lengths: dict[str, dict[str, int]],
         frozen: Collection[str],
     ) -> None:
         _check_all_finite(parts, frozen)
+        entry = self._history_file.append(history, lengths)
         for basename in basenames:
+            beside = {}
+            if self._has_stand_in and basename == "model":
+                beside = stand_in.put(self._path, basename)
             try:
-                generation = folder.save(basename, parts, info)
+                generation = folder.save(basename, parts, {**info, **beside}, entry, self._run)
             except BaseException:  # the new one may be live all the same
                 if basename == "model":
-                    self.goes_on_from(basename)
+                    self._generation = self._current()
                 raise
             if basename == "model":
                 self._generation = generation
             if basename == f"model_{info['step']}" and self._keep_last is not None:
-                folder.keep_last(self._keep_last, info["step"])
+                self._shelf.keep_last(self._keep_last, self._run, info["step"])
+        with contextlib.suppress(CheckpointError):  # the next save deletes what this one could not
+            self._shelf.sweep_histories(self._history_file.name)
 
     def _copy(self, part: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the tensors' values on the CPU, in the memory of the last copy where it fits."""
         before = self._copies.get(part, {})
         copies = {}
         for name, tensor in tensors.items():
-            place = before.get(name)
-            if place is None or place.shape != tensor.shape or place.dtype != tensor.dtype:
-                on_gpu = tensor.device.type == "cuda"
-                place = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=on_gpu
-                )
+            place, order = before.get(name), _memory_order.order_of(tensor)
+            form = (tensor.shape, tensor.dtype, order)
+            if place is None or (place.shape, place.dtype, _memory_order.order_of(place)) != form:
+                place = _memory_order.empty_in_order(*form, device="cpu")
+                if tensor.device.type == "cuda":
+                    place = place.pin_memory()
             copies[name] = place.copy_(tensor.detach())
         self._copies[part] = copies
         return copies
@@ -204,29 +265,65 @@ def _log_failure(save: "futures.Future[None]") -> None:
 
 def read(
     directory: str, basename: str, world: _distributed.World
-) -> tuple[storage.Parts, dict[str, Any] | None]:
-    """Returns the parts and info of a checkpoint that the chief reads, or `({}, None)`.
+) -> tuple[storage.Parts, dict[str, Any] | None, dict[str, Any]]:
+    """Returns the parts and info of a checkpoint that the chief reads, or `({}, None, {})`.
+
+    The third is the manifest, on the chief.
 
     Raises:
-      CheckpointError: if it cannot be read, on all ranks.
+      CheckpointError: if it cannot be read, on all ranks, with the names of others that can.
     """
-    found = None
+    found, manifest = None, None
     with world.together(CheckpointError):
         if world.is_chief:
-            found = storage.read(directory, basename)
-    return world.share(*(found or ({}, None)))
+            try:
+                manifest = storage.read_manifest(directory, basename, schema.check)
+                if manifest is not None:
+                    found = storage.read_listed(directory, basename, manifest)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error} {_way_around(directory, basename)}") from error
+    return *world.share(*(found or ({}, None))), manifest or {}
+
+
+def _way_around(directory: str, basename: str) -> str:
+    """Says from which checkpoints a run may start, where one cannot be read."""
+    whole = retention.whole_others(directory, basename)
+    if not whole:
+        return f"No other checkpoint in {directory} is whole."
+    return (
+        f"These are whole, the newest first: {', '.join(whole)}. To start from one: "
+        f"Loop(..., resume_from={whole[0]!r})."
+    )
+
+
+def _new_run() -> str:
+    """Returns what tells a run from every other."""
+    return os.urandom(8).hex()
 
 
 def _check_all_finite(parts: storage.Parts, frozen: Collection[str]) -> None:
     for part, tensors in parts.items():
         for name, tensor in tensors.items():
-            if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+            numbers = _as_floats(tensor)
+            if numbers is None or bool(torch.isfinite(numbers.sum())):
                 continue
             # A sum may overflow, and what is not trained may well hold infinities: masks do.
             is_trained = part == "weights" and name not in frozen
-            good = torch.isfinite(tensor) if is_trained else ~torch.isnan(tensor)
+            good = torch.isfinite(numbers) if is_trained else ~torch.isnan(numbers)
             if not bool(good.all()):
                 raise optimizers.NonFiniteError(
                     f"{name} of the {part} is not finite, so nothing was saved. Go back to the "
                     f"last checkpoint: load_checkpoint()."
                 )
+
+
+def _as_floats(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Returns a tensor as real numbers of which torch tells whether they are finite; None of none.
+
+    torch cannot tell of floats of 8 bits; those of 4 are all finite.
+    """
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    if not tensor.is_floating_point() or "float4" in str(tensor.dtype):
+        return None
+    return tensor.float() if tensor.dtype.itemsize == 1 else tensor

@@ -3,8 +3,11 @@
 Putting back is all or nothing: everything is compared first, then everything is set.
 """
 
+import copy
+import functools
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +16,23 @@ from torch import nn
 
 from trax_torch import _distributed, _nest, optimizers
 from trax_torch import layers as tl
-from trax_torch._errors import MismatchError
+from trax_torch._errors import CheckpointError, MismatchError
+from trax_torch._memory_order import order_of
 from trax_torch.supervised import _logging, _tasks
-from trax_torch.supervised._checkpoint import storage
-from trax_torch.supervised._checkpoint.storage import pack, unpack
+from trax_torch.supervised._checkpoint import changes, optimizer_state, schema, storage
+from trax_torch.supervised._checkpoint.packing import check_storable, pack, unpack
+from trax_torch.supervised._checkpoint.rollback import (
+    Rollback,
+    back_to_state,
+    back_to_task,
+    explained,
+)
 
 Tensors = dict[str, torch.Tensor]
 
 _log = logging.getLogger("trax_torch")
+
+_OF_A_LOSS = re.compile(r"loss\d+:")  # what tensors of losses begin with
 
 _EXTRA = "_extra_state"  # what torch calls it in a state_dict
 _BUFFER = "buffer."  # what buffers are called in the part 'state', which holds other things too
@@ -47,6 +59,11 @@ class Members:
     accumulators: list[_logging.Accumulators]
     callbacks: list[Any]
     waiting: dict[str, Any] = field(default_factory=dict)  # saved states of callbacks to come
+    asked: list[dict[str, Any]] = field(init=False)  # of each training task, before it begins
+
+    def __post_init__(self) -> None:
+        of_each = zip(self.tasks, self.trainers, self.schedulers, strict=True)
+        object.__setattr__(self, "asked", [changes.asked_of_task(*each) for each in of_each])
 
     def take(self) -> tuple[storage.Parts, dict[str, Any]]:
         """Returns what all ranks share: tensors by part and name, and the rest as plain data."""
@@ -56,9 +73,11 @@ class Members:
         }
         info = {
             "tasks": [
-                _take_task(i, *each, parts)
+                optimizer_state.take_task(i, *each, parts) | {"asked": self.asked[i]}
                 for i, each in enumerate(zip(self.trainers, self.schedulers, strict=True))
             ],
+            "tied": _tied_of(self.model),
+            "evals": changes.asked_of_evals(self.eval_tasks),
             "extra": {
                 name: pack(module.get_extra_state(), f"extra.{name}", parts["state"])
                 for name, module in _extra_of(self.model).items()
@@ -69,6 +88,18 @@ class Members:
             },
         }
         return parts, info
+
+    def check(self) -> None:
+        """Raises CheckpointError, by name, if a weight, a buffer or an optimizer cannot be saved.
+
+        No rank waits for another.
+        """
+        for part, tensors in self._tensors().items():
+            for name, tensor in tensors.items():
+                if not _distributed.is_shard(tensor):
+                    check_storable(tensor, f"{name.removeprefix(_BUFFER)} of the {part}")
+        for i, trainer in enumerate(self.trainers):
+            optimizer_state.check_task(i, trainer)
 
     def frozen(self) -> set[str]:
         """Returns the names of weights that are not trained."""
@@ -96,89 +127,172 @@ class Members:
         parts: storage.Parts,
         info: dict[str, Any],
         ranks: list[dict[str, Any]],
-        rank: int = 0,
-        size: int = 1,
+        step: int,
+        world: _distributed.World,
         exact_data: bool = True,
-    ) -> None:
-        """Puts everything where `take` and `take_own` found it.
+        data_may_be_ahead: bool = False,
+    ) -> list[str]:
+        """Puts everything where `take` and `take_own` found it; all of it, or nothing.
+
+        What is compared comes first; then the parts that others wrote, which may refuse on some
+        rank, and are put back then on all; the tensors, which are known to fit, come last.
 
         Args:
           parts: the tensors.
           info: what `take` gave.
           ranks: what `take_own` gave on each rank.
-          rank: this process's number.
-          size: how many ranks there are now.
+          step: how many steps were taken by then.
+          world: the ranks that train together.
           exact_data: False leaves the data where it is.
+          data_may_be_ahead: True leaves data where it is that has gone further than it was when the
+            run was saved, and cannot go back.
+
+        Returns:
+          Lines that tell what goes on otherwise than it was saved.
 
         Raises:
-          MismatchError: if what was saved does not fit; nothing has changed then.
-          ValueError: if the data cannot go to its place; no weight has changed then.
+          MismatchError: if what was saved does not fit.
+          RestoreError: if a part does not take up what was saved, or the data cannot go to its
+            place. Nothing has changed then, but that an iterator that was drawn from cannot go
+            back.
         """
-        saved = {"tasks": info["tasks"], "evals": ranks[0]["evals"]}
-        for kind, items in (("tasks", self.tasks), ("evals", self.eval_tasks)):
-            if len(saved[kind]) != len(items):
-                raise MismatchError(
-                    f"The checkpoint was saved with {len(saved[kind])} {kind}; there are "
-                    f"{len(items)} now. Give Loop the same tasks, or another output_dir."
+        rank, size = world.rank, world.size
+        with Rollback() as rollback:
+            with world.together(CheckpointError):
+                lines = self._compare(parts, info, rank, exact_data)
+                evals, n_evals = changes.asked_of_evals(self.eval_tasks), len(ranks[0]["evals"])
+                pairs, more = changes.compare_evals(info.get("evals"), n_evals, evals)
+                streams = (
+                    self._places(parts, ranks, step, rank, size, dict(pairs)) if exact_data else []
                 )
-        pairs = list(zip(self.trainers, self.schedulers, info["tasks"], strict=True))
-        mine = self._tensors()
-        _compare("weights", mine["weights"], parts["weights"])
-        _compare("buffers", mine["state"], _buffers_in(parts))
-        for i, pair in enumerate(pairs):
-            _compare_task(i, *pair[:2], parts, pair[2])
-        if exact_data:
-            self._seek(parts, ranks, rank, size)
-        with torch.no_grad():
-            for part, tensors in mine.items():
-                for name, tensor in tensors.items():
-                    tensor.copy_(_distributed.shard_like(parts[part][name], tensor))
-        for i, pair in enumerate(pairs):
-            _put_task(i, *pair[:2], parts, pair[2])
+                waiting = self._put_others(parts, info, rollback)
+                for what, stream, place in streams:  # last, for an iterator does not go back
+                    if data_may_be_ahead and stream.has_passed(place):
+                        lines.append(
+                            f"{what} has given {stream.n_taken} batches, and {place['n_taken']} "
+                            f"when this was saved; it goes on with those that come next."
+                        )
+                        continue
+                    before = stream.position() if stream.n_taken else {"n_taken": 0}
+                    back = functools.partial(stream.seek, copy.deepcopy(before))
+                    rollback.put(what, stream.seek, place, back)
+            for trainer in self.trainers:
+                trainer.is_whole = False
+            with torch.no_grad():
+                for part, tensors in self._tensors().items():
+                    for name, tensor in tensors.items():
+                        tensor.copy_(_distributed.shard_like(parts[part][name], tensor))
+            for trainer in self.trainers:
+                trainer.is_whole = True
         for i, accumulators in enumerate(self.accumulators):
             if len(ranks) == size:
                 accumulators.fill(ranks[rank]["tallies"][i])
             else:
                 kept = [each["tallies"][i] for each in ranks]
                 accumulators.fill(_logging.merged(kept, is_chief=rank == 0))
+        self.waiting.clear()
+        self.waiting.update(waiting)
+        return lines + more
+
+    def _compare(
+        self, parts: storage.Parts, info: dict[str, Any], rank: int, exact_data: bool
+    ) -> list[str]:
+        """Raises CheckpointError if what was saved does not fit; tells what is otherwise."""
+        if len(info["tasks"]) != len(self.tasks):
+            raise MismatchError(
+                f"The checkpoint was saved with {len(info['tasks'])} tasks; there are "
+                f"{len(self.tasks)} now. Give Loop the same tasks, or another output_dir."
+            )
+        for part in ("weights", "state", *(f"opt_slots{i}" for i in range(len(self.tasks)))):
+            if part not in parts:
+                raise CheckpointError(f"The checkpoint lists no file of its {part}.")
+        mine = self._tensors()
+        _compare("weights", mine["weights"], parts["weights"])
+        _compare("buffers", mine["state"], _buffers_in(parts))
+        for i, pair in enumerate(zip(self.trainers, self.schedulers, strict=True)):
+            with explained(f"The optimizer of task {i}"):
+                optimizer_state.compare_task(i, *pair, parts, info["tasks"][i])
+        saved = [task.get("asked", {}) for task in info["tasks"]]  # version 1 knew of none
+        own = {} if rank == 0 else {"batch_size": None}  # saved is the chief's alone
+        return changes.compare_tasks(saved, [asked | own for asked in self.asked], exact_data)
+
+    def _put_others(
+        self, parts: storage.Parts, info: dict[str, Any], rollback: Rollback
+    ) -> dict[str, Any]:
+        """Has schedulers, optimizers, modules and callbacks take up their states.
+
+        Returns:
+          The states of callbacks that are not there.
+        """
+        weights = self._tensors()["weights"]
+        orders = {id(tensor): order_of(parts["weights"][n]) for n, tensor in weights.items()}
+        for i, (trainer, scheduler) in enumerate(zip(self.trainers, self.schedulers, strict=True)):
+            back = back_to_task(trainer, scheduler)
+            put_task = functools.partial(
+                optimizer_state.put_task, i, trainer, scheduler, parts, orders
+            )
+            what = f"The optimizer of task {i}, or its scheduler,"
+            rollback.put(what, put_task, info["tasks"][i], back)
         modules = _extra_of(self.model)
         for name, kept in info["extra"].items():
             if name in modules:
-                modules[name].set_extra_state(unpack(kept, parts["state"]))
-        self.waiting.clear()
+                what = f"The extra state of {name or 'the model'}"
+                with explained(what):
+                    state = unpack(kept, parts["state"])
+                before = copy.deepcopy(modules[name].get_extra_state())
+                put = modules[name].set_extra_state
+                rollback.put(what, put, state, functools.partial(put, before))
+        waiting = {}
         for name, kept in info.get("callbacks", {}).items():
-            self.waiting[name] = unpack(kept, parts["state"])
-        self.fill_callbacks()
+            with explained(f"The callback {name}"):
+                waiting[name] = unpack(kept, parts["state"])
+        self._fill(waiting, rollback)
+        return waiting
 
-    def _seek(
-        self, parts: storage.Parts, ranks: list[dict[str, Any]], rank: int, size: int
-    ) -> None:
-        """Has each stream go where it was on this rank."""
-        streams: dict[str, list[Any]] = {
-            "tasks": [task.stream for task in self.tasks],
-            "evals": [task.stream for task in self.eval_tasks],
-        }
-        if len(ranks) != size:
-            for kind in streams:
-                for i, stream in enumerate(streams[kind]):
-                    if not stream.fits_any_size:
-                        raise MismatchError(
-                            f"The checkpoint was saved by {len(ranks)} ranks; there are {size}, "
-                            f"whose places in the data of {kind} {i} are not known. Share the data "
-                            f"out with supervised.share_of, which keeps one place for all, or "
-                            f"begin it anew: Loop(resume_data='restart')."
-                        )
-            _log.info("Saved by %d ranks, resumed by %d: bits will differ.", len(ranks), size)
+    def _places(
+        self,
+        parts: storage.Parts,
+        ranks: list[dict[str, Any]],
+        step: int,
+        rank: int,
+        size: int,
+        evals_saved: dict[int, int],
+    ) -> list[tuple[str, Any, Any]]:
+        """Returns each stream of data, what to call it, and where it was on this rank."""
         own = ranks[rank] if len(ranks) == size else ranks[0]
-        for kind in streams:
-            for stream, place in zip(streams[kind], own[kind], strict=True):
-                stream.seek(unpack(place, parts["state"]))
+        tasks = zip(self.tasks, own["tasks"], strict=True)
+        found: list[Any] = [(f"task {i}", *pair) for i, pair in enumerate(tasks)]
+        found += [
+            (f"eval {i}", self.eval_tasks[i], own["evals"][j]) for i, j in evals_saved.items()
+        ]
+        streams = []
+        for name, task, place in found:
+            if len(ranks) != size and not task.stream.fits_any_size:
+                raise MismatchError(
+                    f"The checkpoint was saved by {len(ranks)} ranks; there are {size}, whose "
+                    f"places in the data of {name} are not known. Share the data out with "
+                    f"supervised.share_of, which keeps one place for all, or begin it anew: "
+                    f"Loop(resume_data='restart')."
+                )
+            with explained(f"The data of {name}"):
+                position = unpack(place, parts["state"])
+            schema.check_place(f"the data of {name}", position, step)
+            streams.append((f"The data of {name}", task.stream, position))
+        if len(ranks) != size:
+            _log.info("Saved by %d ranks, resumed by %d: bits will differ.", len(ranks), size)
+        return streams
 
     def fill_callbacks(self) -> None:
         """Gives callbacks their states of the checkpoint that `put` put; some come later."""
+        with Rollback() as rollback:
+            self._fill(self.waiting, rollback)
+
+    def _fill(self, waiting: dict[str, Any], rollback: Rollback) -> None:
+        """Gives callbacks their states, and takes these out of `waiting`."""
         for name, callback in self._remembering():
-            if name in self.waiting:
-                callback.load_state_dict(self.waiting.pop(name))
+            if name in waiting:
+                what, back = f"The callback {name}", back_to_state(callback)
+                rollback.put(what, callback.load_state_dict, waiting.pop(name), back)
 
     def _remembering(self) -> list[tuple[str, Any]]:
         """Returns the callbacks with a state, by the names of their classes and a number."""
@@ -220,6 +334,29 @@ def buffers_of(model: tl.Layer) -> Tensors:
     }
 
 
+def _tied_of(model: tl.Layer) -> dict[str, str]:
+    """Returns further names of weights that have several, each with the one it is saved under."""
+    names = {id(p): name for name, p in weights_of(model).items()}
+    everywhere = bare(model).named_parameters(remove_duplicate=False)
+    return {name: names[id(p)] for name, p in everywhere if name != names[id(p)]}
+
+
+def module_state(parts: storage.Parts, members: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the model's own state_dict held, from what `Members.take` gave.
+
+    Checkpoints of format version 1 do not say which weights are tied: each has one name then.
+    """
+    weights = {k: v for k, v in parts["weights"].items() if not _OF_A_LOSS.match(k)}
+    further = {alias: weights[name] for alias, name in members.get("tied", {}).items()}
+    buffers = {k.removeprefix(_BUFFER): v for k, v in _buffers_in(parts).items()}
+    own = {k: v for k, v in buffers.items() if not _OF_A_LOSS.match(k)}
+    extra = {
+        f"{path}.{_EXTRA}".removeprefix("."): unpack(kept, parts["state"])
+        for path, kept in members["extra"].items()
+    }
+    return weights | further | own | extra
+
+
 def _extra_of(model: tl.Layer) -> dict[str, nn.Module]:
     """Returns the modules that keep a state of their own besides tensors, by name."""
     kept = nn.Module.get_extra_state
@@ -233,136 +370,8 @@ def forms_of(model: tl.Layer) -> list[str]:
     return [f"{name} {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()]
 
 
-def settings_of(trainers: Sequence[optimizers.Trainer]) -> list[str]:
-    """Returns the numbers that optimizers are set to, as text."""
-    return [
-        f"task {i}: {type(trainer.optimizer).__name__} {name}={value!r}"
-        for i, trainer in enumerate(trainers)
-        for group in trainer.optimizer.param_groups
-        for name, value in group.items()
-        if isinstance(value, (int, float, tuple))
-    ]
-
-
 def _buffers_in(parts: storage.Parts) -> Tensors:
     return {k: v for k, v in parts["state"].items() if k.startswith(_BUFFER)}
-
-
-def _take_task(
-    index: int,
-    trainer: optimizers.Trainer,
-    scheduler: Any,
-    parts: storage.Parts,
-) -> dict[str, Any]:
-    """Puts a task's slots into `parts`, and returns the rest of what it remembers."""
-    optimizer, slots = trainer.optimizer, {}
-    numbers: dict[str, Any] = {}
-    for name, p in _named_of(trainer):
-        for key, value in optimizer.state.get(p, {}).items():
-            if isinstance(value, torch.Tensor):
-                slots[f"{name}.{key}"] = _distributed.whole(value)
-            else:
-                numbers[f"{name}.{key}"] = pack(value, "slot", parts["state"])
-    parts[f"opt_slots{index}"] = slots
-    kept, groups = None, trainer.groups()
-    if scheduler is not None:
-        kept = pack(scheduler.state_dict(), f"scheduler{index}", parts["state"])
-    changed = scheduler is not None or trainer.has_changed_groups
-    kept_groups = pack(groups, f"groups{index}", parts["state"]) if changed else None
-    return {
-        "optimizer": type(optimizer).__name__,
-        "numbers": numbers,
-        "settings": _settings_of(optimizer),
-        "n_skipped": trainer.n_skipped,
-        "scheduler": kept,
-        "groups": kept_groups,
-    }
-
-
-def _compare_task(
-    index: int, trainer: optimizers.Trainer, scheduler: Any, parts: Any, info: dict[str, Any]
-) -> None:
-    """Raises MismatchError if a task's slots do not fit its optimizer."""
-    mine = type(trainer.optimizer).__name__
-    if info["optimizer"] != mine:
-        raise MismatchError(
-            f"Task {index} was saved with the optimizer {info['optimizer']} and now has {mine}. "
-            f"Give it the same one, or start in a new output_dir."
-        )
-    if (info["scheduler"] is None) != (scheduler is None):
-        before, now = ("a", "no") if scheduler is None else ("no", "a")
-        raise MismatchError(
-            f"Task {index} was saved with {before} torch scheduler and has {now} one now. Give it "
-            f"the same lr_schedule, or start in a new output_dir."
-        )
-    named, saved = dict(_named_of(trainer)), _slots_by_weight(index, parts, info)
-    for name in saved:
-        if name not in named:
-            raise MismatchError(f"Task {index} has slots of a weight that is not there: {name}.")
-    hint = "Give it the settings it was saved with, or start in a new output_dir."
-    for name, p in named.items():
-        present = _forms(trainer.optimizer.state.get(p, {}))  # empty until the first step, or ever
-        theirs = _forms(saved.get(name, {}))
-        if present and theirs and present != theirs:  # torch makes slots at the first step
-            raise MismatchError(
-                f"Task {index} was saved with the slots {theirs} of {name}; its optimizer keeps "
-                f"{present}. {hint}"
-            )
-    mine_now = _settings_of(trainer.optimizer)
-    if info["settings"] != mine_now:
-        raise MismatchError(
-            f"Task {index} was saved with the optimizer's settings {info['settings']} and has "
-            f"{mine_now}, which keep other slots. {hint}"
-        )
-
-
-def _put_task(
-    index: int,
-    trainer: optimizers.Trainer,
-    scheduler: Any,
-    parts: storage.Parts,
-    info: dict[str, Any],
-) -> None:
-    """Sets a task's slots and scheduler; `_compare_task` comes first."""
-    optimizer = trainer.optimizer
-    trainer.is_whole, trainer.n_skipped = True, info.get("n_skipped", 0)
-    content = optimizer.state_dict()
-    names = {id(p): name for name, p in _named_of(trainer)}
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    order = {names[id(p)]: i for i, p in enumerate(params)}
-    saved = _slots_by_weight(index, parts, info)
-    for name in saved.keys() - order.keys():
-        _log.info("Task %d: the slots of %s are dropped: it is not trained now.", index, name)
-    content["state"] = {
-        order[name]: _shards(slots, params[order[name]], optimizer)
-        for name, slots in saved.items()
-        if name in order
-    }
-    if scheduler is not None:
-        scheduler.load_state_dict(unpack(info["scheduler"], parts["state"]))
-    if info["groups"] is not None:  # else the numbers are those the optimizer was made with
-        groups = unpack(info["groups"], parts["state"])
-        for group, kept_group in zip(content["param_groups"], groups, strict=True):
-            group.update(kept_group)
-    optimizer.load_state_dict(content)
-
-
-def _shards(
-    slots: dict[str, Any], p: torch.Tensor, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Returns a weight's slots in parts, as the weight, or the slot that is there, is."""
-    if not _distributed.is_shard(p):
-        return slots
-    present = optimizer.state.get(p, {})
-
-    def in_parts(name: str, slot: Any) -> Any:
-        if not isinstance(slot, torch.Tensor):
-            return slot
-        return _distributed.shard_like(
-            slot, present.get(name, p if slot.shape == p.shape else slot)
-        )
-
-    return {name: in_parts(name, slot) for name, slot in slots.items()}
 
 
 def share_weights(model: tl.Layer, eval_model: tl.Layer) -> None:
@@ -407,35 +416,13 @@ def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:
             tensor.copy_(given[name])
 
 
-def _slots_by_weight(
-    index: int, parts: storage.Parts, info: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Returns a task's saved slots, tensors and numbers, by weight and slot."""
-    saved: dict[str, dict[str, Any]] = {}
-    numbers = {k: unpack(v, parts["state"]) for k, v in info["numbers"].items()}
-    for key, slot in {**parts[f"opt_slots{index}"], **numbers}.items():
-        name, _, what = key.rpartition(".")
-        saved.setdefault(name, {})[what] = slot
-    return saved
-
-
-def _forms(slots: dict[str, Any]) -> dict[str, Any]:
-    """What slots are, without their values: shapes of tensors, or that they are numbers."""
-    return {
-        k: list(v.shape) if isinstance(v, torch.Tensor) else "number"
-        for k, v in sorted(slots.items())
-    }
-
-
-def _settings_of(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
-    """The settings of torch's optimizers that decide which slots there are."""
-    words = ("amsgrad", "momentum", "centered")
-    return {k: bool(optimizer.defaults[k]) for k in words if k in optimizer.defaults}
-
-
-def _named_of(trainer: optimizers.Trainer) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of model and loss, by name."""
-    return list(trainer.model_with_loss.named_parameters())
+def put_trees(model: tl.Layer, weights: Any, state: Any) -> None:
+    """Sets weights, state or both, as `Loop.update_weights_and_state` tells."""
+    for tree, kind in ((weights, "weights"), (state, "state")):
+        if isinstance(tree, Mapping):
+            put_named(model, kind, tree)
+        elif tree is not None:
+            setattr(model, kind, tree)
 
 
 def _compare(kind: str, mine: Tensors, saved: Tensors) -> None:

@@ -1,0 +1,126 @@
+"""A run's weights without the run: from a checkpoint into a model, or into a file for anybody.
+
+Optimizer, data and history are left where they are. Nothing that is read is run.
+"""
+
+import os
+from typing import Any
+
+from torch import nn
+
+from trax_torch._errors import CheckpointError
+from trax_torch.layers import _protocol
+from trax_torch.supervised._checkpoint import places, schema, stand_in, state, storage
+
+Place = str | os.PathLike[str]
+
+
+def load_weights(model: nn.Module, place: Place, *, weights_only: bool = False) -> None:
+    """Fills a model with the weights and buffers of a checkpoint; all or nothing.
+
+    Files are checked by their hashes before anything is believed, and nothing in them is run. What
+    comes is what the model was in training: weights, statistics of BatchNorm and other buffers,
+    and what modules keep by `get_extra_state`. The weights of losses stay behind. The model's mode
+    is as it was: call `model.eval()` for inference.
+
+    Floating-point numbers take the type that the model has. A layer that was never initialized
+    takes its shapes from the checkpoint.
+
+    Args:
+      model: built as the one that was trained; it may be compiled since, or made by `as_layer`.
+      place: the folder of a run, 'run'; a checkpoint there, 'run/lowest_loss'; or a file:
+        safetensors from `export` or `Layer.save_to_file`, or Trax's `.pkl.gz`, which fills layers.
+      weights_only: leaves buffers as they are.
+
+    Raises:
+      CheckpointError: if the checkpoint is damaged; if there is none (a `FileNotFoundError`, too);
+        or if it is of another model, or has no buffers where the model has (an `IndexError`, too),
+        with the first differences. The model is as it was then.
+      ValueError: if the model must be initialized first.
+
+    Example:
+      >>> import safetensors.torch, tempfile, torch
+      >>> model, same = nn.Linear(2, 1), nn.Linear(2, 1)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     safetensors.torch.save_file(model.state_dict(), f'{folder}/exported')
+      ...     load_weights(same, f'{folder}/exported')
+      >>> torch.equal(same.weight, model.weight)
+      True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Weights are loaded into an nn.Module; got {type(model).__name__}.")
+    _protocol.load_file(model, place, weights_only)
+
+
+def export(place: Place, file_name: Place) -> None:
+    """Writes a checkpoint's weights and buffers to one plain safetensors file.
+
+    Its names are those of the trained module's own `state_dict`, each name of tied weights being
+    there, so `module.load_state_dict(safetensors.torch.load_file(file_name))` takes it, and so
+    does `load_weights`. Of a model that was compiled, names are those of the module inside. The
+    file is whole or not there.
+
+    Args:
+      place: the folder of a run, or a checkpoint there, as `load_weights` takes it.
+      file_name: where to; what is there is replaced.
+
+    Raises:
+      CheckpointError: if the checkpoint is damaged or not there.
+      ValueError: if a module keeps by `get_extra_state` what is no tensor.
+    """
+    directory, basename = places.split(place)
+    values = _read(directory, basename)
+    if values is None:
+        if places.trax_file(directory, basename) is not None:
+            raise ValueError(
+                f"{place} is a checkpoint of Trax's: python -m trax_torch.interop.trax_checkpoint "
+                f"converts it."
+            )
+        raise places.missing(directory, basename)
+    _protocol.write_file(os.fspath(file_name), values, {"format": "pt"})
+
+
+def _read(directory: str, basename: str) -> dict[str, Any] | None:
+    """Returns what a module's state_dict held when it was saved, or None without a checkpoint."""
+    if not storage.is_basename(basename):
+        return None
+    manifest = storage.read_manifest(directory, basename, schema.check)
+    if manifest is None:
+        return None
+    try:
+        parts = storage.read_parts(directory, basename, manifest, ("weights", "state"))
+    except CheckpointError:
+        if storage.generation_of(directory, basename) == manifest["generation"]:
+            raise
+        return _read(directory, basename)  # a run under way has saved anew meanwhile
+    try:
+        values = state.module_state(parts, manifest["info"]["members"])
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        # A manifest made by hand: its hash fits, its content does not.
+        raise CheckpointError(
+            f"{os.path.join(directory, basename)}.json is damaged: it does not say what it should "
+            f"of the model ({error!r})."
+        ) from error
+    return {_protocol.plain_name(name): value for name, value in values.items()}
+
+
+def _fill(module: nn.Module, place: str, weights_only: bool) -> None:
+    """Fills a module from a checkpoint's place, for `Layer.init_from_file` too."""
+    directory, basename = places.split(place)
+    values = _read(directory, basename)
+    if values is not None:
+        _protocol.fill(module, place, values, weights_only)
+    elif (path := places.trax_file(directory, basename)) is not None:
+        _protocol.load_file(module, path, weights_only)
+    else:
+        raise places.missing(directory, basename)
+
+
+def _takes(path: str) -> bool:
+    """Tells whether a path is no file of weights: a checkpoint's place, or nothing."""
+    if path.endswith(".json") or os.path.isdir(path) or not os.path.lexists(path):
+        return True
+    return stand_in.manifest_of(path) is not None
+
+
+_protocol.register_reader(_takes, _fill)
