@@ -11,7 +11,10 @@ import signal
 import numpy as np
 import pytest
 import rounding
+import small_torchvision
 import torch
+
+collect_ignore_glob = ["support/typed/*"]  # programs for type checkers, which do not run
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +40,7 @@ def pytest_configure(config):
     threads = config.getoption("--threads")
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # in processes that tests start
+    small_torchvision.install()
     if config.getoption("--other-rounding"):
         rounding.install()
 

@@ -13,19 +13,33 @@ PACKAGE = Path(trax_torch.__file__).parent
 
 # Ground floor last. Who lives on a floor imports from floors below, and from its own rooms.
 FLOORS = [
-    {"", "examples"},
+    {""},
+    {"as_trax"},
+    {"_as_trax"},
+    {"examples", "export"},
     {"supervised"},
-    {"supervised.training", "supervised.decoding", "supervised.callbacks"},
+    {"supervised.callbacks", "supervised.trainer_lib"},
+    {"supervised._series_evaluation"},
+    {"supervised._callback"},
+    {"supervised.training", "supervised.decoding", "supervised.loggers"},
     {"supervised._loop", "supervised._generation"},
     {"supervised._checkpoint"},
     {"supervised._logging"},
     {"supervised._tasks"},
-    {"models", "optimizers", "interop"},
+    {"interop.huggingface"},
+    {"models", "optimizers", "data", "interop"},
     {"layers"},
-    {"interop._pickle"},
-    {"shapes", "_distributed"},
+    {"interop._pickle", "fastmath"},
+    {"shapes", "_distributed", "_digest", "_recompute"},
     {"_nest", "_seeds", "_signals", "_errors", "_durable", "_torch_private", "_version"}
-    | {"supervised.lr_schedules", "supervised.history"},
+    | {
+        "_memory_order",
+        "_mistakes",
+        "_generators",
+        "_extras",
+        "supervised.lr_schedules",
+        "supervised.history",
+    },
 ]
 
 
@@ -167,8 +181,8 @@ def code_lines(function):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_room_can_be_held_in_mind(name):
-    """Files have at most 500 lines, functions 60 of code; the conductor 450, docstrings too."""
+    """Files have at most 500 lines, functions 60 of code."""
     functions = [n for n in ast.walk(TREES[name]) if isinstance(n, ast.FunctionDef)]
 
-    assert len(SOURCES[name].read_text().splitlines()) <= (450 if "training" in name else 500)
+    assert len(SOURCES[name].read_text().splitlines()) <= 500
     assert {f.name: code_lines(f) for f in functions if code_lines(f) > 60} == {}

@@ -1,5 +1,7 @@
 """Keyed randomness."""
 
+import numpy as np
+import pytest
 import torch
 
 from trax_torch import _seeds
@@ -57,3 +59,16 @@ def test_a_generator_stands_for_a_seed_of_its_own():
 
     assert _seeds.as_seed(generator) != _seeds.as_seed(generator)
     assert _seeds.as_seed(11) == 11
+
+
+def test_keys_are_seeds():
+    """Whole numbers as they are; a key of several by each of them; what is neither is refused."""
+    key = np.array([0, 42], np.uint32)
+    others = [key[::-1], np.array([1, 42]), np.array([0, 42, 0])]
+
+    assert _seeds.as_seed(np.int64(7)) == _seeds.as_seed(np.array([7])) == 7
+    assert _seeds.as_seed(key) == _seeds.as_seed(torch.tensor([0, 42]))
+    assert len({_seeds.as_seed(k) for k in (key, *others)}) == 4
+    for wrong in ("7", 7.5, np.array([]), np.array([0.5, 1.0]), object()):
+        with pytest.raises(TypeError, match="a whole number, a key or a torch.Generator; got"):
+            _seeds.as_seed(wrong)

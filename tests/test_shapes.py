@@ -36,3 +36,23 @@ def test_a_signature_mirrors_the_nest():
 def test_shapes_that_differ_are_named():
     with pytest.raises(ValueError, match=r"got \(2,\) and \(3,\)"):
         shapes.assert_same_shape(torch.zeros(2), torch.zeros(3))
+
+
+def test_a_shape_that_should_be_another_is_named():
+    shapes.assert_shape_equals(np.zeros((2, 3)), (2, 3))
+    with pytest.raises(ValueError, match=r"got \(2,\) and \(4,\)"):
+        shapes.assert_shape_equals(torch.zeros(2), [4])
+
+
+def test_signatures_are_spliced_in_order():
+    """Tuples and lists lose their brackets, empty ones leave nothing; one alone is no tuple."""
+    a, b, c, d = (ShapeDtype((n,)) for n in range(4))
+
+    assert shapes.splice_signatures(a, (b, [c][0]), (), [d]) == (a, b, c, d)
+    assert shapes.splice_signatures((), (a,)) is a
+    assert shapes.splice_signatures() == ()
+
+
+def test_a_signature_of_one_tensor_has_the_length_1():
+    assert len(ShapeDtype((2, 3))) == 1
+    assert bool(ShapeDtype(()))

@@ -80,7 +80,7 @@ def arguments(name):
             return [(a, 0.25)]
         case "copy":
             return [(a,)]
-        case "clamp_min":
+        case "clamp_min" | "clamp_max":
             return [(1.0,)]
         case "norm" | "sqrt" | "rsqrt" | "reciprocal":
             return [()]
@@ -194,6 +194,26 @@ def test_each_copy_of_a_function_has_programs_of_its_own():
             own = private.with_a_cache_of_its_own(sized)
             compiled = torch.compile(own, backend="eager", fullgraph=True, dynamic=False)
             assert compiled(torch.ones(n)).tolist() == [n] * n
+
+
+def test_each_copy_of_a_function_has_sizes_and_numbers_of_its_own():
+    """Names of code no longer tell copies apart: what differs between them becomes an argument."""
+
+    def scaled(layer, x):
+        return x * layer.scale
+
+    arguments = []
+
+    def backend(graph, inputs):
+        arguments.append(len(inputs))
+        return graph.forward
+
+    for n in (2, 3, 4):
+        layer = nn.Identity()
+        layer.scale = 1.5 * n
+        own = private.with_a_cache_of_its_own(scaled)
+        assert torch.compile(own, backend=backend)(layer, torch.ones(n)).tolist() == [1.5 * n] * n
+    assert arguments == [1, 1, 1]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
@@ -517,6 +537,15 @@ def test_a_fused_optimizer_obeys_a_verdict_on_the_device(make):
     assert (p < 1).all()
 
 
+def test_a_loader_keeps_its_workers_in_its_iterator():
+    """Workers that persist lie elsewhere: two streams that share a loader disturb each other."""
+    loader = torch.utils.data.DataLoader(range(4), num_workers=1, persistent_workers=True)
+    first = iter(loader)
+
+    assert iter(loader) is first
+    assert iter(private.loader_without_workers(loader)) is not first
+
+
 def test_a_module_keeps_its_own_in_three_dicts():
     """`nn.Module` no longer reads `_parameters`, `_buffers` and `_modules`: Layer does."""
     module = nn.Module()
@@ -541,6 +570,34 @@ def test_a_module_may_refuse_what_it_is_loaded_with():
     outer = nn.Sequential(Refuses(1, 1))
     with pytest.raises(RuntimeError, match="refused .*0.bias.* at 0."):
         outer.load_state_dict(outer.state_dict())
+
+
+def test_a_tensor_of_a_transform_is_known_where_that_is_set_aside():
+    """torch tells a tensor's transform otherwise: recomputed layers may lose gradients."""
+    found, met = {}, []
+
+    class Below(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            found["below"] = private.is_set_aside(x), private.is_set_aside(met[0])
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    def f(x):
+        met.append(x)
+        found["within"] = private.is_set_aside(x), private.is_set_aside(torch.ones(1))
+        return Below.apply(x).sum()
+
+    torch.func.grad(f)(torch.ones(1))
+
+    assert found == {"within": (False, False), "below": (False, True)}
 
 
 # Processes.
@@ -579,3 +636,22 @@ def test_errors_between_ranks_are_known_by_their_words(tmp_path):
     assert first["backend"][0], first["backend"]
     assert first["unused"][0], first["unused"]
     assert first["gone"][0] or issubclass(getattr(dist, first["gone"][1], int), dist.DistError)
+
+
+def test_numpy_is_refused_a_gradient_while_a_module_is_called():
+    """The frames of a call of a module are those of the file that defines it."""
+
+    class Asks(nn.Module):
+        def forward(self, x):
+            private.refuse_to_lose_gradient(x)
+            return x
+
+    wanted = torch.ones(2, requires_grad=True)
+    private.refuse_to_lose_gradient(wanted)
+    with pytest.raises(
+        RuntimeError, match="needed that pass gradients on; numpy was given .* Take"
+    ):
+        Asks()(wanted)
+    assert Asks()(wanted.detach()).sum() == 2
+    with torch.no_grad():
+        assert Asks()(wanted).sum() == 2

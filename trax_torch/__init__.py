@@ -1,6 +1,20 @@
 """trax_torch: the supervised API of Trax on PyTorch."""
 
-from trax_torch import interop, layers, models, optimizers, shapes, supervised
+from trax_torch import data, fastmath, interop, layers, models, optimizers, shapes, supervised
 from trax_torch._version import __version__
+from trax_torch.export import export
+from trax_torch.supervised._checkpoint import load_weights
 
-__all__ = ["__version__", "interop", "layers", "models", "optimizers", "shapes", "supervised"]
+__all__ = [
+    "__version__",
+    "data",
+    "export",
+    "fastmath",
+    "interop",
+    "layers",
+    "load_weights",
+    "models",
+    "optimizers",
+    "shapes",
+    "supervised",
+]

@@ -12,21 +12,24 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from trax_torch import _torch_private
-from trax_torch._errors import RankError
+from trax_torch import _memory_order, _torch_private
+from trax_torch._errors import CallError, RankError
 
 _GONE = (
     "Another rank is gone or does not answer: {}. See its own output; torchrun --max-restarts "
     "starts all of them again, from the last checkpoint."
 )
+_ROOM = 30  # numbers in a sum of one piece
+_NAME = 200  # bytes of a call's name that are told
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,13 @@ class World:
       rank: this process's number, from 0.
       size: how many processes there are.
       device: where this process computes.
+      calls: what this process is doing, the outermost call first; see `call`.
     """
 
     rank: int
     size: int
     device: torch.device
+    calls: list[str] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def n_hosts(self) -> int:
@@ -53,14 +58,69 @@ class World:
         """Whether this process speaks, and writes files, for all."""
         return self.rank == 0
 
+    @contextlib.contextmanager
+    def call(self, name: str) -> Generator[None]:
+        """Names what its block does; ranks that do different things then notice it in a sum.
+
+        Args:
+          name: as a person would write the call.
+        """
+        self.calls.append(name)
+        try:
+            yield
+        finally:
+            self.calls.pop()
+
     def sum(self, values: Sequence[float]) -> list[float]:
-        """All-reduces: returns the sums over ranks, in float64; nothing waits for a GPU."""
+        """All-reduces: returns the sums over ranks, in float64; nothing waits for a GPU.
+
+        Raises:
+          CallError: on all ranks, if they are not in the same call. Sums have one size and carry
+            a number that stands for the call, so that those of different calls meet.
+        """
+        n = len(values)
         if self.size == 1:
             return list(values)
-        totals = torch.tensor(values, dtype=torch.float64)
-        with _told(totals):
+        if n > _ROOM:
+            self.sum([n])  # that all are here
+            totals = torch.tensor(values, dtype=torch.float64)
+        else:
+            tag = float(zlib.crc32(f"{self._call} {n}".encode()) >> 12)
+            padding = [0.0] * (_ROOM - n)
+            totals = torch.tensor([*values, *padding, tag, tag * tag], dtype=torch.float64)
+        with self._told(totals):
             dist.all_reduce(totals)
-        return totals.tolist()
+        sums: list[float] = totals.tolist()
+        if n <= _ROOM:
+            tags, squares = int(sums[-2]), int(sums[-1])
+            # The mean of squares is the square of the mean where all numbers are the same.
+            if self.size * squares != tags * tags:
+                self._fail_apart()
+        return sums[:n]
+
+    @property
+    def _call(self) -> str:
+        return self.calls[-1] if self.calls else "Loop(...)"
+
+    def _fail_apart(self) -> None:
+        """Raises CallError with what each rank calls."""
+        name = self._call.encode()[:_NAME]
+        mine = torch.frombuffer(bytearray(name.ljust(_NAME)), dtype=torch.uint8)
+        everyones = [torch.empty_like(mine) for _ in range(self.size)]
+        with self._told(mine, *everyones):
+            dist.all_gather(everyones, mine)
+        names = [x.numpy().tobytes().decode(errors="replace").strip() for x in everyones]
+        where = {name: [str(r) for r, other in enumerate(names) if other == name] for name in names}
+        told = "; ".join(f"{name} on rank {', '.join(ranks)}" for name, ranks in where.items())
+        raise CallError(
+            f"All ranks must call the same methods of Loop, in the same order; got {told}. Call "
+            f"save_checkpoint, run_evals, load_checkpoint and run on every rank, not under `if "
+            f"loop.is_chief:`; the chief alone speaks and writes as it is."
+        )
+
+    def _told(self, *tensors: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        alone = [call for call in self.calls[:1] if call != "run()"]  # a script's own call
+        return _told(*tensors, calls=alone)
 
     def each(self, number: float) -> list[float]:
         """Returns every rank's number, in the order of ranks."""
@@ -77,13 +137,11 @@ class World:
         """Returns the chief's bytes."""
         if self.size == 1:
             return data
-        length = torch.tensor([len(data)])
-        with _told(length):
-            dist.broadcast(length, 0)
+        (length,) = self.sum([len(data) * self.is_chief])
         content = torch.zeros(int(length), dtype=torch.uint8)
         if self.is_chief and data:
             content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        with _told(content):
+        with self._told(content):
             dist.broadcast(content, 0)
         return content.numpy().tobytes()
 
@@ -96,7 +154,7 @@ class World:
         if data:
             mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         everyones = [torch.empty_like(mine) for _ in lengths]
-        with _told(mine, *everyones):
+        with self._told(mine, *everyones):
             dist.all_gather(everyones, mine)
         return [x[:n].numpy().tobytes() for x, n in zip(everyones, lengths, strict=True)]
 
@@ -105,7 +163,7 @@ class World:
         if self.size == 1:
             return
         for tensor in tensors:
-            with _told(tensor), torch.no_grad():
+            with self._told(tensor), torch.no_grad():
                 dist.broadcast(tensor, 0)
 
     def fail_together(self, error: Exception | None, kind: type[Exception] = RankError) -> None:
@@ -115,7 +173,7 @@ class World:
           error: what was raised here, if anything.
           kind: of the error to raise where nothing was raised, with the rank and its message.
         """
-        if self.size > 1:
+        if self.size > 1 and not isinstance(error, CallError):  # which all ranks have
             failed = [bool(n) for n in self.each(error is not None)]
             if any(failed):
                 texts = self.gather(b"" if error is None else str(error).encode())
@@ -126,7 +184,7 @@ class World:
             raise error
 
     @contextlib.contextmanager
-    def together(self, kind: type[Exception] = RankError) -> Iterator[None]:
+    def together(self, kind: type[Exception] = RankError) -> Generator[None]:
         """Raises on every rank what its block raised on some; see `fail_together`."""
         error = None
         try:
@@ -136,7 +194,7 @@ class World:
         self.fail_together(error, kind)
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> Generator[None]:
         """Says in plain words if what its block computes fails because another rank is gone."""
         try:
             yield
@@ -158,24 +216,31 @@ class World:
         """Returns the chief's tensors, by part and name, and its plain data.
 
         Args:
-          parts: tensors on the CPU; other ranks' do not matter.
+          parts: tensors on the CPU, without gaps in memory; other ranks' do not matter.
           info: plain data.
         """
         if self.size == 1:
             return parts or {}, info
         parts = parts or {}
         forms = {
-            part: {k: [list(t.shape), str(t.dtype)[6:]] for k, t in tensors.items()}
+            part: {
+                k: [list(t.shape), str(t.dtype)[6:], _memory_order.order_of(t)]
+                for k, t in tensors.items()
+            }
             for part, tensors in parts.items()
         }
         forms, info = json.loads(self.from_chief(json.dumps([forms, info]).encode()))
         if not self.is_chief:
             parts = {
-                part: {k: torch.empty(s, dtype=getattr(torch, d)) for k, (s, d) in named.items()}
+                part: {
+                    k: _memory_order.empty_in_order(shape, getattr(torch, dtype), order)
+                    for k, (shape, dtype, order) in named.items()
+                }
                 for part, named in forms.items()
             }
         everything = [t for named in parts.values() for t in named.values() if t.numel()]
-        self.copy_from_chief_([t.reshape(-1).view(torch.uint8) for t in everything])
+        flat = [t.permute(_memory_order.order_of(t)).reshape(-1) for t in everything]
+        self.copy_from_chief_([t.view(torch.uint8) for t in flat])
         return parts, info
 
     def compare(self, facts: Mapping[str, Any]) -> None:
@@ -199,7 +264,7 @@ class World:
     def exchange(self, tensor: torch.Tensor, partner: int) -> torch.Tensor:
         """Returns the partner's tensor of the same shape, which gets this one."""
         theirs = torch.empty_like(tensor)
-        with _told():
+        with self._told():
             operations = [
                 dist.P2POp(dist.isend, tensor, partner),
                 dist.P2POp(dist.irecv, theirs, partner),
@@ -210,7 +275,7 @@ class World:
 
     def mean_(self, tensor: torch.Tensor) -> None:
         """Sets a tensor to its mean over ranks."""
-        with _told(tensor):
+        with self._told(tensor):
             dist.all_reduce(tensor)
         tensor.div_(self.size)
 
@@ -275,7 +340,7 @@ class World:
         whole = fully_shard(module, mesh=mesh)
 
         @contextlib.contextmanager
-        def apart() -> Iterator[None]:
+        def apart() -> Generator[None]:
             whole.set_requires_gradient_sync(False)
             try:
                 yield
@@ -342,6 +407,12 @@ def whole(tensor: Any) -> torch.Tensor:
     return full
 
 
+def local(tensor: Any) -> torch.Tensor:
+    """Returns this rank's part of a tensor, or the tensor."""
+    own: torch.Tensor = tensor.to_local() if is_shard(tensor) else tensor
+    return own
+
+
 def shard_like(value: torch.Tensor, tensor: Any) -> torch.Tensor:
     """Returns a whole value cut into parts as a tensor is."""
     if not is_shard(tensor):
@@ -369,9 +440,10 @@ def _meeting_place(limit: datetime.timedelta) -> dict[str, Any]:
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("GROUP_WORLD_SIZE") != "1":
         return {}
     rank, size = launched()
-    store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), size, False, limit)
+    stores: Any = dist  # whose stub does not hand out its stores
+    store = stores.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), size, False, limit)
     prefix = f"start{env.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    return {"store": dist.PrefixStore(prefix, store), "rank": rank, "world_size": size}
+    return {"store": stores.PrefixStore(prefix, store), "rank": rank, "world_size": size}
 
 
 def _close() -> None:
@@ -380,10 +452,11 @@ def _close() -> None:
 
 
 @contextlib.contextmanager
-def _told(*tensors: torch.Tensor) -> Iterator[None]:
+def _told(*tensors: torch.Tensor, calls: Sequence[str] = ()) -> Generator[None]:
     """Says in plain words that another rank is gone, or does not answer.
 
     Args:
+      calls: what is under way that others may not have called.
       tensors: what its block sends and receives by gloo. They are the caller's alone when it ends:
         a thread of gloo's that lets go of a tensor later needs the interpreter for it, and aborts
         the process if that is just ending (pytorch issue 190489).
@@ -398,7 +471,12 @@ def _told(*tensors: torch.Tensor) -> Iterator[None]:
                 "The process group that is there already cannot send what is on the CPU. Start it "
                 "with init_process_group('cpu:gloo,cuda:nccl'), or let Loop start it."
             ) from error
-        raise RankError(_GONE.format(error)) from error
+        hints = [
+            f" This was in {call}, which all ranks must call: under `if loop.is_chief:` the chief "
+            f"waits for the others in vain."
+            for call in calls
+        ]
+        raise RankError("".join([_GONE.format(error), *hints])) from error
     until = time.monotonic() + 1.0
     while [sys.getrefcount(t) for t in sent] > counts and time.monotonic() < until:
         time.sleep(0)

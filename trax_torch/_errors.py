@@ -13,5 +13,17 @@ class MismatchError(CheckpointError, IndexError):
     """A sound checkpoint belongs to another model, optimizer or set of tasks."""
 
 
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint where one was said to be."""
+
+
+class RestoreError(CheckpointError, ValueError):
+    """A part of a run does not take up what a sound checkpoint holds of it."""
+
+
 class RankError(RuntimeError):
     """Another rank failed, is gone, or does not answer."""
+
+
+class CallError(RankError):
+    """Ranks called different things, where all must call the same; all of them raise it."""

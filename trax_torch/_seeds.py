@@ -6,14 +6,15 @@ nothing to steps 1 to 6, so a resumed run draws what the uninterrupted one would
 
 import hashlib
 import operator
-import os
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 _BITS = 2**64 - 1
+_numpy_random: Any = np.random  # whose types do not know all of it
 
 
 def derive(seed: int, *keys: int | str) -> int:
@@ -39,11 +40,6 @@ def at_step(seed: int, step: int) -> int:
     return (z ^ (z >> 31)) >> 1
 
 
-def fresh_seed() -> int:
-    """Returns a seed from the operating system, for those who gave none."""
-    return int.from_bytes(os.urandom(4), "big") >> 1
-
-
 def ambient_seed() -> int:
     """Returns a seed drawn from torch's default generator, so that `torch.manual_seed` rules it."""
     return int(torch.randint(2**62, ()).item())
@@ -54,11 +50,38 @@ def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -
     return torch.Generator(device).manual_seed(derive(seed, *keys))
 
 
-def as_seed(rng: "int | torch.Generator") -> int:
-    """Returns the int that stands for `rng`: itself, or a number drawn from a generator."""
+def as_seed(rng: Any) -> int:
+    """Returns the int that stands for `rng`.
+
+    Args:
+      rng: a whole number, itself; a key, several whole numbers in an array, as JAX has them; or a
+        generator, of which a number is drawn.
+
+    Raises:
+      TypeError: if it is none of these.
+
+    Example:
+      >>> as_seed(3), as_seed(np.array([0, 3], np.uint32)) == as_seed(np.array([0, 4], np.uint32))
+      (3, False)
+    """
     if isinstance(rng, torch.Generator):
         return int(torch.randint(2**62, (), generator=rng, device=rng.device).item())
-    return int(rng)
+    key = None if isinstance(rng, (str, bytes)) else np.asarray(rng)
+    if key is None or key.dtype.kind not in "iu" or not key.size:
+        raise TypeError(
+            f"Random numbers come by a whole number, a key or a torch.Generator; got {rng!r}. Give "
+            f"a number, such as 0."
+        )
+    if key.size == 1:
+        return int(key.item())
+    return derive(0, *map(int, key.ravel()))
+
+
+def as_generator(rng: Any) -> torch.Generator | None:
+    """Returns `rng` if it is a generator, or None for torch's own, else a new one seeded by it."""
+    if rng is None or isinstance(rng, torch.Generator):
+        return rng
+    return torch.Generator().manual_seed(as_seed(rng))
 
 
 class Keyed:
@@ -110,6 +133,11 @@ class Again:
         """Returns a context that draws the same numbers again, and then goes on as without it."""
         return _Scope(self._generators, self._states)
 
+    def rewind(self) -> None:
+        """Has the generators draw the same numbers again from now on."""
+        for g, state in zip(self._generators, self._states, strict=True):
+            g.set_state(state)
+
 
 class _Scope:
     """A block on other generators. A class, since a step cannot afford contextlib.
@@ -138,6 +166,59 @@ class _Scope:
             g.set_state(state)
 
 
+class Ambient:
+    """Puts Python's, numpy's and torch's global generators on seeds for a while, and then back.
+
+    So what data draws from them depends on the seeds alone, and nobody else's numbers change.
+
+    Example:
+      >>> ambient = Ambient()
+      >>> draws = []
+      >>> for _ in range(2):
+      ...     ambient.enter([1, 2, 3])
+      ...     draws.append((random.random(), np.random.rand(), float(torch.rand(()))))
+      ...     ambient.exit()
+      >>> draws[0] == draws[1]
+      True
+    """
+
+    __slots__ = ("_numpy", "_own_numpy", "_python", "_torch")
+
+    def __init__(self) -> None:
+        self._own_numpy = np.random.MT19937(0)
+
+    def enter(self, seeds: Sequence[int]) -> None:
+        """Seeds the three: torch's, numpy's, Python's."""
+        self._torch = torch.default_generator.get_state()
+        self._python = random.getstate()
+        self._numpy = _numpy_random.get_bit_generator()  # to set its state would take 150 us
+        _numpy_random.set_bit_generator(self._own_numpy)
+        torch.default_generator.manual_seed(seeds[0])
+        np.random.seed(seeds[1] % 2**32)
+        random.seed(seeds[2])
+
+    def exit(self) -> None:
+        """Puts them back where they were."""
+        torch.default_generator.set_state(self._torch)
+        random.setstate(self._python)
+        _numpy_random.set_bit_generator(self._numpy)
+
+
+def ambient_keys(*keys: int | str) -> list[int]:
+    """Returns a key for each of torch's, numpy's and Python's global generators, by their places.
+
+    They do not move: whoever seeds them rules what is keyed so, each by itself.
+    """
+    words = _numpy_random.get_state()[1:3]
+    places: list[bytes] = [
+        torch.default_generator.get_state().numpy().tobytes(),
+        repr((words[0].tobytes(), words[1])).encode(),
+        repr(random.getstate()).encode(),
+    ]
+    digests = [hashlib.blake2b(place, digest_size=7).digest() for place in places]
+    return [derive(int.from_bytes(digest, "big"), *keys) for digest in digests]
+
+
 def _default_generators(device: torch.device | None) -> list[torch.Generator]:
     """Returns the CPU's default generator, and that of a CUDA device."""
     # `torch.manual_seed` formats a stack trace at each call where CUDA is not initialized, and
@@ -159,3 +240,14 @@ def seed_ambient(seed: int, rank: int = 0) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def random_state(seed: int | None) -> np.random.RandomState:
+    """Returns a generator of numpy's whose numbers are the same in every release of it.
+
+    Args:
+      seed: with 0 to 2**32 - 1, it draws as numpy's global one after `np.random.seed` of it; None
+        for one drawn from that generator, so that it is ruled by what that was seeded with.
+    """
+    drawn = int(np.random.randint(2**32, dtype=np.uint64)) if seed is None else seed
+    return np.random.RandomState(operator.index(drawn) % 2**32)

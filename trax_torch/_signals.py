@@ -3,11 +3,15 @@
 What is done about it, the loop decides between two steps.
 """
 
+import functools
+import gc
 import multiprocessing.sharedctypes
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -34,7 +38,8 @@ class Stopper:
 
     A second one ends the process at once; within a second it is taken for the same one, which a
     launcher passes on to processes that have got it themselves. One that came too late for the
-    block to act on ends the process after the block. A signal that is ignored (by `nohup`, say)
+    block to act on ends the process after the block. Where somebody types at the process, SIGINT
+    ends the command alone, as `KeyboardInterrupt`. A signal that is ignored (by `nohup`, say)
     stays so, and outside the main thread, where Python takes no signals, nothing is changed.
 
     Attributes:
@@ -59,14 +64,31 @@ class Stopper:
             signal.signal(signum, handler)
         _count(-1)
         if self.signum is not None and kind is None:
-            raise SystemExit(exit_code(self.signum))
+            raise end_by(self.signum)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signum is None:
             self.signum, self._asked_at = signum, now
         elif now - self._asked_at > _ECHO:
+            if isinstance(end := end_by(signum), KeyboardInterrupt):
+                raise end
             os._exit(exit_code(signum))
+
+
+def is_interactive() -> bool:
+    """Tells whether somebody types at this process: at a prompt, in a notebook, `python -i`."""
+    return hasattr(sys, "ps1") or bool(sys.flags.inspect)
+
+
+def end_by(signum: int) -> BaseException:
+    """Returns what ends a run after a signal: the process, or, where somebody types, the command.
+
+    Ctrl-C at a prompt is a `KeyboardInterrupt`, after which the session goes on.
+    """
+    if signum == signal.SIGINT and is_interactive():
+        return KeyboardInterrupt()
+    return SystemExit(exit_code(signum))
 
 
 def exit_code(signum: int) -> int:
@@ -74,14 +96,26 @@ def exit_code(signum: int) -> int:
     return 128 + signum
 
 
-def outlive_first(n_running: Any, worker_init_fn: Any, worker_id: int) -> None:
-    """Has a DataLoader's worker ignore the first signal, which its process's group may all get.
+def worker_init(worker_init_fn: Any) -> Callable[[int], None]:
+    """Returns what a DataLoader's worker begins with, so that it lives while its loop needs it.
 
-    The loop decides when to stop, and needs its workers until then. A second one ends the worker,
-    so that a worker that hangs can be ended; and so does the first while no run is under way, for
-    that is how Python ends the workers that are left, and waits for them, when it exits.
+    It ignores the first signal, which its process's group may all get: the loop decides when to
+    stop. A second one ends the worker, so that a worker that hangs can be ended; and so does the
+    first while no run is under way, for that is how Python ends the workers that are left, and
+    waits for them, when it exits. Where somebody types, Ctrl-C is the loop's alone: the next run
+    needs the worker.
+
+    Args:
+      worker_init_fn: is called after that; or None.
     """
+    return functools.partial(_outlive_first, n_running(), is_interactive(), worker_init_fn)
+
+
+def _outlive_first(
+    n_running: Any, is_interactive: bool, worker_init_fn: Any, worker_id: int
+) -> None:
     is_asked = False
+    gc.freeze()  # a forked process is no judge of what its parent left: loaders would complain
 
     def ignore_first(signum: int, frame: FrameType | None) -> None:
         nonlocal is_asked
@@ -94,6 +128,8 @@ def outlive_first(n_running: Any, worker_init_fn: Any, worker_id: int) -> None:
 
     for signum in ASKING:
         signal.signal(signum, ignore_first)
+    if is_interactive:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 

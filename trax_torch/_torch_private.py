@@ -9,9 +9,13 @@ One thing is not here: a Layer is an `nn.Module`, and so uses a module's own dic
 """
 
 import contextlib
+import copy
 import functools
+import importlib
+import itertools
 import logging
 import math
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -92,8 +96,9 @@ def graph_compiler(backend: Any, options: dict[str, Any]) -> Callable[..., Any] 
     Returns:
       `(graph, inputs) -> program`; None where there is no way to it but `torch.compile`'s own.
     """
-    if callable(backend):
-        return backend
+    made: Callable[..., Any] | None = backend if callable(backend) else None
+    if made is not None:
+        return made
     try:
         if backend == "inductor":
             import torch._inductor
@@ -101,7 +106,9 @@ def graph_compiler(backend: Any, options: dict[str, Any]) -> Callable[..., Any] 
             return functools.partial(torch._inductor.compile, options=options)
         import torch._dynamo
 
-        return torch._dynamo.lookup_backend(backend)
+        look_up: Any = torch._dynamo.lookup_backend
+        found: Callable[..., Any] = look_up(backend)
+        return found
     except (ImportError, AttributeError):
         _say("way to a backend", "each compiled step goes in by torch.compile's front door")
         return None
@@ -116,13 +123,20 @@ def can_be_repeated(args: tuple[Any, ...], outputs: Any) -> bool:
     return known
 
 
+_numbers = itertools.count()
+
+
 def with_a_cache_of_its_own(function: Any) -> types.FunctionType:
     """Returns the same function, of which `torch.compile` makes programs for it alone.
 
     torch keeps programs by code object, a few for each. (`torch.compile(isolate_recompiles=True)`,
     since 2.13, counts all of a code object's programs together still, and has a limit for them.)
+    What sizes and numbers changed between calls it keeps by the code's name and place: under one
+    name, those of another model would become arguments of this one's programs.
     """
-    return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    code = function.__code__
+    own = code.replace(co_name=f"{code.co_name}_{next(_numbers)}")
+    return types.FunctionType(own, function.__globals__, function.__name__)
 
 
 def uncompiled(model: Any) -> Any:
@@ -154,7 +168,7 @@ def expect_other_sizes(tensor: torch.Tensor, axis: int, must: bool) -> None:
 def load_stride_order() -> None:
     """Brings the operation behind `contiguous_in_memory`, before anything is compiled."""
     with contextlib.suppress(ImportError):
-        import torch._inductor.inductor_prims  # noqa: F401
+        importlib.import_module("torch._inductor.inductor_prims")
 
 
 def contiguous_in_memory(x: torch.Tensor) -> torch.Tensor:
@@ -181,6 +195,20 @@ def is_transformed() -> bool:
         )
         return True
     return bool(active())
+
+
+def is_set_aside(tensor: torch.Tensor) -> bool:
+    """Tells whether a tensor is of a transform of `torch.func`'s that is not under way just now.
+
+    What computes with it there would not be followed by the transform.
+    """
+    functorch = getattr(torch._C, "_functorch", None)
+    level_of = getattr(functorch, "maybe_get_level", None)
+    current = getattr(functorch, "maybe_current_level", None)
+    if level_of is None or current is None:
+        _say("_functorch.maybe_get_level", "under torch.func recomputed layers keep activations")
+        return True
+    return bool(level_of(tensor) > (current() or 0))
 
 
 def is_forward_mode() -> bool:
@@ -282,6 +310,40 @@ def verdict_of(optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
 # Processes.
 
 
+def loader_without_workers(loader: Any, dataset: Any = None) -> Any:
+    """Returns a DataLoader like another, whose workers, if they persist, are its own.
+
+    They live in `_iterator`; where a release keeps them elsewhere, both share them. A dataset in
+    the other's place goes in by the twin's own dict, since a loader refuses one later.
+    """
+    twin = copy.copy(loader)
+    let_workers_go(twin)
+    if dataset is not None:
+        vars(twin)["dataset"] = dataset
+    return twin
+
+
+def accelerates_alone(loader: Any) -> Any:
+    """Returns one of Accelerate's loaders like another, around a loader of torchdata's of its own.
+
+    Accelerate asks that one for its state as it prepares it, which begins the first pass there and
+    then; the twin's begins when it is asked for.
+    """
+    twin = copy.copy(loader)
+    twin.base_dataloader = loader_without_workers(loader.base_dataloader)
+    return twin
+
+
+def let_workers_go(loader: Any) -> None:
+    """Has the next pass of a DataLoader begin with new workers, as its first one did.
+
+    They live in `_iterator`; where a release keeps them elsewhere, they stay.
+    """
+    loader._iterator = None
+    if hasattr(loader, "_initial_iter_for_state_dict"):  # torchdata's, which has them without one
+        loader._initial_iter_for_state_dict = False
+
+
 def is_of_gloo(error: RuntimeError) -> bool:
     """Tells whether an error is of gloo's lines between ranks, which have no type of their own."""
     return "gloo/transport" in str(error)
@@ -295,3 +357,27 @@ def asks_to_find_unused(error: RuntimeError) -> bool:
 def lacks_a_backend(error: RuntimeError) -> bool:
     """Tells whether a process group has no way to send what is on some device."""
     return "No backend type associated" in str(error)
+
+
+# Whether a module is being called.
+
+_CALLS_MODULES = nn.Module.__call__.__code__.co_filename
+
+
+def refuse_to_lose_gradient(tensor: torch.Tensor) -> None:
+    """Refuses a tensor to numpy within a module's call, where its gradient would be lost.
+
+    Raises:
+      RuntimeError: if a module is being called in this thread, and the gradient is wanted.
+    """
+    if not tensor.requires_grad or not torch.is_grad_enabled():
+        return
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_filename == _CALLS_MODULES:
+            raise RuntimeError(
+                "Within a layer or a loss, functions are needed that pass gradients on; numpy was "
+                "given a tensor whose gradient is wanted, and would lose it. Take torch's, or "
+                "trax_torch.fastmath.numpy (trax.fastmath.numpy): it differentiates."
+            )

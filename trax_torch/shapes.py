@@ -44,6 +44,10 @@ class ShapeDtype:
         """Returns a copy with another `shape` or `dtype`."""
         return ShapeDtype(changes.get("shape", self.shape), changes.get("dtype", self.dtype))
 
+    def __len__(self) -> int:
+        """Returns 1: a signature of one tensor is the `ShapeDtype`, of several a tuple."""
+        return 1
+
     def __repr__(self) -> str:
         return f"ShapeDtype{{shape:{self.shape}, dtype:{str(self.dtype).removeprefix('torch.')}}}"
 
@@ -75,13 +79,43 @@ def signature(nest: Any) -> Any:
     return _nest.map_leaves(of_leaf, nest)
 
 
-def assert_same_shape(x: Any, y: Any) -> None:
-    """Raises ValueError, with both shapes, if two arrays differ in shape."""
-    if tuple(x.shape) != tuple(y.shape):
+def splice_signatures(*sigs: Any) -> Any:
+    """Returns one signature of what several stand for, in order.
+
+    Args:
+      *sigs: `ShapeDtype`s, or tuples or lists of them, which may be empty.
+
+    Returns:
+      The `ShapeDtype` if there is one in all, else a tuple of them.
+
+    Example:
+      >>> a, b = ShapeDtype((2,)), ShapeDtype((3,))
+      >>> splice_signatures(a, (), (b, a)) == (a, b, a), splice_signatures((), (b,)) == b
+      (True, True)
+
+    Source: Trax `shapes.py::splice_signatures`.
+    """
+    spliced: list[Any] = []
+    for sig in sigs:
+        spliced.extend(sig if isinstance(sig, (tuple, list)) else [sig])
+    return spliced[0] if len(spliced) == 1 else tuple(spliced)
+
+
+def assert_shape_equals(array: Any, shape: Any) -> None:
+    """Raises ValueError, with both shapes, if an array has not the shape that it should have.
+
+    Source: Trax `shapes.py::assert_shape_equals`, which raises AssertionError.
+    """
+    if tuple(array.shape) != tuple(shape):
         raise ValueError(
-            f"Two shapes must be equal; got {tuple(x.shape)} and {tuple(y.shape)}. "
+            f"Two shapes must be equal; got {tuple(array.shape)} and {tuple(shape)}. "
             f"Check the order of the batch's items and the layer's arguments."
         )
+
+
+def assert_same_shape(x: Any, y: Any) -> None:
+    """Raises ValueError, with both shapes, if two arrays differ in shape."""
+    assert_shape_equals(x, y.shape)
 
 
 def _torch_dtype(dtype: Any) -> torch.dtype:

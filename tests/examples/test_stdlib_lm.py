@@ -10,6 +10,7 @@ import ranks
 import torch
 
 from trax_torch.examples import stdlib_lm
+from trax_torch.supervised._checkpoint import storage
 
 SMALL = [
     *("--d-model", "16", "--d-ff", "32", "--n-layers", "1", "--n-heads", "2"),
@@ -29,7 +30,9 @@ def test_it_learns_saves_completes_and_resumes(tmp_path, text, capsys):
     args = [*SMALL, "--text", text, "--output-dir", str(tmp_path / "run"), "--eval-every", "20"]
     bits = stdlib_lm.main([*args, "--steps", "60", "--prompt", "the c", "--temperature", "0"])
     first = capsys.readouterr().out
-    again = stdlib_lm.main([*args, "--steps", "20"])
+    assert stdlib_lm.main([*args, "--steps", "60"]) == bits  # it is done
+    capsys.readouterr()
+    again = stdlib_lm.main([*args, "--steps", "75"])
     second = capsys.readouterr().out
 
     measured = [float(x) for x in re.findall(r"eval .*bits per byte \|\s+([\d.]+)", first)]
@@ -40,9 +43,28 @@ def test_it_learns_saves_completes_and_resumes(tmp_path, text, capsys):
     assert re.search(r"\nthe c.+\n", first)
     assert f"files are in {tmp_path / 'run'}" in first
     assert "at step 60." in second
-    assert "Held out at step 80" in second
+    assert "Held out at step 75" in second
     assert again < bits
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"train", "eval", "model.json"}
+
+
+def test_what_writes_is_what_is_in_the_folder_it_names(tmp_path, text, monkeypatch):
+    """Also where the last step is not one at which a checkpoint is due."""
+    folder, written_with = tmp_path / "run", []
+    complete = stdlib_lm.complete
+
+    def look(model, *args):
+        written_with.append({k: v.clone() for k, v in model.state_dict().items()})
+        return complete(model, *args)
+
+    monkeypatch.setattr(stdlib_lm, "complete", look)
+    args = [*SMALL, "--text", text, "--output-dir", str(folder), "--eval-every", "20"]
+    stdlib_lm.main([*args, "--steps", "23"])
+    parts, info = storage.read(str(folder), "model")
+
+    assert info["step"] == 23
+    assert sorted(parts["weights"]) == sorted(written_with[0])
+    assert all(torch.equal(written_with[0][name], x) for name, x in parts["weights"].items())
 
 
 def on_rank(rank, args):

@@ -318,6 +318,87 @@ def test_weights_may_be_frozen_and_thawed_between_runs(tmp_path):
     assert_averages(second, average_by_hand(seen, 0.6))
 
 
+def thawing(hook, step):
+    """Returns a callback that has the first layer trained from the step after `step` on."""
+
+    class Thaws(TrainingStepCallback):
+        pass
+
+    def thaw(self, at):
+        if at == step + (hook == "on_step_begin"):
+            self._loop.model[0].requires_grad_(True)
+
+    setattr(Thaws, hook, thaw)
+    return Thaws
+
+
+def half_frozen():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.5)
+    return model, optimizer
+
+
+@pytest.mark.parametrize("hook", ["on_step_begin", "on_step_end"])
+def test_weights_thawed_in_a_run_are_trained_as_in_a_loop_of_ones_own(hook):
+    model, optimizer = half_frozen()
+    loop = line_loop(
+        model=model, task=train_task(optimizer=optimizer), callbacks=[thawing(hook, 4)]
+    )
+    loop.run(9)
+
+    bare, optimizer = half_frozen()
+    data = batches(0)
+    next(data)  # the sample
+    for step in range(1, 10):
+        if step == 5:
+            bare.requires_grad_(True)
+        x, y, w = map(torch.from_numpy, next(data))
+        optimizer.zero_grad()
+        ((w * (bare(x) - y) ** 2).sum() / w.sum()).backward()
+        optimizer.step()
+    assert not torch.equal(bare[0].weight, half_frozen()[0][0].weight)
+    for p, q in zip(model.parameters(), bare.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("hook", ["between runs", "on_step_end", "on_step_begin"])
+def test_weights_thawed_later_are_averaged_whatever_the_order_of_callbacks(hook, tmp_path):
+    """As if they had stood still before; also in a run that is resumed after that."""
+    found = []
+    for order in (1, -1):
+        model, optimizer = half_frozen()
+        others = [] if hook == "between runs" else [thawing(hook, 4)]
+        callbacks = [averaging(), Weights, *others][::order]
+        loop = line_loop(
+            tmp_path / str(order),
+            model=model,
+            task=train_task(optimizer=optimizer, n_steps_per_checkpoint=6),
+            callbacks=callbacks,
+            save_at_end=False,
+        )
+        loop.run(4)
+        if hook == "between runs":
+            model[0].requires_grad_(True)
+        loop.run(5)
+        ema, weights = (loop.callbacks[::order])[:2]
+        found.append(ema.state_dict()["averages"])
+    assert found[0].keys() == found[1].keys() == set(dict(model.named_parameters()))
+    assert all(torch.equal(average, found[1][name]) for name, average in found[0].items())
+    if hook != "on_step_begin":  # where the average begins after the step that it is thawed in
+        assert_averages(loop, average_by_hand(weights.seen, 0.6))
+
+    model, optimizer = half_frozen()
+    model.requires_grad_(True)
+    task = train_task(optimizer=optimizer, n_steps_per_checkpoint=100)
+    resumed = line_loop(tmp_path / "1", model=model, task=task, callbacks=[averaging()])
+    assert resumed.step == 6
+    resumed.run(3)
+    averages = resumed.callbacks[0].state_dict()["averages"]
+    assert all(torch.equal(average, averages[name]) for name, average in found[0].items())
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1, math.nan])
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"decay is a number from 0 to below 1; got {decay}"):

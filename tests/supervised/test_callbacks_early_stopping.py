@@ -14,10 +14,10 @@ from trax_torch.supervised import History
 from trax_torch.supervised.callbacks import EarlyStopping
 
 
-def loop_with_metric(values, folder=None, **kwargs):
+def loop_with_metric(values, folder=None, resume_data="exact", **kwargs):
     """A loop whose metric has values[step] at each step."""
     stopping = functools.partial(EarlyStopping, metric="L2Loss", **kwargs)
-    loop = line_loop(folder, callbacks=[stopping], **ALWAYS)
+    loop = line_loop(folder, callbacks=[stopping], resume_data=resume_data, **ALWAYS)
     loop._parts.evaluators[0].means = lambda seed: {"L2Loss": values[loop.step]}
     return loop
 
@@ -25,7 +25,7 @@ def loop_with_metric(values, folder=None, **kwargs):
 def steps_until_stopped(values, **kwargs):
     """The step that EarlyStopping stops at, fed with one value a step; None for none."""
     history, stopped = History(), []
-    task = types.SimpleNamespace(metric_names=["loss"])
+    task = types.SimpleNamespace(metric_names=["loss"], measures=lambda name: name == "loss")
     loop = types.SimpleNamespace(eval_tasks=[task], history=history, stop=stopped.append)
     stopping = EarlyStopping(loop, "loss", **kwargs)
     for step, value in enumerate(values):
@@ -112,6 +112,40 @@ def test_the_last_of_several_evals_at_a_step_counts():
     loop.run(1)
 
     assert not loop._stopping.is_due
+
+
+def test_what_was_read_of_the_history_is_not_read_again():
+    """So an eval late in a long run costs what an early one does."""
+
+    class Counted(History):
+        n_read = 0
+
+        def get(self, *args):
+            found = super().get(*args)
+            self.n_read += len(found)
+            return found
+
+    loop = loop_with_metric([9.0] * 21, patience=20)
+    loop._state.history = Counted()
+    loop.run(20)
+
+    assert loop.step == 20
+    assert loop.history.n_read == 20
+
+
+def test_patience_is_of_the_run_that_a_checkpoint_leads_back_to(tmp_path):
+    """What was measured after it has not happened."""
+    values = [9, 5, 1, 1, 1, 1, 1]
+    loop = loop_with_metric(values, tmp_path, resume_data="restart", patience=2)
+    loop.run(1)
+    loop.save_checkpoint("after_1")
+    loop.run(2)
+    values[2:] = [4, 3, 3, 3, 3]
+    loop.load_checkpoint(filename="after_1")
+    loop.save_checkpoint("model")
+    loop.run(5)
+
+    assert loop.step == 5  # best at 3
 
 
 def test_an_eval_that_failed_stops_nothing(capsys):

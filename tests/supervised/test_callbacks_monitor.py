@@ -96,6 +96,7 @@ def test_monitor_measures_with_the_clock_of_the_loop(monkeypatch):
 def test_monitor_counts_on_after_a_restart(tmp_path, clock, cut, is_saved_at_the_end):
     """Cut in the middle of a span or at a report, before or after it was told."""
     at = {"checkpoint_at": lambda step: True, "eval_at": lambda step: step % 4 == 0}
+    at["save_at_end"] = False
     whole = token_loop(tmp_path / "whole", **at)
     whole.run(10)
     first = token_loop(tmp_path / "cut", **at)
@@ -112,7 +113,7 @@ def test_monitor_counts_on_after_a_restart(tmp_path, clock, cut, is_saved_at_the
 
 
 def test_a_report_that_failed_is_told_again_whole(clock, monkeypatch):
-    loop = token_loop()
+    loop = token_loop(save_at_end=False)
     means, fails = loop._parts.evaluators[0].means, [True]
 
     def failing(seed):

@@ -14,14 +14,74 @@ from trax_torch.supervised._generation.sampling import Sampler
 def test_numpy_and_lists_are_taken_as_tokens(model):
     expected = sample(model, inputs=PROMPTS)
 
-    assert torch.equal(expected, sample(model, inputs=PROMPTS.numpy().astype(np.int32)))
-    assert torch.equal(expected, sample(model, inputs=PROMPTS.tolist()))
+    for inputs in (PROMPTS.numpy().astype(np.int32), PROMPTS.tolist()):
+        assert sample(model, inputs=inputs).tolist() == expected.tolist()
     one = sample(model, start_id=np.int64(3), seed=np.int64(4), temperature=1.0)
     assert torch.equal(one, sample(model, start_id=3, seed=4, temperature=1.0))
     for start in (torch.tensor(3), np.array(3), [[3]] * 3):
-        assert torch.equal(one, sample(model, start_id=start, seed=4, temperature=1.0))
+        other = sample(model, start_id=start, seed=4, temperature=1.0)
+        assert other.tolist() == one.tolist()
     empty = sample(model, inputs=[[], [], []])
-    assert torch.equal(empty, sample(model))
+    assert empty.tolist() == sample(model).tolist()
+
+
+KINDS = {
+    "arrays": (PROMPTS.numpy(), np.ndarray),
+    "lists": (PROMPTS.tolist(), np.ndarray),
+    "a tokenizer's lists": ({"input_ids": PROMPTS.tolist()}, np.ndarray),
+    "a tokenizer's arrays": ({"input_ids": PROMPTS.numpy()}, np.ndarray),
+    "tensors": (PROMPTS, torch.Tensor),
+    "a tokenizer's tensors": ({"input_ids": PROMPTS}, torch.Tensor),
+    "none": (None, torch.Tensor),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_is_of_the_kind_of_its_prompt(model, kind):
+    """Arrays for arrays and lists, tensors for tensors; the numbers are the same."""
+    inputs, answer = KINDS[kind]
+    settings = {"inputs": inputs, "batch_size": 3, "max_length": 4}
+    tensors = settings | {"inputs": None if inputs is None else PROMPTS}
+
+    def all_of(settings):
+        sampled = decoding.autoregressive_sample(
+            model, temperature=0.0, eos_id=-1, return_log_probs=True, **settings
+        )
+        streamed = list(decoding.autoregressive_sample_stream(model, temperature=0.0, **settings))
+        found = decoding.beam_search(model, eos_id=-1, return_scores=True, **settings)
+        return [*sampled, *streamed, *found]
+
+    for ours, theirs in zip(all_of(settings), all_of(tensors), strict=True):
+        assert type(ours) is answer
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_start_symbols_that_are_arrays_are_a_prompt_where_there_is_no_other(model):
+    starts = np.full((3, 1), 2)
+
+    assert type(sample(model, start_id=starts)) is np.ndarray
+    assert type(sample(model, start_id=torch.from_numpy(starts))) is torch.Tensor
+    assert type(sample(model, inputs=PROMPTS, start_id=starts)) is torch.Tensor
+    assert type(sample(model, start_id=2)) is torch.Tensor
+
+
+def test_symbols_of_an_array_are_numbers_that_hash(model):
+    """In a set, as a key, and joined to what a program has already."""
+    row = sample(model, inputs=PROMPTS.numpy())[0]
+    words = {i: f"word{i}" for i in range(100)}
+
+    assert len(set(row)) == len({int(i) for i in row})
+    assert [words[i] for i in row] == [words[int(i)] for i in row]
+    assert np.concatenate([[5], row]).shape == (len(row) + 1,)
+
+
+def test_a_stream_of_arrays_is_closed_with_its_run(model):
+    """As one of tensors: the model is then between runs, and predicts no more."""
+    stream = decoding.autoregressive_sample_stream(model, PROMPTS.numpy(), batch_size=3)
+    next(stream)
+    stream.close()
+
+    assert next(stream, None) is None
 
 
 @pytest.mark.parametrize(
@@ -36,7 +96,7 @@ def test_numpy_and_lists_are_taken_as_tokens(model):
         (
             {"inputs": "abc"},
             TypeError,
-            r"integers of shape \(batch, length\); got 'abc'. Make rows",
+            r"integers of shape \(batch, length\); got 'abc'. Encode the text",
         ),
         ({"inputs": np.array(["a"])}, TypeError, r"integers of shape \(batch, length\); got array"),
         (

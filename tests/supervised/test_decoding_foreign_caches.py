@@ -28,7 +28,8 @@ def test_a_foreign_module_is_between_tokens_as_it_was_before():
     """Two streams of one module do not disturb each other, and nothing is left behind."""
     module = Caching()
     streams = [
-        decoding.autoregressive_sample_stream(module, [[1] * n], temperature=0.0) for n in (1, 3)
+        decoding.autoregressive_sample_stream(module, torch.ones(1, n).long(), temperature=0.0)
+        for n in (1, 3)
     ]
     taken = [[int(next(stream)) for stream in streams] for _ in range(3)]
 
@@ -240,3 +241,32 @@ def test_a_model_with_caches_inside_computes_as_before_after_a_call():
     decoding.beam_search(model, torch.tensor([[2, 3]]), n_beams=3, max_length=6, eos_id=-1)
 
     assert torch.equal(model(x), want)
+
+
+def test_a_module_may_have_symbols_of_its_own_and_a_calls_own_go_before():
+    """Caching gives the number of tokens so far."""
+    module = Caching()
+    module.start_id, module.eos_id, module.pad_id = 3, [2, 4], 6
+
+    tokens = decoding.autoregressive_sample(module, [[1], [1]], 2, temperature=0.0)
+
+    assert tokens.tolist() == [[1, 2]] * 2
+    tokens = decoding.autoregressive_sample(module, [[1] * 3] * 2, 2, temperature=0.0, pad_id=0)
+    assert tokens.tolist() == [[3, 4]] * 2
+    tokens = decoding.autoregressive_sample(module, None, 2, temperature=0.0, eos_id=3)
+    assert tokens.tolist() == [[0, 1, 2, 3]] * 2
+    module.takes_whole_prompts = True
+    tokens = decoding.autoregressive_sample(module, [[1], [1]], 2, temperature=0.0, eos_id=3)
+    assert tokens.tolist() == [[0, 1, 2, 3]] * 2
+    assert sample(module, inputs=[[1]], start_id=5, batch_size=1, max_length=3).tolist() == [
+        [1, 2, 3]
+    ]
+
+
+def test_beams_of_rows_with_padding_are_refused_where_a_cache_knows_of_none():
+    class Reordering(Caching):
+        def reorder_cache(self, parents):
+            pass
+
+    with pytest.raises(ValueError, match="prompt_lengths needs a model whose memories"):
+        decoding.beam_search(Reordering(), PROMPTS, 3, n_beams=2, prompt_lengths=[1, 2, 3])

@@ -77,7 +77,7 @@ def language_model(request):
 def greedy(model, n, **kwargs):
     return decoding.autoregressive_sample(
         model, batch_size=2, temperature=0.0, eos_id=-1, max_length=n, **kwargs
-    ).numpy()
+    )
 
 
 def test_greedy_decoding_gives_the_tokens_of_trax(language_model):

@@ -13,30 +13,30 @@ FOLDER = Path(__file__).parents[1] / "golden"
 
 
 @functools.cache
-def _single():
-    info = json.loads((FOLDER / "single" / "golden.json").read_text())
-    arrays = dict(np.load(FOLDER / "single" / "golden.npz", allow_pickle=False))
+def _figures(folder):
+    info = json.loads((FOLDER / folder / "golden.json").read_text())
+    arrays = dict(np.load(FOLDER / folder / "golden.npz", allow_pickle=False))
     return {case["case"]: case for case in info["cases"]}, arrays
 
 
-def names(kind: str) -> list[str]:
+def names(kind: str, folder: str = "single") -> list[str]:
     """Returns the names of all cases of a kind, such as 'layer' or 'optimizer'."""
-    return [name for name, case in _single()[0].items() if case["kind"] == kind]
+    return [name for name, case in _figures(folder)[0].items() if case["kind"] == kind]
 
 
-def case(name: str) -> dict[str, Any]:
+def case(name: str, folder: str = "single") -> dict[str, Any]:
     """Returns what golden.json says of a case."""
-    return _single()[0][name]
+    return _figures(folder)[0][name]
 
 
-def part(name: str, key: str) -> np.ndarray:
+def part(name: str, key: str, folder: str = "single") -> np.ndarray:
     """Returns one array of a case."""
-    return _single()[1][f"{name}/{key}"]
+    return _figures(folder)[1][f"{name}/{key}"]
 
 
-def parts(name: str, prefix: str) -> list[np.ndarray]:
+def parts(name: str, prefix: str, folder: str = "single") -> list[np.ndarray]:
     """Returns the arrays `prefix0`, `prefix1`, ... of a case."""
-    arrays, found = _single()[1], []
+    arrays, found = _figures(folder)[1], []
     while f"{name}/{prefix}{len(found)}" in arrays:
         found.append(arrays[f"{name}/{prefix}{len(found)}"])
     return found

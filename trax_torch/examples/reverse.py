@@ -4,7 +4,7 @@
 
 It needs no download: the words are random letters, made on the fly. It takes a minute, and turns
 nearly all words right that it has not seen: one letter by letter, as the tokens come, and many at
-once by beam search. Run again with the same `--output-dir`, it goes on where it stopped.
+once by beam search. Stopped, and run again with the same `--output-dir`, it goes on.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> float:
         random_seed=args.seed,
         device=args.device,
     )
-    loop.run(args.steps)
+    loop.run(until=args.steps)
 
     sources = eval_batch[0]
     print(f"\nAt step {loop.step}, a word it has not seen, letter by letter:\n")
@@ -103,7 +103,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--output-dir", default="reverse", help="checkpoints and logs go here")
-    parser.add_argument("--steps", type=int, default=1000, help="how many steps to train now")
+    parser.add_argument("--steps", type=int, default=1000, help="how many steps to train in all")
     parser.add_argument("--eval-every", type=int, default=100, help="steps between evals and saves")
     parser.add_argument("--batch-size", type=int, default=64, help="words in a batch")
     parser.add_argument("--length", type=int, default=12, help="letters in the longest words")
@@ -174,7 +174,8 @@ class Words:
 
 def is_held_out(source: np.ndarray) -> np.ndarray:
     """Returns which words (batch, length) are kept for evals; the word alone decides."""
-    return (source @ np.arange(1, source.shape[1] + 1) ** 2) % HELD_OUT_EVERY == 0
+    result: np.ndarray = (source @ np.arange(1, source.shape[1] + 1) ** 2) % HELD_OUT_EVERY == 0
+    return result
 
 
 def spell(tokens: Any) -> str:

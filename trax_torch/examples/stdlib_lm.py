@@ -3,7 +3,7 @@
     python -m trax_torch.examples.stdlib_lm
 
 It needs no download: the text is the source code that ships with Python, or any text of yours
-(`--text`). Run again with the same `--output-dir`, it goes on where it stopped. On several devices,
+(`--text`). Stopped, and run again with the same `--output-dir`, it goes on. On several devices,
 each process takes its rows of every batch:
 
     torchrun --nproc-per-node=2 -m trax_torch.examples.stdlib_lm
@@ -62,7 +62,6 @@ def main(argv: list[str] | None = None) -> float:
             tl.WeightedCategoryAccuracy(),
         ],
         metric_names=["bits per byte", "accuracy"],
-        n_eval_batches=len(eval_batches),
         sample_batch=eval_batches[0],
     )
     loop = Loop(
@@ -75,7 +74,7 @@ def main(argv: list[str] | None = None) -> float:
     )
     if loop.is_chief:
         print(f"Training on {train_text.size:,} bytes, held out: {held_out_text.size:,} bytes.")
-    loop.run(args.steps)
+    loop.run(until=args.steps)
 
     measured = loop.history.get("eval", "metrics/bits per byte")
     step, bits = measured[-1] if measured else (loop.step, math.nan)
@@ -96,7 +95,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--text", help="a file or folder to learn from instead")
     parser.add_argument("--output-dir", default="stdlib_lm", help="checkpoints and logs go here")
-    parser.add_argument("--steps", type=int, default=900, help="how many steps to train now")
+    parser.add_argument("--steps", type=int, default=900, help="how many steps to train in all")
     parser.add_argument("--eval-every", type=int, default=100, help="steps between evals and saves")
     parser.add_argument(
         "--batch-size", type=int, default=16, help="windows in a batch, of all ranks"
@@ -133,7 +132,8 @@ def read_texts(path: str | None) -> tuple[np.ndarray, np.ndarray]:
             b"\n".join(f.read_bytes() for i, f in enumerate(files) if _is_held_out(i) == held_out)
             for held_out in (False, True)
         )
-        texts = tuple(np.frombuffer(part, dtype=np.uint8) for part in parts)  # type: ignore
+        trained, held_out_text = (np.frombuffer(part, dtype=np.uint8) for part in parts)
+        texts = (trained, held_out_text)
     if min(text.size for text in texts) < 2:
         raise SystemExit(
             f"There is too little text in {root}: two files, or one long one, at least."

@@ -4,74 +4,33 @@ A callback watches a run, stops it, or measures with other weights; it changes n
 """
 
 import contextlib
+import logging
 import math
 import os
 import tempfile
-from collections.abc import Container, Iterator
-from typing import Any
+from collections.abc import Container, Generator
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from trax_torch import _distributed, _nest
 from trax_torch import layers as tl
 from trax_torch._torch_private import foreach
-from trax_torch.supervised import _logging
+from trax_torch.supervised import _logging, _tasks
+from trax_torch.supervised._callback import TrainingStepCallback
+from trax_torch.supervised._series_evaluation import SerializedModelEvaluation
+from trax_torch.supervised.training import Loop
 
 __all__ = [
     "EarlyStopping",
     "ExponentialMovingAverage",
     "Monitor",
     "ProfilerTrace",
+    "SerializedModelEvaluation",
     "TrainingStepCallback",
 ]
 
-
-class TrainingStepCallback:
-    """Is called before and after training steps; base class of callbacks.
-
-    `Loop(callbacks=[MyCallback])` builds each class as `MyCallback(loop)`; a
-    `functools.partial(MyCallback, ...)` serves as well where it needs more. A callback with
-    `state_dict()` and `load_state_dict(state)` is saved with each checkpoint, and resumed: a state
-    is made of numbers, strings, tensors, lists, tuples and dicts.
-
-    Args:
-      loop: the `Loop` that calls.
-
-    Example:
-      >>> class Shout(TrainingStepCallback):
-      ...     def call_at(self, step):
-      ...         return step % 100 == 0
-      ...     def on_step_end(self, step):
-      ...         print('step', step, 'is done')
-
-    Source: Trax `supervised/callbacks.py::TrainingStepCallback`.
-    """
-
-    def __init__(self, loop: Any):
-        self._loop = loop
-
-    def call_at(self, step: int) -> bool:
-        """Tells whether to call at this step; always, unless overridden."""
-        return True
-
-    def on_step_begin(self, step: int) -> None:
-        """Is called before the step, when `call_at(step)`."""
-
-    def on_step_end(self, step: int) -> None:
-        """Is called after the step, when `call_at(step)`, before it is saved and measured."""
-
-    def on_evals_begin(self, step: int) -> None:
-        """Is called before the model is measured, at every report."""
-
-    def on_evals_end(self, step: int) -> None:
-        """Is called after the model was measured, also if that failed."""
-
-    def on_run_end(self, step: int) -> None:
-        """Is called when `run` ends, also by an error or a signal; `step` is the last one taken."""
-
-    def training_values(self) -> dict[str, float]:
-        """Returns values to log with training's at a report, by name; none, unless overridden."""
-        return {}
+_log = logging.getLogger("trax_torch")
 
 
 class EarlyStopping(TrainingStepCallback):
@@ -79,7 +38,7 @@ class EarlyStopping(TrainingStepCallback):
 
     An eval improves on those before it if its value is better than their best by more than
     `min_delta`; a value that is not finite never does. Of several evals at one step the last one
-    counts. All of this is read from `loop.history`, so a resumed run counts on where it was.
+    counts. All of this is read from `loop.history`, once, so a resumed run counts on where it was.
 
     A run that was stopped, and is run again, goes on to its next eval, and stops there unless that
     one improves. Resumed from a checkpoint that was saved before the evals that stopped it, as
@@ -87,7 +46,8 @@ class EarlyStopping(TrainingStepCallback):
 
     Args:
       loop: the `Loop` that calls.
-      metric: name of a metric that an eval task measures.
+      metric: name of a metric that an eval task measures; '<metric>/<key>' where it comes to
+        several numbers.
       patience: how many evals in a row may pass without a better one; at least 1.
       mode: 'min' where lower is better, 'max' where higher is.
       min_delta: a value better by no more than this is no improvement; 0 or more.
@@ -102,11 +62,17 @@ class EarlyStopping(TrainingStepCallback):
     """
 
     def __init__(
-        self, loop: Any, metric: str, *, patience: int, mode: str = "min", min_delta: float = 0.0
+        self,
+        loop: Loop,
+        metric: str,
+        *,
+        patience: int,
+        mode: Literal["min", "max"] = "min",
+        min_delta: float = 0.0,
     ):
         super().__init__(loop)
         known = [name for task in loop.eval_tasks for name in task.metric_names]
-        if known.count(metric) != 1:
+        if sum(task.measures(metric) for task in loop.eval_tasks) != 1:
             raise ValueError(
                 f"EarlyStopping follows a metric that one eval task measures; got {metric!r}, and "
                 f"they measure {known}. Give EvalTask metric_names, each its own."
@@ -119,22 +85,42 @@ class EarlyStopping(TrainingStepCallback):
             raise ValueError(f"min_delta is a finite number, at least 0; got {min_delta}.")
         self._metric, self._patience, self._min_delta = metric, patience, min_delta
         self._sign = 1 if mode == "min" else -1
+        self._history: Any = None  # that the rest was read from
 
     def on_evals_end(self, step: int) -> None:
         """Stops the run if patience is at its end."""
-        values = dict(self._loop.history.get("eval", f"metrics/{self._metric}"))
-        if step not in values:  # the eval failed
+        if self._loop.history is not self._history:  # the run was put elsewhere
+            self._history, self._n_read = self._loop.history, 0
+            self._before = self._now = _Streak(math.inf, None, 0)
+            self._last_step: int | None = None
+        for at, value in self._history.get("eval", f"metrics/{self._metric}", self._n_read):
+            self._n_read += 1
+            if at != self._last_step:
+                self._before, self._last_step = self._now, at
+            self._now = self._after(self._before, at, value)
+        if step != self._last_step:  # the eval failed
+            _tasks.check_comes_to(self._metric, self._loop.eval_tasks, self._history, step)
             return
-        best, best_step, n_since = math.inf, None, 0
-        for at, value in values.items():
-            n_since += 1
-            if math.isfinite(value) and self._sign * value < best - self._min_delta:
-                best, best_step, n_since = self._sign * value, at, 0
+        best, best_step, n_since = self._now
         if n_since >= self._patience:
             which = "none" if best_step is None else f"{self._sign * best:g}, at step {best_step}"
             self._loop.stop(
                 f"{self._metric} has not improved for {n_since} evals; its best is {which}."
             )
+
+    def _after(self, before: "_Streak", step: int, value: float) -> "_Streak":
+        signed = self._sign * value
+        if math.isfinite(value) and signed < before.best - self._min_delta:
+            return _Streak(signed, step, 0)
+        return before._replace(n_since=before.n_since + 1)
+
+
+class _Streak(NamedTuple):
+    """The best value so far, times 1 or -1, its step, and how many evals came since."""
+
+    best: float
+    best_step: int | None
+    n_since: int
 
 
 class ExponentialMovingAverage(TrainingStepCallback):
@@ -156,8 +142,10 @@ class ExponentialMovingAverage(TrainingStepCallback):
     `loop.callbacks` holds what `Loop` built.
 
     Checkpoints hold the weights in training, and the averages in this callback's state: so do
-    those of the best metrics, which the averages reached. A run resumed from a checkpoint without
-    averages begins them at its next step; a weight that is trained only since then, with its value.
+    those of the best metrics, which the averages reached, and those that are asked for while the
+    averages are applied, which are saved when the weights are back. A run resumed from a checkpoint
+    without averages begins them at its next step. A weight that is thawed later is averaged, as
+    if it had stood still, from the next step on that begins.
 
     Args:
       loop: the `Loop` that calls.
@@ -178,7 +166,7 @@ class ExponentialMovingAverage(TrainingStepCallback):
       `tf.train.ExponentialMovingAverage` with `num_updates`.
     """
 
-    def __init__(self, loop: Any, *, decay: float = 0.999):
+    def __init__(self, loop: Loop, *, decay: float = 0.999):
         super().__init__(loop)
         if not 0 <= decay < 1:
             raise ValueError(f"decay is a number from 0 to below 1; got {decay}.")
@@ -190,9 +178,14 @@ class ExponentialMovingAverage(TrainingStepCallback):
         self._decay = decay
         self._n_steps = 0
         self._averages: dict[str, torch.Tensor] = {}  # none until the first step
-        self._weights = self._averaged_ones()
+        self._find_weights()
         self._kept: list[torch.Tensor] | None = None  # the weights, while the averages are applied
         self._evals = contextlib.ExitStack()
+
+    def call_at(self, step: int) -> bool:
+        """Begins averages of weights that were thawed; no callback is told of the step yet."""
+        self._take_in_thawed()
+        return True
 
     def on_step_begin(self, step: int) -> None:
         """Refuses to train averages."""
@@ -217,25 +210,29 @@ class ExponentialMovingAverage(TrainingStepCallback):
         self._evals.close()
 
     @contextlib.contextmanager
-    def applied(self) -> Iterator[Any]:
+    def applied(self) -> Generator[Any]:
         """Returns a context in which the model, which it gives, has averaged weights.
 
         Before the first step there are none, and nothing changes. A checkpoint of the Loop that is
-        saved inside holds them as the weights in training: save the model, or outside.
+        asked for inside is saved at the end, and holds the weights in training; to have the
+        averages, save the model.
         """
         if self._kept is not None or not self._averages:
             yield self._loop.model
             return
-        self._kept = [w.detach().clone() for w in self._weights.values()]
-        try:
-            self._put(list(self._averages.values()))
-            yield self._loop.model
-        finally:
-            self._put(self._kept)
-            self._kept = None
+        with self._loop.saves_later():
+            self._take_in_thawed()
+            self._kept = [w.detach().clone() for w in self._weights.values()]
+            try:
+                self._put(list(self._averages.values()))
+                yield self._loop.model
+            finally:
+                self._put(self._kept)
+                self._kept = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the averages by name, and how many steps they are over."""
+        self._take_in_thawed()
         return {"n_steps": self._n_steps, "averages": dict(self._averages)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -243,17 +240,25 @@ class ExponentialMovingAverage(TrainingStepCallback):
         self._refuse_while_applied("Loading a checkpoint")
         averages = state["averages"]
         self._n_steps = state["n_steps"]
-        self._weights = self._averaged_ones(averages)
+        self._find_weights(averages)
         self._averages = {
             name: _at_least_float32(w).clone().copy_(averages.get(name, w.detach()))
             for name, w in self._weights.items()
             if averages
         }
 
-    def _averaged_ones(self, names: Container[str] = ()) -> dict[str, torch.nn.Parameter]:
-        """Returns the weights that are trained, or named."""
-        named = self._loop.model.named_parameters()  # tied weights come once
-        return {name: w for name, w in named if w.requires_grad or name in names}
+    def _find_weights(self, averages: Container[str] = ()) -> None:
+        """Finds the weights that are averaged, which are trained or have an average, and others."""
+        named = dict(self._loop.model.named_parameters())  # tied weights come once
+        self._weights = {k: w for k, w in named.items() if w.requires_grad or k in averages}
+        self._frozen = {k: w for k, w in named.items() if k not in self._weights}
+
+    def _take_in_thawed(self) -> None:
+        """Begins the averages of weights that were frozen, and are no longer, with their values."""
+        for name in [name for name, w in self._frozen.items() if w.requires_grad]:
+            w = self._weights[name] = self._frozen.pop(name)
+            if self._averages:
+                self._averages[name] = _at_least_float32(w).clone()
 
     def _refuse_while_applied(self, what: str) -> None:
         if self._kept is not None:
@@ -287,7 +292,7 @@ class Monitor(TrainingStepCallback):
       loop: the `Loop` that calls.
     """
 
-    def __init__(self, loop: Any):
+    def __init__(self, loop: Loop):
         super().__init__(loop)
         self._n_in = tl.as_layer(loop.model).n_in
         self._counts = {"items": 0, "tokens": 0}
@@ -310,7 +315,11 @@ class Monitor(TrainingStepCallback):
         """Counts what was in the batch."""
         if self._is_told:
             self._counts, self._is_told = {"items": 0, "tokens": 0}, False
-        inputs = self._loop.batch[: self._n_in]
+        batch = self._loop.batch
+        named = _nest.items_by_name(batch)
+        if named is not None:  # what is counted is one of its items: tokens, if they are called so
+            batch = (named.get("input_ids", next(iter(named.values()), None)),)
+        inputs = batch[: self._n_in] if isinstance(batch, tuple) else batch
         self._counts["items"] += next((len(x) for x in _nest.leaves(inputs) if _is_batch(x)), 0)
         self._counts["tokens"] += sum(x.numel() for x in _nest.leaves(inputs) if _is_tokens(x))
 
@@ -344,8 +353,9 @@ class ProfilerTrace(TrainingStepCallback):
     makes these steps slower, and changes no number.
 
     A run that ends between them, also by an error, writes the steps it began; another run that
-    comes to the rest writes those to a file of their own. The file is whole or not there. In a run
-    of many processes the chief alone records itself.
+    comes to the rest writes those to a file of their own. The file is whole or not there; one that
+    cannot be written is logged as a warning, and the run goes on. In a run of many processes the
+    chief alone records itself.
 
     Args:
       loop: the `Loop` that calls.
@@ -363,19 +373,21 @@ class ProfilerTrace(TrainingStepCallback):
       >>> # Loop(..., output_dir='run', callbacks=[trace])
     """
 
-    def __init__(self, loop: Any, *, first_step: int, n_steps: int, folder: str | None = None):
+    def __init__(self, loop: Loop, *, first_step: int, n_steps: int, folder: str | None = None):
         super().__init__(loop)
         if first_step < 1 or n_steps < 1:
             raise ValueError(
                 f"ProfilerTrace records n_steps, at least 1, from first_step on, at least 1; got "
                 f"first_step={first_step}, n_steps={n_steps}."
             )
-        if folder is None and loop.output_dir is None:
+        if folder is None and loop.output_dir is not None:
+            folder = os.path.join(loop.output_dir, "profile")
+        if folder is None:
             raise ValueError(
                 "ProfilerTrace writes to a folder; got none, and the Loop has no output_dir. Give "
                 "either."
             )
-        self._folder = folder or os.path.join(loop.output_dir, "profile")
+        self._folder = folder
         self._steps = range(first_step, first_step + n_steps)
         self._profile: Any = None  # while it records
         self._begun: list[int] = []
@@ -409,12 +421,15 @@ class ProfilerTrace(TrainingStepCallback):
     def _write(self) -> None:
         profile, self._profile = self._profile, None
         profile.stop()
-        os.makedirs(self._folder, exist_ok=True)
         name = f"steps_{self._begun[0]}_to_{self._begun[-1]}.pt.trace.json.gz"
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as unfinished:
-            path = os.path.join(unfinished, name)
-            profile.export_chrome_trace(path)
-            os.replace(path, os.path.join(self._folder, name))
+        try:
+            os.makedirs(self._folder, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as unfinished:
+                path = os.path.join(unfinished, name)
+                profile.export_chrome_trace(path)
+                os.replace(path, os.path.join(self._folder, name))
+        except OSError as error:
+            _log.warning("No trace was written to %s: %s. The run goes on.", self._folder, error)
 
 
 def _at_least_float32(w: torch.Tensor) -> torch.Tensor:

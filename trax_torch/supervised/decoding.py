@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from trax_torch import _torch_private
+from trax_torch import _mistakes, _torch_private
 from trax_torch import layers as tl
+from trax_torch.interop import huggingface
 from trax_torch.supervised import _generation
 from trax_torch.supervised._generation import Sampler, doubts_in, expect, log_probs_of
 
@@ -21,9 +22,13 @@ class CachedModule(Protocol):
 
     It is then called with the next tokens (batch, n) of sequences and remembers those before, from
     `init_cache` on. What it remembers it keeps in attributes, buffers and modules that it makes, in
-    itself or in modules inside it, which decoding puts aside between tokens. A module that offers
+    itself or in modules inside it, which decoding puts aside between tokens; so one thread at a
+    time decodes from such models, and others of this package's layers alone. A module that offers
     none of this is decoded with `eval_mode=True`; or it acts on each position alone, which a model
     of such parts shows in its first call: it is tried with tokens at once and in pieces.
+
+    It may have a `start_id`, `eos_id` or `pad_id`, which calls take that name none, and say that it
+    `takes_whole_prompts`: then no start symbol is put before `inputs`, unless a call names one.
 
     Example:
       >>> class Counter(torch.nn.Module):  # the next token is the number of tokens so far
@@ -58,12 +63,15 @@ class CachedModule(Protocol):
         """Lets row r go on from the past of row `parents[r]`; integers (batch,), for beams."""
 
 
+@_generation.is_sample_stream
+@_mistakes.door("autoregressive_sample_stream", _generation.habits.OF_DECODING)
+@_generation.in_kind
 def autoregressive_sample_stream(
     model: Any,
     inputs: Any = None,
     batch_size: int = 1,
     temperature: float = 1.0,
-    start_id: Any = 0,
+    start_id: Any = _generation.START,
     accelerate: bool = True,
     eval_mode: bool = False,
     eval_min_length: int = 1,
@@ -84,12 +92,14 @@ def autoregressive_sample_stream(
     Args:
       model: maps tokens (batch, length) to logits (batch, length, vocab), or, if it takes several
         inputs, (source, tokens) to a tuple that begins with logits. A plain `nn.Module` takes part
-        as `CachedModule` says.
+        as `CachedModule` says; a model of transformers as it is, see `huggingface.as_layer`.
       inputs: integers (batch, length): a prefix that the sequences go on from, or the source if the
-        model takes several inputs.
+        model takes several inputs; or what a tokenizer gives, a mapping with `input_ids` and, where
+        rows are padded, their `attention_mask`.
       batch_size: number of sequences.
       temperature: 0 takes the likeliest token; 1 draws from the model's distribution.
-      start_id: the symbol before the first one; an int, or integers (batch, 1).
+      start_id: the symbol before the first one; an int, or integers (batch, 1). By default the
+        model's own, or 0.
       accelerate: lets steps be compiled where that pays: very many were taken in earlier calls of
         this kind, or the model was compiled for one (`warmup`, `tl.Accelerate`). Prompts are read
         uncompiled, in one pass, and a model with forward hooks is never compiled. The logger
@@ -112,7 +122,8 @@ def autoregressive_sample_stream(
 
     Yields:
       int64 tensors of shape (batch, 1), on the model's device; with `return_log_probs` pairs of
-      them and float32 tensors of that shape, whatever the model's type.
+      them and float32 tensors of that shape, whatever the model's type. Arrays, if `inputs` are
+      arrays or lists.
 
     Raises:
       ValueError: if batch sizes differ, the temperature is negative, lengths are out of range, or
@@ -138,20 +149,23 @@ def autoregressive_sample_stream(
     return _outside(run, _steps(run, sampler, max_length, return_log_probs))
 
 
+@_generation.is_sample
+@_mistakes.door("autoregressive_sample", _generation.habits.OF_DECODING)
+@_generation.in_kind
 def autoregressive_sample(
     model: Any,
     inputs: Any = None,
     batch_size: int = 1,
     temperature: float = 1.0,
-    start_id: Any = 0,
-    eos_id: int = 1,
+    start_id: Any = _generation.START,
+    eos_id: int | Sequence[int] = _generation.END,
     max_length: int = 100,
     accelerate: bool = True,
     eval_mode: bool = False,
     eval_min_length: int = 1,
     *,
     seed: int | Sequence[int] | None = None,
-    pad_id: int = 0,
+    pad_id: int = _generation.PADDING,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
@@ -163,16 +177,17 @@ def autoregressive_sample(
     Args:
       model, inputs, batch_size, temperature, start_id, accelerate, eval_mode, eval_min_length,
         seed, top_k, top_p, min_p, prompt_lengths: as for `autoregressive_sample_stream`.
-      eos_id: the end symbol; it is kept, and what would follow it in a row is `pad_id`. -1 for
-        none.
+      eos_id: the end symbol, or several; it is kept, and what would follow it in a row is
+        `pad_id`. -1 for none. By default the model's own, or 1.
       max_length: how many tokens at most; at least 1.
-      pad_id: fills rows that have ended.
+      pad_id: fills rows that have ended; by default the model's own, or 0.
       return_log_probs: returns `(tokens, log_probs)`; see `autoregressive_sample_stream`. Padding
         has 0.
 
     Returns:
       int64 tensor of shape (batch, output_length). It is done when every row has met its end, or
       after `max_length` tokens. With `return_log_probs` a pair, the second float32 of that shape.
+      Arrays, if `inputs` are arrays or lists.
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample_stream`; if `max_length` is
@@ -192,44 +207,50 @@ def autoregressive_sample(
         batch_size=batch_size, max_length=max_length, eval_min_length=eval_min_length
     )
     _generation.check_counts(eos_id=eos_id, pad_id=pad_id)
+    layer = _layer_of(model)
+    ends, padding = _generation.ends_and_padding(layer, eos_id, pad_id)
     sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
     eval_length = eval_min_length if eval_mode else None
     run = _run(
-        model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
+        layer, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
     )
     with contextlib.closing(run), run:
-        taken = list(_steps(run, sampler, max_length, return_log_probs, eos_id))
+        taken = list(_steps(run, sampler, max_length, return_log_probs, ends))
     tokens = torch.cat([t[0] if return_log_probs else t for t in taken], dim=1)
-    n_ends = (tokens == eos_id).cumsum(1)
+    n_ends = _generation.is_end(tokens, ends).cumsum(1)
     all_ended = (n_ends > 0).all(dim=0)
     length = tokens.shape[1] - int(all_ended.sum()) + int(all_ended.any())
     after = (n_ends.roll(1, 1)[:, :length] > 0).index_fill(1, n_ends.new_zeros(1), False)
-    tokens = tokens[:, :length].masked_fill(after, pad_id)
+    tokens = tokens[:, :length].masked_fill(after, padding)
     if not return_log_probs:
         return tokens
     log_probs = torch.cat([log_probs for _, log_probs in taken], dim=1)
     return tokens, log_probs[:, :length].masked_fill(after, 0.0)
 
 
+@_generation.is_beam_search
+@_mistakes.door("beam_search", _generation.habits.OF_DECODING)
+@_generation.in_kind
 def beam_search(
     model: Any,
     inputs: Any = None,
     batch_size: int = 1,
     n_beams: int = 2,
-    start_id: Any = 0,
-    eos_id: int = 1,
+    start_id: Any = _generation.START,
+    eos_id: int | Sequence[int] = _generation.END,
     max_length: int = 100,
     length_penalty: float = 1.0,
     accelerate: bool = True,
     *,
-    pad_id: int = 0,
+    pad_id: int = _generation.PADDING,
     return_scores: bool = False,
     early_stopping: bool = False,
     prompt_lengths: Any = None,
 ) -> Any:
     """Returns the likeliest sequences that a beam search finds, best first.
 
-    At each position the `2 * n_beams` best continuations of a row are looked at. One that ends in
+    At each position the `2 * n_beams` best continuations of a row are looked at (with m end
+    symbols, `(1 + m) * n_beams`, where that is more). One that ends in
     `eos_id` and is among the first `n_beams` is finished; the best `n_beams` others live on. A
     finished hypothesis of n tokens, the end symbol included, scores
     sum(log p) / ((5 + n) / 6) ** length_penalty. A row is done when its worst finished score is at
@@ -242,12 +263,12 @@ def beam_search(
     Args:
       model, inputs, batch_size, start_id, prompt_lengths: as for `autoregressive_sample_stream`.
       n_beams: how many hypotheses to follow, and to return; at least 1.
-      eos_id: the end symbol; -1 for none.
+      eos_id: the end symbol, or several; -1 for none. By default the model's own, or 1.
       max_length: how many tokens at most; at least 1.
       length_penalty: 0 takes plain sums, more favours longer sequences. What scores are divided by
         must be between 1e-30 and 1e30, which float32 can hold.
       accelerate: as for `autoregressive_sample_stream`.
-      pad_id: fills what stands after the end of a sequence.
+      pad_id: fills what stands after the end of a sequence; by default the model's own, or 0.
       return_scores: returns `(sequences, scores)`.
       early_stopping: a row is done as soon as `n_beams` of its hypotheses are finished, though a
         living beam might still become better.
@@ -255,7 +276,8 @@ def beam_search(
     Returns:
       int64 tensor of shape (batch, n_beams, output_length); with `return_scores`, and a float32
       tensor of shape (batch, n_beams), nats, whatever the model's type. Where there are fewer
-      sequences than beams, the missing ones score -inf and hold padding.
+      sequences than beams, the missing ones score -inf and hold padding. Arrays, if `inputs` are
+      arrays or lists.
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`; if `n_beams` is below 1; if
@@ -272,13 +294,15 @@ def beam_search(
         f"and 1e30 for n up to max_length; got {length_penalty!r} for {max_length}. Give one from "
         f"0, for plain sums, to 2.",
     )
+    layer = _layer_of(model)
+    ends, padding = _generation.ends_and_padding(layer, eos_id, pad_id)
     run = _run(
-        model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
+        layer, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
     )
     with contextlib.closing(run), run:
         logits = run.begin()[:, None]
         search = _generation.Search(
-            batch_size, n_beams, eos_id, max_length, length_penalty, early_stopping, logits.device
+            batch_size, n_beams, ends, max_length, length_penalty, early_stopping, logits.device
         )
         nan_check = _generation.NanCheck(max_length)
         while True:
@@ -289,10 +313,41 @@ def beam_search(
             if search.n == max_length or (looks and search.is_done()):
                 break
             logits = run.go_on(tokens, parents, search.done)
-    sequences, scores = search.results(pad_id)
+    sequences, scores = search.results(padding)
     return (sequences, scores) if return_scores else sequences
 
 
+def generate_text(
+    model: Any, tokenizer: Any, text: str | Sequence[str], n_beams: int = 1, **settings: Any
+) -> Any:
+    """Returns how a model goes on from a text, or what an encoder-decoder makes of it.
+
+    Args:
+      model: as for `autoregressive_sample`.
+      tokenizer: the model's, of transformers; or what maps a list of texts to a mapping with
+        `input_ids`, and has `decode(ids, skip_special_tokens=True)`.
+      text: one, or several, which are decoded together.
+      n_beams: more than 1 takes the best of a `beam_search`.
+      **settings: of `autoregressive_sample` or `beam_search`.
+
+    Returns:
+      A string; a list of them for several texts. The prompt and special tokens are left out.
+
+    Example:
+      >>> generate_text(model, tokenizer, "Once upon a time", temperature=0.0)  # doctest: +SKIP
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    inputs = _generation.tokens_of_texts(tokenizer, texts)
+    settings = {"inputs": inputs, "batch_size": len(texts), **settings}
+    if n_beams > 1:
+        tokens = beam_search(model, n_beams=n_beams, **settings)[:, 0]
+    else:
+        tokens = autoregressive_sample(model, **settings)
+    made = _generation.texts_of_tokens(tokenizer, tokens)
+    return made[0] if isinstance(text, str) else made
+
+
+@_mistakes.door("warmup", _generation.habits.OF_DECODING)
 def warmup(
     model: Any,
     batch_size: int = 1,
@@ -321,7 +376,7 @@ def warmup(
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`; if the model has a cache of
-        its own, whose steps cannot be compiled.
+        its own, and does not say that its steps can be compiled.
 
     Example:
       >>> from trax_torch import models
@@ -335,7 +390,8 @@ def warmup(
     layer = _layer_of(model)
     fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
     _generation.steps_of(fast.sublayer).cannot = False  # whoever asks for it may have mended it
-    run = _run(fast, inputs, batch_size, 0, True, prompt_lengths, max_length, None, n_beams)
+    start = _generation.START
+    run = _run(fast, inputs, batch_size, start, True, prompt_lengths, max_length, None, n_beams)
     with contextlib.closing(run), run:
         tokens = run.begin().argmax(-1, keepdim=True).expand(-1, n_beams)
         if not run.can_compile:
@@ -393,68 +449,22 @@ def quantize(model: Any) -> tl.Layer:
 def _layer_of(model: Any) -> Any:
     """Returns a model as a layer; of what `torch.compile` made, the model inside."""
     # It hands on attributes such as init_cache, as if the memories were its own.
-    return tl.as_layer(_torch_private.uncompiled(model))
+    model = _torch_private.uncompiled(model)
+    inner = model.module if isinstance(model, tl.Wrapped) else model
+    return huggingface.as_layer(inner) if huggingface.is_model(inner) else tl.as_layer(model)
 
 
-def _run(
-    model: Any,
-    inputs: Any,
-    batch_size: int,
-    start_id: Any,
-    accelerate: bool,
-    prompt_lengths: Any,
-    max_length: int | None,
-    eval_length: int | None,
-    n_beams: int = 1,
-) -> Any:
-    """Returns the run of a model that a call asks for.
-
-    Args:
-      max_length: how many tokens at most, or None.
-      eval_length: `eval_min_length` for a run in eval mode; None for one in predict mode.
-    """
-    layer = _layer_of(model)
-    wish, backend = None if accelerate else False, _BACKEND
-    if isinstance(layer, tl.Accelerate):
-        wish, backend, layer = accelerate, layer.backend, layer.sublayer
-    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
-    source = None
-    prompt = _generation.start_symbols(start_id, batch_size, device)
-    given = None if inputs is None else _generation.tokens_of(inputs, batch_size, device)
-    lengths = None
-    if layer.n_in > 1:
-        if given is None:
-            raise ValueError(
-                f"The model takes {layer.n_in} inputs, the first of which is the source; give "
-                f"inputs."
-            )
-        if prompt_lengths is not None:
-            raise ValueError(
-                f"prompt_lengths are of prefixes, but inputs are the source of {layer.name}, whose "
-                f"padding is told by its tokens, 0."
-            )
-        source = given
-    elif given is not None:
-        if prompt_lengths is not None:
-            given, lengths = _generation.cut_to_lengths(given, prompt_lengths)
-        prompt = torch.cat([prompt, given], dim=1)
-    elif prompt_lengths is not None:
-        raise ValueError("prompt_lengths are of the rows of inputs; give inputs too.")
-    if eval_length is not None:
-        if bool(prompt[:, 0].any()):
-            raise ValueError(
-                f"In eval mode the model puts its own start symbol, 0, before a sequence; got "
-                f"start_id={start_id!r}. Decode in predict mode, or leave start_id at 0."
-            )
-        room = None if max_length is None else prompt.shape[1] + max_length - 1
-        return _generation.EvalRun(layer, source, prompt[:, 1:], lengths, room, eval_length)
-    lengths = None if lengths is None else lengths + 1
-    n_steps = None if max_length is None else max_length - 1
-    return _generation.PredictRun(layer, source, prompt, lengths, n_steps, n_beams, wish, backend)
+def _run(model: Any, *asked: Any) -> Any:
+    """Returns the run of a model that a call asks for; see `_generation.run_for`."""
+    return _generation.run_for(_layer_of(model), _BACKEND, *asked)
 
 
 def _steps(
-    run: Any, sampler: Sampler, max_length: int | None, log_probs: bool, eos_id: int = -1
+    run: Any,
+    sampler: Sampler,
+    max_length: int | None,
+    log_probs: bool,
+    ends: tuple[int, ...] = (),
 ) -> Iterator[Any]:
     """Yields what a stream yields, inside the run, until all rows have met the end symbol."""
     logits = run.begin()
@@ -464,14 +474,14 @@ def _steps(
         nan_check.add(doubts_in(logits), None if ended is None else ~ended, n)
         tokens = sampler.choose(logits, sampler.noise(logits.shape[1], logits.device))[:, None]
         yield (tokens, log_probs_of(logits[:, None], tokens)) if log_probs else tokens
-        if eos_id >= 0:
-            met = tokens[:, 0] == eos_id
+        if ends:
+            met = _generation.is_end(tokens[:, 0], ends)
             ended = met if ended is None else ended | met
         if n == max_length:
             return
         if (
             ended is not None
-            and (run.is_full or nan_check.is_time(n, met.device))
+            and (run.is_full or nan_check.is_time(n, ended.device))
             and bool(ended.all())
         ):
             return

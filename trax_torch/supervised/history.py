@@ -25,9 +25,16 @@ class History:
             value = value.item()
         self._values.setdefault(mode, {}).setdefault(metric, []).append((step, value))
 
-    def get(self, mode: str, metric: str) -> list[tuple[int, Any]]:
-        """Returns the `(step, value)` pairs in the order they came; [] if there are none."""
-        return list(self._values.get(mode, {}).get(metric, []))
+    def get(self, mode: str, metric: str, start: int = 0) -> list[tuple[int, Any]]:
+        """Returns the `(step, value)` pairs in the order they came; [] if there are none.
+
+        Args:
+          mode: the mode.
+          metric: the metric.
+          start: how many of them to leave out, from the first one on: who has seen these already
+            need not go through all of a long run again.
+        """
+        return self._values.get(mode, {}).get(metric, [])[start:]
 
     @property
     def modes(self) -> list[str]:
@@ -56,6 +63,34 @@ class History:
                 for step, value in pairs:
                     history.append(mode, metric, int(step), value)
         return history
+
+    def lengths(self) -> dict[str, dict[str, int]]:
+        """Returns how many values there are, by mode and metric."""
+        return {
+            mode: {metric: len(pairs) for metric, pairs in metrics.items()}
+            for mode, metrics in self._values.items()
+        }
+
+    def between(
+        self, begin: dict[str, dict[str, int]], end: dict[str, dict[str, int]]
+    ) -> dict[str, dict[str, list[tuple[int, Any]]]]:
+        """Returns what was recorded after there were `begin` values, until there were `end`.
+
+        Args:
+          begin: what `lengths` gave at one time.
+          end: what it gave later.
+
+        Returns:
+          `{mode: {metric: [(step, value)]}}`, without metrics that have nothing new.
+        """
+        news: dict[str, dict[str, list[tuple[int, Any]]]] = {}
+        for mode, lengths in end.items():
+            for metric, n in lengths.items():
+                first = begin.get(mode, {}).get(metric, 0)
+                if n > first:
+                    pairs = self._values[mode][metric][first:n]
+                    news.setdefault(mode, {})[metric] = pairs
+        return news
 
     def __str__(self) -> str:
         return str(self._values)

@@ -4,14 +4,18 @@
 The order of events at a step is written down once, in `Loop.run`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 import torch
+from torch import nn
+from typing_extensions import TypeVar
 
-from trax_torch import _distributed, _seeds, _signals
+from trax_torch import _distributed, _mistakes, _seeds, _signals
 from trax_torch.interop._pickle import pickle_to_file, unpickle_from_file
-from trax_torch.optimizers import NonFiniteError
 from trax_torch.supervised import _checkpoint, _logging, _loop, _tasks
 from trax_torch.supervised._checkpoint import differences, verify_resume
 from trax_torch.supervised._loop import init_host_and_devices
@@ -29,8 +33,11 @@ __all__ = [
     "verify_resume",
 ]
 
+Model = TypeVar("Model", bound=nn.Module, default=Any, covariant=True)
+CallbackMaker = Callable[["Loop[Any]"], _loop.Callback]  # a class, or a partial of one
 
-class Loop:
+
+class Loop(Generic[Model]):
     """Trains a model on one or more tasks, and measures, logs and saves it as it goes.
 
     At each step: take the step; save a checkpoint; save a permanent one; report training and run
@@ -50,58 +57,69 @@ class Loop:
       output_dir: where checkpoints and logs go; None writes none.
       checkpoint_at: tells of a step whether to save a checkpoint at it; by default step 1 and every
         `n_steps_per_checkpoint` of the first task.
-      checkpoint_low_metric: name of a metric; at checkpoint times, the lowest so far is kept as
-        `lowest_<metric>`.
+      checkpoint_low_metric: of this metric, the lowest so far is kept as `lowest_<metric>`.
       checkpoint_high_metric: likewise, `highest_<metric>`.
       permanent_checkpoint_at: tells whether to save one that stays, as `model_<step>`; by default
         as the first task's `n_steps_per_permanent_checkpoint` says.
       eval_at: tells whether to report and run evals; by default when checkpoints are due.
       which_task: tells of a step which task is trained; by default they take turns.
       n_devices: how many devices the caller counts on; the launcher decides.
-      random_seed: of all random numbers; by default a fresh one, kept in checkpoints.
+      random_seed: of all random numbers, kept in checkpoints; by default one that is drawn from
+        torch's generator, so that `torch.manual_seed` before it repeats a run. It is printed then.
       loss_chunk_size: over how many positions at a time, of all (batch * length), the model's last
-        Dense and the loss are computed, so that the activations for a large vocabulary never exist
-        at once; a model that does not end in a Dense has the loss alone in chunks. Losses and
-        gradients are those of the whole. A loss that is neither Trax's nor torch's cross-entropy
-        gets whole rows of the batch, as many as have so many positions, at least one; it must be a
-        mean or sum over rows, and is refused if two neighbouring rows of the sample batch show
-        that it is none. (A mean over what it masks itself is none, which shows only if the sample
-        batch has more to mask in some rows. Take weights as a third input called weights.) 0
-        computes everything at once.
+        Dense, if it ends in one, and the loss are computed, so that the activations for a large
+        vocabulary never exist at once; losses and gradients are those of the whole. A loss that is
+        neither Trax's nor torch's cross-entropy gets whole rows of the batch; it must be a mean or
+        sum over rows, and is refused if the sample batch shows that it is none. (A mean over what
+        it masks itself is none: take a third input called weights.) 0 computes all at once.
       use_memory_efficient_trainer: True trains block by block: activations of one block at a time
         take up memory, and its weights are updated, and its gradients freed, in the midst of the
         backward pass. 2 offloads weights and slots to host memory, too: one block at a time is on
         the device, and `loop.model` on the host. Results are those of False. Gradients flow through
         what layers take and give: a loss that reads what a block left on itself gives that none.
-        Clipping by the global norm, accumulation, `compile`, `on_nonfinite='skip'` and
-        `strategy='fsdp'` are refused.
+        `clip_grad_norm`, accumulation, `compile`, skipped steps and 'fsdp' are refused.
       adasum: True has ranks merge their gradients by how much they agree, instead of averaging
         them (arXiv:2006.02924); the number of ranks must be a power of 2.
       callbacks: classes, built as `callback(loop)`; see `callbacks.TrainingStepCallback`.
+      best_at: 'evals' keeps the lowest and highest of a metric whenever it is measured;
+        'checkpoints', as Trax does, at steps alone at which a checkpoint is saved.
       device: where to compute; by default CUDA if there is any, else the CPU.
       progress: True shows a progress bar, False none; by default one on a terminal.
+      verbose: False prints nothing; what is said goes to the logger 'trax_torch' in any case.
+      loggers: of `supervised.loggers`, or what has their methods: what the history gets is given
+        to them, too, by its names behind 'train/' or 'eval/'. One that fails ends no run.
+      log_every: after how many steps training is logged, besides at evals, with means over the
+        steps since the last time. None logs it with evals alone.
       precision: 'bf16' computes in bfloat16 where torch's autocast deems it safe, in training and
-        evals; weights, slots and losses stay as they are. None computes in the weights' type.
+        evals; weights, slots and losses stay as they are. 'fp16' computes in float16, with losses
+        scaled as by `torch.amp.GradScaler`: steps that overflow by it are skipped, and counted.
+        'fp32' has CUDA multiply float32 in full, 'tf32' may round factors to TensorFloat-32, and
+        torch is set back after. None computes in the weights' type, as torch is set.
       n_accumulation_steps: into how many parts a batch is cut, along its first axis, that go
-        forward and backward one after another, so that the activations of one alone take up
-        memory. Loss and gradients are those of the whole batch, however weights are spread over
-        the parts. (Batch statistics are those of a part.)
+        forward and backward one after another: activations of one alone take up memory. Loss and
+        gradients are those of the whole batch, or it is refused. (Batch statistics are a part's.)
       compile: True compiles the model with `torch.compile`, once for training and once for evals.
-      keep_last: how many permanent checkpoints to keep; None keeps all.
+      keep_last: how many permanent checkpoints of this run, `model_<step>`, to keep; None: all.
       background_saves: True writes checkpoints behind the run, from a copy of the weights and
         slots; one that fails stops the run at the next save or the end of `run`.
-      on_nonfinite: what happens to a step whose loss or gradient is not finite, which changes
-        nothing in any case: 'raise' raises `NonFiniteError`; a number skips so many such steps
-        before it raises; 'skip' stands for 100.
-      strategy: where several ranks train: 'ddp' has each keep all weights and slots; 'fsdp' a part
-        of each (`torch.distributed.fsdp.fully_shard`), for models too large for one device.
-        Checkpoints are the same files.
+      on_nonfinite: a step whose loss or gradient is not finite changes nothing: 'raise' raises
+        `NonFiniteError`; a number skips so many steps before it raises; 'skip' stands for 100.
+      strategy: 'ddp' has each rank keep all weights and slots; 'fsdp' a part of each (torch's
+        `fully_shard`), for models too large for one device. Checkpoints are the same files.
       find_unused_parameters: where several ranks train: which weights a task's loss depends on is
         found once, on its sample batch; True looks at each step, for models in which that changes.
       timeout: seconds after which a rank that does not answer is given up, with an error; more
-        than the chief takes to save or load. A process group that is there already keeps its own.
+        than the chief takes to save or load. A process group already there keeps its own.
+      save_at_end: True saves the last step of a run, however it ends, reports it with evals, and
+        keeps what is best then. False leaves it at what is due, as Trax: for many short runs.
       resume_data: 'exact' goes on with the batch after the last one that was seen, and draws those
         before it again where the data does not keep its own place; 'restart' begins anew.
+      resume_from: which checkpoint to start from, each time: a name in `output_dir`, such as
+        'model_2000', or a path, 'other/model'; by default 'model', if `output_dir` has it. Later
+        ones stay until the run saves under the same names.
+      clip_grad_norm: scales all gradients down to this global norm where theirs reaches it, with
+        any optimizer; `training/gradients_l2` is the norm before. A recipe's own does the same.
+      clip_grad_value: brings elements of gradients into [-clip_grad_value, clip_grad_value], last.
 
     Raises:
       ValueError: if arguments, model and batches do not fit together.
@@ -110,13 +128,14 @@ class Loop:
     Source: Trax `supervised/training.py::Loop`.
     """
 
+    @_mistakes.door("Loop", _loop.habits.OF_LOOP, _loop.habits.OF_TRAX_1_3_4)
     def __init__(
         self,
-        model: Any,
-        tasks: Any,
-        eval_model: Any = None,
-        eval_tasks: Any = None,
-        output_dir: str | None = None,
+        model: Model,
+        tasks: TrainTask | Sequence[TrainTask],
+        eval_model: Model | None = None,
+        eval_tasks: EvalTask | Sequence[EvalTask] | None = None,
+        output_dir: str | os.PathLike[str] | None = None,
         checkpoint_at: _tasks.At | None = None,
         checkpoint_low_metric: str | None = None,
         checkpoint_high_metric: str | None = None,
@@ -128,90 +147,134 @@ class Loop:
         loss_chunk_size: int = 0,
         use_memory_efficient_trainer: bool | int = False,
         adasum: bool = False,
-        callbacks: Any = None,
+        callbacks: "CallbackMaker | Sequence[CallbackMaker] | None" = None,
         *,
+        best_at: _loop.BestAt = "evals",
         device: str | torch.device | None = None,
         progress: bool | None = None,
-        precision: str | None = None,
+        precision: _loop.Precision | None = None,
         n_accumulation_steps: int = 1,
         compile: bool = False,
         keep_last: int | None = None,
         background_saves: bool = False,
-        on_nonfinite: str | int = "raise",
-        resume_data: str = "exact",
-        strategy: str = "ddp",
+        on_nonfinite: _loop.OnNonfinite | int = "raise",
+        save_at_end: bool = True,
+        resume_data: _loop.ResumeData = "exact",
+        resume_from: str | None = None,
+        strategy: _loop.Strategy = "ddp",
         find_unused_parameters: bool = False,
         timeout: float = 300.0,
+        verbose: bool = True,
+        loggers: _logging.Logger | Sequence[_logging.Logger] | None = None,
+        log_every: int | None = None,
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
     ):
-        self._config = config = _loop.LoopConfig.of(locals())  # while nothing else has a name
-        self._world = world = _distributed.join(n_devices, device, timeout)
-        self._tasks, self._eval_tasks = _loop.as_tasks(tasks, eval_tasks)
-        self._state = state = _checkpoint.RunState(_loop.seed_of(config, world))
-        self._console = _logging.Console(world.is_chief, config)
-        self._events = _loop.events_of(config, self._tasks[0])
-        self._best = _loop.Best(checkpoint_low_metric, checkpoint_high_metric, self._eval_tasks)
-        self._parts = parts = _loop.build(
-            model, self._tasks, eval_model, self._eval_tasks, config, world, state.seed
+        config = _loop.LoopConfig.of(locals())  # while nothing else has a name
+        self._build(config, model, eval_model, tasks, eval_tasks, callbacks, loggers)
+
+    def _build(self, config: _loop.LoopConfig, model: Any, eval_model: Any, *given: Any) -> None:
+        """Builds the parts, in the order in which they need each other, and goes on from a save."""
+        tasks, eval_tasks, callbacks, loggers = given
+        self._config = config
+        self._world = world = _distributed.join(config.n_devices, config.device, config.timeout)
+        self._tasks, self._eval_tasks = both = _loop.as_tasks(tasks, eval_tasks)
+        self._state = state = _checkpoint.RunState(_loop.seed_of(config, world, *both))
+        self._console = console = _logging.Console(world.is_chief, config, config.verbose)
+        events, best = _loop.events_of(config, both[0][0]), _loop.Best(config, both[1])
+        hook = None if type(self).compute_loss is Loop.compute_loss else self.compute_loss
+        self._parts = parts = _loop.build(model, eval_model, *both, config, world, state.seed, hook)
+        self._stopping = stopping = _loop.Stopping(world)
+        self._callbacks = told = _loop.CallbackList(world, stopping, config, lambda: state.step)
+        members = parts.members(*both, told.items)
+        self._reports = reports = _logging.Reports(console, *both, self.output_dir, world, loggers)
+        self._saver = saver = _checkpoint.Checkpointer(state, members, world, console, config)
+        self._stepper = stepper = _loop.Stepper(
+            world, self._tasks, parts, state, config.which_task, told, stopping, saver.way_back
         )
-        self._stopping = _loop.Stopping(world)
-        self._stepper = _loop.Stepper(world, self._tasks, parts, which_task, self._stopping)
-        self._callbacks = _loop.CallbackList(world, self._stopping)
-        members = parts.members(self._tasks, self._eval_tasks, self._callbacks.items)
-        self._reports = _logging.Reports(
-            self._console, self._tasks, self._eval_tasks, config.output_dir, world
+        self._saves = saves = _loop.Saves(saver, stepper.check_finite, told.saved)
+        self._after = _loop.AfterStep(
+            self, config, state, events, best, stepper, told, reports, console, saves, saver
         )
-        self._saver = _checkpoint.Checkpointer(state, members, world, self._console, config)
         with self._saver.locked():
-            self.load_checkpoint()
-        self._callbacks.build(callbacks, self)
-        members.fill_callbacks()
+            self.load_checkpoint(*config.start())
+        _loop.greet(console, parts.says(), self.random_seed, is_drawn=config.random_seed is None)
+        self._callbacks.build(callbacks, self, saves, members.fill_callbacks)
 
-    def run(self, n_steps: int = 1) -> None:
-        """Trains for `n_steps` more steps.
+    @_mistakes.door("Loop.run", _loop.habits.OF_RUN)
+    def run(
+        self, n_steps: int | None = None, *, until: int | None = None, n_epochs: int | None = None
+    ) -> None:
+        """Trains for some more steps, or until so many have been taken in all.
 
-        SIGTERM and SIGINT end the run after the step under way: a checkpoint is saved and the
-        process exits with 143 or 130, as `SystemExit`. A second signal, a second or more later,
-        ends it at once.
+        A script that may be started again asks for `until`, and ends where it would have if nothing
+        had stopped it. The last step is saved, then reported with evals; see `save_at_end`. So a
+        checkpoint holds the run before that, and one that goes on is the one that never ended.
+
+        SIGTERM and SIGINT end the run after the step under way: a checkpoint is saved, training is
+        reported, and the process exits with 143 or 130, as `SystemExit`. A second signal, a second
+        or more later, ends it at once. At a prompt or in a notebook SIGINT is `KeyboardInterrupt`.
+
+        Args:
+          n_steps: how many more steps; by default those of the task's `epochs`, else 1.
+          until: how many in all, and n_epochs: how many more `TrainTask.epoch`s, instead.
 
         Raises:
           NonFiniteError: if a loss or gradient is not finite; that step has changed nothing. With
             use_memory_efficient_trainer a gradient that is not finite may be found when some
             weights are updated; the error says so then, and where to go back to.
-          ValueError: if the data ends.
+          ValueError: if the data ends, or several of n_steps, until and n_epochs are given.
           CheckpointError: if a checkpoint cannot be saved, or another process writes here.
         """
-        if n_steps < 0:
-            raise ValueError(f"A run takes 0 steps or more; got {n_steps}.")
+        n_steps = _loop.n_steps_of(n_steps, until, n_epochs, self.step, self._tasks)
         self._saver.check_whole()
-        self._parts.model.train()
-        for trainer in self._parts.trainers:
-            trainer.renew_params()
-        self._step_seed = _seeds.derive(self._state.seed, "step", self._world.rank)
+        self._stepper.begin_run()
         first = self.step + 1
-        with _signals.Stopper() as stopper:
+        with _signals.Stopper() as stopper, self._world.call("run()"):
             self._stopping.begin(stopper)
             with (
                 self._saver.running(),
-                _logging.Writers(self.step if self._report_is_due() else first) as writers,
                 self._console.progress(first, n_steps, self._config.progress) as steps,
                 _logging.clocks_running(self._parts.accumulators),
-                self._callbacks.run(self),
+                _loop.float32_precision(self._config),
+                self._reports.running(),
+                self._callbacks.run(self._saves),
             ):
-                self._catch_up(writers)
+                self._after.catch_up(n_steps)
                 self._world.compare({"the step": self.step, "n_steps": n_steps})
                 self._stopping.agree()
                 for step in steps:
                     if self._stopping.is_due:
                         break
-                    report, names = bool(self._events.eval_at(step)), self._names_at(step)
-                    self._take_step(step, report, names)
-                    self._save(names)
-                    if report and self._stopping.signum is None:
-                        self._report(writers, saves_best="model" in names)
+                    due = self._after.due_at(step)
+                    with self._saves:
+                        trainer = self._stepper.take(step, due)
+                    self._saver.check_can_save(trainer)
+                    self._after.save(due.names)
+                    if due.training and self._stopping.signum is None:
+                        self._after.report(due.evals, "model" in due.names)
                         self._stopping.agree()  # a callback may have asked to stop
+                self._stopping.agree()
+                self._after.end(self.step >= first, self._stopping.signum)
             self._stopping.agree()
             if self._stopping.signum is not None:  # a save in the background is known to be done
-                self._leave(self._stopping.signum)
+                self._after.leave(self._stopping.signum)
+
+    def compute_loss(self, model: Any, batch: Any) -> torch.Tensor:
+        """Returns the loss of a batch; a subclass overrides it where no rule of `TrainTask` does.
+
+        It is then asked in the place of the task's loss in training, of each part of a batch, also
+        when the Loop is built, so what it reads of `self` is set before `super().__init__`. Evals
+        measure as their tasks say.
+
+        Args:
+          model: the module, in train mode.
+          batch: a batch, or a part of it, as the data yields it, as tensors.
+
+        Returns:
+          A scalar: a mean over the rows of the batch, so that parts and ranks make up the whole.
+        """
+        raise NotImplementedError("Override compute_loss(model, batch) in a class of your own.")
 
     def stop(self, why: str = "") -> None:
         """Ends `run` after the step under way; for callbacks.
@@ -223,82 +286,30 @@ class Loop:
         if why:
             self._console.say_step(self.step, f"Stopped: {why}")
 
-    def _catch_up(self, writers: _logging.Writers) -> None:
-        """Does what was due at the step that the run goes on from, if a crash kept it from that."""
-        self._saver.check_not_overtaken()
-        if self._saver.saved_step == self.step:
-            missing = self._saver.missing(self._names_at(self.step))
-            self._save(missing, blocking=True)
-        if self._report_is_due():  # a checkpoint is saved before the evals of its step
-            self._report(writers, saves_best="model" in self._names_at(self.step))
-
-    def _leave(self, signum: int) -> None:
-        """Saves what was done, and ends the process."""
-        if self._saver.saved_step != self.step:
-            self._save(["model"], blocking=True)
-        self._saver.wait()  # a save that failed is an error, not an orderly end
-        self._console.say_step(self.step, f"Stopped by signal {signum}.")
-        raise SystemExit(_signals.exit_code(signum))
-
-    def _take_step(self, step: int, report: bool, names: list[str]) -> None:
-        due = {"what is reported": report, "what is saved": len(names)}
-        try:
-            trainer, called = self._stepper.take(
-                step, self._step_seed, self._callbacks.items, report, due
-            )
-        except NonFiniteError as raised:
-            if not all(each.is_whole for each in self._parts.trainers):
-                raised.args = (f"{raised} {self._saver.way_back()}",)
-            raise
-        self._state.step = step
-        trainer.is_whole = True
-        self._callbacks.step_ended(called, step)
-
-    def _names_at(self, step: int) -> list[str]:
-        """Returns the names to save under at a step, before its evals."""
-        return [] if self.output_dir is None else self._events.names_at(step)
-
-    def _report(self, writers: _logging.Writers, saves_best: bool) -> None:
-        """Logs training since the last report, runs evals, and saves the best so far."""
-        self._stepper.check_finite()
-        self._reports.begin(self.step, self._parts.model)
-        more = self._callbacks.values() | self._stepper.counts()
-        accumulators = self._parts.accumulators
-        self._reports.log_training(self.history, self.step, accumulators, writers, more)
-        self.run_evals(self._reports.eval_writers(writers))
-        self._state.reported_step = self.step
-        for each in accumulators:
-            each.clear()
-        if saves_best:
-            self._save(self._best.names_at(self.step, self.history))
-
-    def _report_is_due(self) -> bool:
-        return self.step != self._state.reported_step and bool(self._events.eval_at(self.step))
-
-    def run_evals(self, summary_writers: Any = None) -> None:
+    @_mistakes.door("Loop.run_evals", _loop.habits.OF_RUN)
+    def run_evals(self, summary_writers: Any = None) -> dict[str, float]:
         """Measures the model on every eval task, and logs and records what it finds.
 
         Args:
           summary_writers: one for each eval task, as `log_summary` takes; None writes no files.
 
+        Returns:
+          The metrics' values by their names in the history, such as 'metrics/L2Loss'.
+
         Raises:
           CheckpointError: if an update was broken off, with the way back.
         """
         self._saver.check_whole()
-        summary_writers = summary_writers or [None] * len(self._eval_tasks)
-        with self._callbacks.evals(self.step):
-            self._run_evals(summary_writers)
-
-    def _run_evals(self, summary_writers: Any) -> None:
-        model = self._parts.eval_model
-        if model is not self._parts.model:
-            _checkpoint.share_buffers(self._parts.model, model)
-        self._world.copy_from_chief_(list(model.buffers()))
-        for index, evaluator in enumerate(self._parts.evaluators):
-            seed = _seeds.derive(self._state.seed, "eval", self.step, index, self._world.rank)
-            self.log_summary(evaluator.means(seed), summary_writers[index], "metrics/", "eval")
-            seen = _logging.summaries_of(model)
-            self.log_summary(seen, summary_writers[index], "", "eval", stdout=False)
+        writers = summary_writers or [None] * len(self._eval_tasks)
+        values: dict[str, float] = {}
+        with self._world.call("run_evals()"), self._saves, self._after.told_of_evals():
+            found = _loop.measured(self._parts, self._world, self._state.seed, self.step)
+            for index, (means, seen) in enumerate(found):
+                with self._reports.of_task("eval", index) as recorded:
+                    self.log_summary(means, writers[index], "metrics/", "eval")
+                    self.log_summary(seen, writers[index], "", "eval", stdout=False)
+                values |= {recorded("metrics/", name): mean for name, mean in means.items()}
+        return values
 
     def log_summary(
         self,
@@ -313,7 +324,9 @@ class Loop:
         Args:
           values: numbers by name; what is no scalar is written as an image.
           summary_writer: has `scalar(tag, value, step)`, `image(...)` and `flush()`; or None.
-          value_prefix: goes before the names in files and history, such as 'metrics/'.
+          value_prefix: goes before the names in files and history, such as 'metrics/'. What several
+            tasks would record under one name has the task's `export_prefix`, or its number, before
+            that in the history: '0/metrics/L2Loss', '1/training/loss'.
           log_prefix: 'train' or 'eval'.
           stdout: False prints nothing.
         """
@@ -324,13 +337,18 @@ class Loop:
     def save_checkpoint(self, basename: str, *, blocking: bool = True) -> None:
         """Saves the run as it is now under a name, in the place of an earlier one of that name.
 
+        Where callbacks are being made, or told of a step, evals or the end of a run, or averages
+        are applied, it is saved after that, so that their order does not matter. If that fails, so
+        does the save, and the error says it.
+
         Args:
           basename: the name.
           blocking: False copies the tensors and returns, and writes in the background. A failure is
             raised by the next save, or at the end of `run`.
 
         Raises:
-          ValueError: if the name is not a plain file name.
+          ValueError: if the name is not a plain file name, or a state_dict asks that is being
+            saved.
           CheckpointError: if it cannot be written; what was saved before is intact.
           NonFiniteError: if a step since the last report was not finite, or a weight is not;
             nothing is saved then.
@@ -338,28 +356,39 @@ class Loop:
         _checkpoint.check_basename(basename)
         if self.output_dir is None:
             self._console.say("Did not save checkpoint as output_dir is None")
-        self._save([basename], blocking)
+            warnings.warn(
+                f"save_checkpoint({basename!r}) saved nothing: this Loop has no output_dir. Build "
+                f"it with one, Loop(..., output_dir='run').",
+                stacklevel=2,
+            )
+            return
+        self._saves.save(basename, blocking)
 
-    def _save(self, names: list[str], blocking: bool | None = None) -> None:
-        if names and self.output_dir is not None:
-            blocking = not self._config.background_saves if blocking is None else blocking
-            self._stepper.check_finite()
-            self._saver.save(names, blocking)
+    def saves_later(self) -> contextlib.AbstractContextManager[None]:
+        """Returns a context at whose end is saved what is asked for inside; for callbacks.
+
+        It is for what changes the model for a while, such as its weights for averages of them.
+        """
+        return self._saves
 
     def load_checkpoint(self, directory: str | None = None, filename: str | None = None) -> None:
-        """Puts the run where a checkpoint left it; without one, nothing changes.
+        """Puts the run where a checkpoint left it; an `output_dir` without one changes nothing.
 
         Args:
-          directory: the checkpoint's folder; by default `output_dir`.
+          directory: its folder, or a place such as 'run/model_5'; by default `output_dir`.
           filename: its name; 'model' by default. Where there is none of that name of ours, but
             Trax's own `<filename>.pkl.gz`, that is read: weights, state, slots, history and step.
 
         Raises:
-          CheckpointError: if it is damaged; nothing has changed then.
+          CheckpointError: if it is damaged, or not where it is said to be; nothing has changed.
           IndexError: if it belongs to another model, optimizer or set of tasks (a `MismatchError`,
             with the first differences); nothing has changed then.
+          ValueError: if callbacks are being told of a step, evals, or the end of a run.
         """
-        self._saver.load(directory, filename)
+        self._saves.check_outside("load_checkpoint")
+        with self._world.call("load_checkpoint()"), self._saves:
+            if self._saver.load(directory, filename):
+                self._callbacks.loaded()
 
     def update_weights_and_state(self, weights: Any = None, state: Any = None) -> None:
         """Sets the model's weights, its state, or both.
@@ -373,16 +402,18 @@ class Loop:
           ValueError: if a tree does not fit.
           IndexError: if a mapping does not fit.
         """
-        for tree, kind in ((weights, "weights"), (state, "state")):
-            if isinstance(tree, Mapping):
-                _checkpoint.put_named(self._parts.model, kind, tree)
-            elif tree is not None:
-                setattr(self._parts.model, kind, tree)
+        _checkpoint.put_trees(self._parts.model, weights, state)
 
     def new_rng(self) -> torch.Generator:
         """Returns a fresh generator, each call another; the same sequence for the same seed."""
         self._state.n_rngs += 1
         return _seeds.generator(self._state.seed, "new_rng", self._state.n_rngs, self._world.rank)
+
+    if not TYPE_CHECKING:  # a checker finds by itself what is not there
+
+        def __getattr__(self, name):
+            """Says, of what other libraries have, what to write here."""
+            _mistakes.no_attribute(self, name, _loop.habits.OF_ATTRIBUTES)
 
     @property
     def step(self) -> int:
@@ -390,9 +421,28 @@ class Loop:
         return self._state.step
 
     @property
+    def epoch(self) -> float | None:
+        """How many epochs of the first task were trained; see `TrainTask.epoch`."""
+        return self._tasks[0].epoch
+
+    @property
+    def random_seed(self) -> int:
+        """The seed of all random numbers: the one that was asked for, drawn or loaded."""
+        return self._state.seed
+
+    @property
     def batch(self) -> Any:
         """The batch of the step under way, or of the last one, as tensors; for callbacks."""
         return self._stepper.batch
+
+    @property
+    def loss(self) -> float | None:
+        """The loss of the last step, which is waited for now; None before this process took one.
+
+        Where several ranks train, each has its share times their number, whose mean is the loss.
+        """
+        loss = self._stepper.loss
+        return None if loss is None else float(loss) * self._world.size
 
     @property
     def history(self) -> History:
@@ -410,14 +460,14 @@ class Loop:
         return self._world.is_chief
 
     @property
-    def model(self) -> Any:
+    def model(self) -> Model:
         """The model in training, as it was given."""
-        return _checkpoint.bare(self._parts.model)
+        return cast(Model, _checkpoint.bare(self._parts.model))
 
     @property
-    def eval_model(self) -> Any:
-        """The model that is measured."""
-        return _checkpoint.bare(self._parts.eval_model)
+    def eval_model(self) -> Model:
+        """What predicts: `eval_model`, or else the model in eval mode, with the same weights."""
+        return cast(Model, self._parts.evaluated())
 
     @property
     def tasks(self) -> list[TrainTask]:

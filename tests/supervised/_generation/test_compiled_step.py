@@ -225,7 +225,7 @@ def test_inference_mode_makes_no_difference():
 
 
 def test_threads_decode_from_models_of_their_own_and_from_one(monkeypatch):
-    """On one model they take turns; nothing that is torch's own is left changed."""
+    """On one model too, side by side; nothing that is torch's own is left changed."""
     models_, inputs = [lively("attention", seed) for seed in (1, 2)], prompts(4)
     fast = [tl.Accelerate(model, backend="eager") for model in models_]
     want = [sample(model, inputs, max_length=12) for model in models_]

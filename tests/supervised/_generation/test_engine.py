@@ -1,6 +1,5 @@
 """Caches of an uncompiled run grow with its sequences, and change no token by it."""
 
-import numpy as np
 import pytest
 import torch
 from decoders import VOCAB, livelier
@@ -65,13 +64,12 @@ def test_a_generous_max_length_reserves_no_more_than_is_used(monkeypatch):
         lambda cache, *kv: (lengths.append(cache.length), make(cache, *kv)),
     )
     model = attention()
-    first = int(
-        decoding.autoregressive_sample(model, np.array([[2]]), temperature=0.0, max_length=1)
-    )
+    prompt = torch.tensor([[2]])
+    first = int(decoding.autoregressive_sample(model, prompt, temperature=0.0, max_length=1))
     lengths.clear()
 
     tokens = decoding.autoregressive_sample(
-        model, np.array([[2]]), temperature=0.0, max_length=10**6, eos_id=first
+        model, prompt, temperature=0.0, max_length=10**6, eos_id=first
     )
 
     assert tokens.shape == (1, 1)

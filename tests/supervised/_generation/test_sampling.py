@@ -180,7 +180,7 @@ def test_a_model_draws_sequences_as_often_as_it_says_they_come():
         log_probs = sampling.log_probs_of(model(whole), whole)[:, 1:].sum(1)
 
     found = decoding.autoregressive_sample(
-        model, [[2]] * 20_000, 20_000, eos_id=-1, max_length=2, seed=0
+        model, torch.full((20_000, 1), 2), 20_000, eos_id=-1, max_length=2, seed=0
     )
 
     assert_follows(torch.bincount(4 * found[:, 0] + found[:, 1], minlength=16), log_probs.exp())

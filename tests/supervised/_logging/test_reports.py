@@ -3,11 +3,13 @@
 import re
 import time
 
+import numpy as np
 import pytest
+import torch
 from toys import line_loop, line_model, train_task
 
 from trax_torch import layers as tl
-from trax_torch.supervised import Loop, TrainingStepCallback
+from trax_torch.supervised import EvalTask, Loop, TrainingStepCallback, TrainTask
 
 
 def test_the_console_lines_are_those_of_trax(capsys):
@@ -93,10 +95,10 @@ def test_a_resumed_run_takes_the_place_of_events_after_the_checkpoint(tmp_path):
     """TensorBoard shows one value a step although a crash left some that were lost."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    loop = line_loop(tmp_path, checkpoint_at=lambda s: s == 4, eval_at=lambda s: True)
+    at = {"eval_at": lambda s: True, "save_at_end": False}
+    loop = line_loop(tmp_path, checkpoint_at=lambda s: s == 4, **at)
     loop.run(6)
-    time.sleep(1.1)  # event files are read in the order of the seconds they were made in
-    resumed = line_loop(tmp_path, checkpoint_at=lambda s: False, eval_at=lambda s: True)
+    resumed = line_loop(tmp_path, checkpoint_at=lambda s: False, **at)
     assert resumed.step == 4
     resumed.run(4)
 
@@ -120,3 +122,106 @@ def test_summaries_of_the_model_are_logged(tmp_path):
     events = EventAccumulator(str(tmp_path / "eval"))
     events.Reload()
     assert "summary_mean_activation" in events.Tags()["scalars"]
+
+
+# Several tasks
+
+
+def two_tasks(folder=None, prefixes=(None, None), **names):
+    """Tasks whose values are 1 and 9, and evals that give 0 and 1, with names alike or not."""
+    x = torch.ones(4, 1)
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    tasks = [
+        TrainTask(
+            [(x, x * k)],
+            torch.nn.MSELoss(),
+            still,
+            n_steps_per_checkpoint=4,
+            export_prefix=prefix,
+            loss_name=names.get(f"loss_{k}"),
+        )
+        for k, prefix in zip((1, 3), prefixes, strict=True)
+    ]
+    evals = [
+        EvalTask([(x, x * k)], torch.nn.MSELoss(), [names.get(f"metric_{k}", "error")])
+        for k in (0, 1)
+    ]
+    return line_loop(folder, model=model, task=tasks, evals=evals)
+
+
+def test_tasks_with_one_name_are_told_apart(capsys):
+    """By their numbers, in the history and on the console."""
+    loop = two_tasks()
+    loop.run(4)
+
+    said = capsys.readouterr().out
+    for mode, name, wanted in (
+        ("train", "0/metrics/MSELoss", 1.0),
+        ("train", "1/metrics/MSELoss", 9.0),
+        ("train", "0/training/loss", 1.0),
+        ("train", "1/training/loss", 9.0),
+        ("eval", "0/metrics/error", 0.0),
+        ("eval", "1/metrics/error", 1.0),
+    ):
+        assert loop.history.get(mode, name)[-1] == (4, wanted)
+        if "metrics" in name:
+            shown = name.replace("metrics/", "")
+            assert f"Step      4: {mode:5s} {shown:>9s} |  {wanted:.8f}\n" in said
+    assert not [n for n in loop.history.metrics_for_mode("train") if not n.startswith(("0/", "1/"))]
+    assert loop.run_evals() == {"0/metrics/error": 0.0, "1/metrics/error": 1.0}
+
+
+def test_names_of_one_task_alone_are_as_ever():
+    """So are all names where there is one task."""
+    loop = two_tasks(loss_1="a", loss_3="b", metric_1="other")
+    loop.run(4)
+
+    assert loop.history.get("train", "metrics/a")[-1] == (4, 1.0)
+    assert loop.history.get("train", "metrics/b")[-1] == (4, 9.0)
+    assert loop.run_evals() == {"metrics/error": 0.0, "metrics/other": 1.0}
+
+
+def test_prefixes_of_logs_tell_tasks_apart_in_the_history():
+    loop = two_tasks(prefixes=("en", "fr"))
+    loop.run(4)
+    assert loop.history.get("train", "en/metrics/MSELoss")[-1] == (4, 1.0)
+    assert loop.history.get("train", "fr/training/loss")[-1] == (4, 9.0)
+
+    loop = two_tasks(prefixes=("en", "en"))  # which do not: their numbers do
+    loop.run(4)
+    assert loop.history.get("train", "1/metrics/MSELoss")[-1] == (4, 9.0)
+
+
+def test_tensorboard_has_the_tags_of_trax_in_the_folder_of_each_task(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    two_tasks(tmp_path).run(4)
+    for place, tag, wanted in (
+        ("0/train", "metrics/MSELoss", 1.0),
+        ("1/train", "training/loss", 9.0),
+        ("1/eval", "metrics/error", 1.0),
+    ):
+        events = EventAccumulator(str(tmp_path / place))
+        events.Reload()
+        assert events.Scalars(tag)[-1].value == wanted
+
+
+def test_what_layers_show_in_evals_is_of_each_task():
+    """And what is logged by hand is nobody's."""
+    model = tl.Serial(tl.Dense(1), tl.SummaryScalar("mean"))
+    evals = [EvalTask([(np.full((2, 3), k, np.float32),) * 2], Mean(), ["m"]) for k in (0, 1)]
+    loop = line_loop(model=model, evals=evals)
+    found = loop.run_evals()
+    loop.log_summary({"mine": 0.5}, None, "training/", "train")
+
+    for k in ("0", "1"):
+        ((_, value),) = loop.history.get("eval", f"{k}/summary_mean")
+        assert value == pytest.approx(found[f"{k}/metrics/m"])
+    assert loop.history.get("train", "training/mine") == [(0, 0.5)]
+
+
+class Mean(torch.nn.Module):
+    def forward(self, output, target):
+        return output.mean()

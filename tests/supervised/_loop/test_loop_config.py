@@ -10,10 +10,11 @@ from torch import nn
 from trax_torch.supervised import Loop, TrainTask
 from trax_torch.supervised._loop import LoopConfig
 
-APART = {"self", "model", "tasks", "eval_model", "eval_tasks", "callbacks"}
+APART = {"self", "model", "tasks", "eval_model", "eval_tasks", "callbacks", "loggers"}
 OF_STEPS = {
     *("precision", "n_accumulation_steps", "compile", "on_nonfinite", "adasum", "strategy"),
     *("find_unused_parameters", "loss_chunk_size", "use_memory_efficient_trainer"),
+    *("clip_grad_norm", "clip_grad_value"),
 }
 
 

@@ -98,7 +98,7 @@ def test_reversible_layers_in_an_nn_sequential_are_blocks_too():
 def test_a_hook_on_the_model_is_called_at_each_step(model):
     model, calls = model(), []
     model.register_forward_hook(lambda *_: calls.append(1))
-    run = loop(model=model)
+    run = loop(model=model, save_at_end=False)
     run.run(1)
     n_in_evals = len(calls) - 1
     run.run(3)

@@ -153,7 +153,7 @@ def test_a_process_that_is_killed_in_the_midst_of_a_backward_pass_resumes_whole(
 
 def resumed_on_two_ranks(rank, folder, mode):
     """Returns what differs between a run that was cut and one that was not."""
-    settings = {"mode": mode, "rank": rank, "size": 2, "device": "cpu"}
+    settings = {"mode": mode, "rank": rank, "size": 2, "device": "cpu", "save_at_end": False}
     whole = after(8, f"{folder}/whole", **settings)
     after(5, f"{folder}/cut", **settings).run(1)  # which is not saved
     resumed = loop(f"{folder}/cut", **settings)
@@ -196,7 +196,7 @@ def spoiling(told):
 @pytest.mark.parametrize("mode", [True, 2])
 def test_a_gradient_in_the_midst_that_is_not_finite_names_the_checkpoint(mode, tmp_path):
     told = []
-    run = after(6, tmp_path / "run", mode=mode, model=spoiling(told))
+    run = after(6, tmp_path / "run", mode=mode, model=spoiling(told), save_at_end=False)
     told.append(1)
     with pytest.raises(NonFiniteError, match="Step 7: .*nan.*not usable: load older") as caught:
         run.run(4)

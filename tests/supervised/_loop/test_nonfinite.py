@@ -1,5 +1,6 @@
 """What is not finite is neither trained on nor saved."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -53,12 +54,14 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
 
 def test_a_device_may_decide_whether_a_step_is_taken(monkeypatch):
     """As on CUDA, where no step waits for the verdict: it is asked for at the report."""
-    loop = nan_loop(steps=(3, 4))
+    loop = nan_loop(steps=(3, 4), save_at_end=False)
     loop.run(2)
     before = state_of(loop)
     trainer = loop._parts.trainers[0]
     trainer.optimizer = torch.optim.Adam(trainer.params, fused=True)
     monkeypatch.setattr(trainer, "_on_cpu", False)
+    elsewhere = dataclasses.replace(trainer._gradients, on_cpu=False)
+    monkeypatch.setattr(trainer, "_gradients", elsewhere)
     monkeypatch.setattr(trainer, "_decides_on_device", True)
 
     loop.run(2)
@@ -68,7 +71,7 @@ def test_a_device_may_decide_whether_a_step_is_taken(monkeypatch):
     with pytest.raises(optimizers.NonFiniteError, match="Step 3: the loss is nan"):
         loop._stepper.check_finite()
     assert trainer.n_skipped == 2
-    assert math.isfinite(loop._parts.accumulators[0].means()["loss"])
+    assert math.isfinite(loop._parts.accumulators[0].means(loop._world)["loss"])
 
 
 # Steps that are skipped
@@ -84,7 +87,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
 
     loop.run(97)
 
-    assert loop.history.get("train", "training/skipped steps") == [(100, 2.0)]
+    assert loop.history.get("train", "training/skipped steps") == [(3, 1.0), (100, 2.0)]
     assert math.isfinite(losses_of(loop)[-1])
 
 

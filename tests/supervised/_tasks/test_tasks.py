@@ -37,16 +37,18 @@ def test_data_that_is_empty_or_no_data_is_refused():
         EvalTask([], tl.L2Loss())
     with pytest.raises(TypeError, match="Call a generator function first"):
         TrainTask(batches, tl.L2Loss(), optimizers.SGD(0.1))
-    with pytest.raises(ValueError, match="batches that are tuples .*; got dict"):
-        TrainTask(iter([{"x": 1}]), tl.L2Loss(), optimizers.SGD(0.1))
+    with pytest.raises(ValueError, match="batches that are tuples .*; got str"):
+        TrainTask(iter(["a text"]), tl.L2Loss(), optimizers.SGD(0.1))
 
 
 def test_data_that_ends_ends_the_run_with_a_reason():
+    """As many steps as batches: the one that was the sample comes last."""
     three = [batch for _, batch in zip(range(3), batches(), strict=False)]
     loop = line_loop(task=TrainTask(iter(three), tl.L2Loss(), optimizers.SGD(0.1)))
     with pytest.raises(ValueError, match="ended after 3 batches. Give an iterator that goes on"):
         loop.run(5)
-    assert loop.step == 2
+    assert loop.step == 3
+    assert torch.equal(loop.batch[0], torch.as_tensor(three[0][0]))
 
 
 # Where data goes on
@@ -63,7 +65,7 @@ def test_data_may_begin_anew(tmp_path):
 
     def first_seen(**kwargs):
         seen.clear()
-        line_loop(tmp_path, callbacks=[Look], **kwargs).run(1)
+        line_loop(tmp_path, callbacks=[Look], save_at_end=False, **kwargs).run(1)
         return seen[0]
 
     first = [torch.as_tensor(x) for (x, _, _), _ in zip(batches(), range(8), strict=False)]

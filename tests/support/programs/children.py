@@ -8,6 +8,8 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import sys
+import threading
+from multiprocessing import connection
 from unittest import mock
 
 _warm = multiprocessing.get_context("forkserver")
@@ -19,24 +21,30 @@ _warm.set_forkserver_preload(
         "trax_torch.supervised",
     ]
 )
+# Starting a process asks after all others, and what one end says is read once: of two threads that
+# read it, one would take the end of the pipe for a process that broke down, with 255.
+_mutex = threading.Lock()
 
 
 def start(target, *args):
     """Starts `target(*args)`, a function of a module, in a new process; returns the process."""
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
-        multiprocessing.forkserver.ensure_running()
-    process = _warm.Process(target=_quietly, args=(target, *args))
-    process.start()
+    with _mutex:
+        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+            multiprocessing.forkserver.ensure_running()
+        process = _warm.Process(target=_quietly, args=(target, *args))
+        process.start()
     return process
 
 
 def ended(process, timeout=120):
     """Waits for a process; returns its exit code, which is -9 for one that was killed."""
-    process.join(timeout)
-    if process.exitcode is None:
-        process.kill()
-        raise AssertionError(f"A child did not end in {timeout} seconds.")
-    return process.exitcode
+    is_over = connection.wait([process.sentinel], timeout)
+    with _mutex:
+        if not is_over:
+            process.kill()
+            raise AssertionError(f"A child did not end in {timeout} seconds.")
+        process.join()
+        return process.exitcode
 
 
 def run(target, *args):

@@ -30,8 +30,8 @@ def train_and_tell(folder, background):
     said = os.open(f"{folder}.said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     save = storage.Folder.save
 
-    def save_and_tell(self, basename, parts, info):
-        generation = save(self, basename, parts, info)
+    def save_and_tell(self, basename, parts, info, *more):
+        generation = save(self, basename, parts, info, *more)
         os.write(said, f"{basename} {info['step']}\n".encode())
         return generation
 
@@ -39,7 +39,12 @@ def train_and_tell(folder, background):
     make_loop(folder, background).run(10**6)
 
 
-AT = {"dropout": 0.3, "eval_at": lambda step: False, "checkpoint_at": lambda step: False}
+AT = {
+    "dropout": 0.3,
+    "eval_at": lambda step: False,
+    "checkpoint_at": lambda step: False,
+    "save_at_end": False,
+}
 
 
 def breaks_off(loop, twin, reason):

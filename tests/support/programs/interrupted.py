@@ -12,46 +12,53 @@ import threading
 import torch
 
 from trax_torch import models
-from trax_torch.layers._predict import lock_of
+from trax_torch.layers._predict.mode import foreign_lock
 from trax_torch.supervised import decoding
+from trax_torch.supervised._generation.checks import hooks_lock
 
 PROMPT = torch.tensor([[2, 3, 4]])
 CALLS = [
-    lambda m: decoding.autoregressive_sample(m, PROMPT, max_length=30, seed=1, eos_id=-1),
-    lambda m: decoding.beam_search(m, PROMPT, n_beams=2, max_length=12, eos_id=-1),
-    lambda m: decoding.autoregressive_sample(
-        m, PROMPT, max_length=12, seed=1, eos_id=-1, eval_mode=True
+    lambda m, n=30: decoding.autoregressive_sample(m, PROMPT, max_length=n, seed=1, eos_id=-1),
+    lambda m, n=12: decoding.beam_search(m, PROMPT, n_beams=2, max_length=n, eos_id=-1),
+    lambda m, n=12: decoding.autoregressive_sample(
+        m, PROMPT, max_length=n, seed=1, eos_id=-1, eval_mode=True
     ),
-    lambda m: list(decoding.autoregressive_sample_stream(m, PROMPT, max_length=20, seed=1)),
+    lambda m, n=20: list(decoding.autoregressive_sample_stream(m, PROMPT, max_length=n, seed=1)),
 ]
+
+
+def make_model():
+    model = models.TransformerLM(20, 16, 16, 2, 2, max_len=64, dropout=0.0)
+    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+    return model
 
 
 def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def is_free(model):
-    """Whether another thread could take the model's lock."""
+def are_free():
+    """Whether another thread could take the locks."""
     got = []
 
     def look():
-        lock = lock_of(model).held
-        got.append(lock.acquire(timeout=2))
-        if got[0]:
-            lock.release()
+        for lock in (foreign_lock, hooks_lock):
+            got.append(lock.acquire(timeout=2))
+            if got[-1]:
+                lock.release()
 
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    return got[0]
+    return all(got)
 
 
 def what_is_wrong(model):
     found = []
     if not torch.is_grad_enabled():
         found.append("gradients are off")
-    if not is_free(model):
-        found.append("the model is locked")
+    if not are_free():
+        found.append("a lock is held")
     if any(m.mode != "train" for m in (model, *model.sublayers)):
         found.append("a layer is in another mode")
     if any(m._forward_pre_hooks or m._forward_hooks for m in model.modules()):
@@ -61,8 +68,7 @@ def what_is_wrong(model):
 
 def main(seed, n):
     torch.set_num_threads(1)
-    model = models.TransformerLM(20, 16, 16, 2, 2, max_len=64, dropout=0.0)
-    model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
+    model = make_model()
     wanted = [call(model) for call in CALLS]
     signal.signal(signal.SIGALRM, interrupt)
     draws, n_hit, wrong = random.Random(seed), 0, []

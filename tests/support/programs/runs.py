@@ -174,7 +174,7 @@ def train(folder, setup, blow=None):
 
     storage._write = write_and_pass
     loop = make_loop(folder, setup, blow)
-    loop.run(N_STEPS - loop.step)
+    loop.run(until=N_STEPS)
     loop.save_checkpoint("final")
 
 

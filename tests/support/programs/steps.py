@@ -59,7 +59,7 @@ def train(rank, folder, *options):
         progress=False,
         timeout=args.timeout,
     )
-    loop.run(args.steps - loop.step)
+    loop.run(until=args.steps)
     return loop.step
 
 

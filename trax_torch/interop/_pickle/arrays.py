@@ -104,7 +104,7 @@ def read_npy_stream(reader: GzipReader) -> list[torch.Tensor]:
 
 
 def _read_header(reader: GzipReader, start: bytearray) -> tuple[str, bool, tuple[int, ...]]:
-    magic, version = start[: len(_MAGIC)], start[len(_MAGIC) :]
+    magic, version = bytes(start[: len(_MAGIC)]), bytes(start[len(_MAGIC) :])
     if magic != _MAGIC or version not in (b"\1\0", b"\2\0", b"\3\0"):
         raise UnsafeCheckpointError("something other than an .npy array follows")
     length = int.from_bytes(reader.read(2 if version[0] == 1 else 4), "little")

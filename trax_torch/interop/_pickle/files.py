@@ -3,7 +3,6 @@
 This room alone may write pickles. Nobody reads them but the interpreter in `machine`.
 """
 
-import contextlib
 import errno
 import gzip as gzip_lib
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trax_torch._durable import sync_folder
+from trax_torch._durable import sync_folder, whole_file
 from trax_torch._errors import CheckpointError, UnsafeCheckpointError
 from trax_torch.interop._pickle import gzip_stream, machine, plain_data
 
@@ -54,10 +53,9 @@ def pickle_to_file(obj: Any, file_path: str | os.PathLike[str], gzip: bool = Fal
     """
     path = os.path.realpath(os.fspath(file_path))
     folder = os.path.dirname(path)
-    partial = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")
     try:
         mode = _mode_of(path)
-        with open(partial, "xb") as file:
+        with whole_file(path) as file:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             if gzip:
@@ -66,18 +64,11 @@ def pickle_to_file(obj: Any, file_path: str | os.PathLike[str], gzip: bool = Fal
                     _Pickler(packed, _PROTOCOL).dump(obj)
             else:
                 _Pickler(file, _PROTOCOL).dump(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        if isinstance(error, OSError) and error.errno is not None:
-            reason = (
-                f"{error.strerror}; nothing was written, and what was there before is as it was"
-            )
-            raise OSError(error.errno, reason, os.fspath(file_path)) from error
-        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        reason = f"{error.strerror}; nothing was written, and what was there before is as it was"
+        raise OSError(error.errno, reason, os.fspath(file_path)) from error
     sync_folder(folder)
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from trax_torch._errors import CheckpointError, UnsafeCheckpointError
@@ -84,7 +84,7 @@ class GzipReader:
 
 
 @contextmanager
-def opened(path: str, budget: Budget) -> Iterator[GzipReader]:
+def opened(path: str, budget: Budget) -> Generator[GzipReader]:
     """Opens a regular file as a gzip stream, and names it in the errors of the `with` block.
 
     Raises:
@@ -109,7 +109,7 @@ def opened(path: str, budget: Budget) -> Iterator[GzipReader]:
 
 
 @contextmanager
-def regular_file(path: str) -> Iterator[io.BufferedReader]:
+def regular_file(path: str) -> Generator[io.BufferedReader]:
     """Opens a regular file; CheckpointError if there is something else."""
     check_is_file(path)
     # Without O_NONBLOCK, a FIFO put in the file's place after the check would hang us.

@@ -27,15 +27,18 @@ class Rules(Protocol):
     @property
     def more_actions(self) -> Mapping[int, Callable[["Machine"], object]]:
         """What to do at opcodes that the machine does not know, or not in this way."""
+        ...
 
     def text(self, view: memoryview) -> str:
         """Returns the text of a view of the pickle."""
+        ...
 
     def data(self, view: memoryview, mutable: bool) -> Any:
         """Returns what stands for bytes, or for a bytearray."""
 
     def group(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """Returns what stands for a tuple."""
+        ...
 
     def name(self, module: str, name: str) -> Any:
         """Returns what stands for a name."""

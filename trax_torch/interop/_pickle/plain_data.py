@@ -146,7 +146,8 @@ class PlainRules:
             return target.call(self, args)
         require(self.is_allowed(target), "a call of what is not called")
         self._check_values((args,))
-        return self._run(target, target, *args)
+        call: Any = target
+        return self._run(call, call, *args)
 
     def new(self, target: Any, args: Any, keywords: Any = None) -> Any:
         """Makes an object of an allowed class, whose `__init__` is not called."""
@@ -154,10 +155,11 @@ class PlainRules:
             isinstance(target, type) and self.is_allowed(target), "an object of what is no class"
         )
         require(isinstance(args, tuple), "an object made without a tuple of arguments")
-        keywords = {} if keywords is None else keywords
-        require(type(keywords) is dict and _has_text_keys(keywords), "arguments without names")
+        named: Any = {} if keywords is None else keywords
+        kind: Any = target
+        require(type(named) is dict and _has_text_keys(named), "arguments without names")
         self._check_values((args,))
-        return self._run(target, target.__new__, target, *args, **keywords)
+        return self._run(kind, kind.__new__, kind, *args, **dict(named))
 
     def build(self, target: Any, state: Any) -> None:
         """Gives an array, a numpy type, or an object of an allowed class its state."""
@@ -277,7 +279,8 @@ def _fill_array(rules: PlainRules, array: np.ndarray[Any, Any], state: Any) -> N
     require(type(data) is bytes, "an array without plain bytes")
     rules.check_contents(dtype, shape, data)
     state = (1, shape, dtype, bool(fortran_order), data)
-    array.__setstate__(state)  # type: ignore[arg-type]  # its stub wants numpy's own booleans
+    setstate: Any = array.__setstate__  # its stub wants numpy's own booleans
+    setstate(state)
 
 
 def _fill_type(dtype: np.dtype[Any], state: Any) -> None:
@@ -346,7 +349,8 @@ def _encode(rules: PlainRules, args: tuple[Any, ...]) -> bytes:
     require(plain, "bytes in an unknown form")
     rules.pay(len(args[0]))
     try:
-        return args[0].encode("latin1")
+        result: bytes = args[0].encode("latin1")
+        return result
     except UnicodeEncodeError:
         refuse("bytes in an unknown form")
 
@@ -378,12 +382,13 @@ def _ordered_dict(rules: PlainRules, args: tuple[Any, ...]) -> OrderedDict[Any, 
 
 def _defaultdict(rules: PlainRules, args: tuple[Any, ...]) -> defaultdict[Any, Any]:
     require(len(args) <= 1, "a defaultdict in an unknown form")
-    factory = args[0] if args else None
+    factory: Any = args[0] if args else None
     if type(factory) is _Name and factory.factory is not None:
         return defaultdict(factory.factory)
-    known = factory is None or rules.is_allowed(factory)
+    made: Any = factory
+    known = made is None or rules.is_allowed(made)
     require(known, "a defaultdict of something else than lists, dicts, sets or numbers")
-    return defaultdict(factory)
+    return defaultdict(made)
 
 
 def _dtype(rules: PlainRules, args: tuple[Any, ...]) -> np.dtype[Any]:
@@ -391,13 +396,15 @@ def _dtype(rules: PlainRules, args: tuple[Any, ...]) -> np.dtype[Any]:
     require(plain and all(type(x) in (bool, int) for x in args[1:]), "a numpy type in an odd form")
     if args[0] not in _TYPE_CODES:
         refuse(f"a numpy array of type {args[0][:40]!r}; only numbers and booleans are read")
-    return rules.unfilled(np.dtype(args[0], False, True))
+    result: np.dtype[Any] = rules.unfilled(np.dtype(args[0], False, True))
+    return result
 
 
 def _new_array(rules: PlainRules, args: tuple[Any, ...]) -> np.ndarray[Any, Any]:
     plain = len(args) == 3 and args[0] is _NDARRAY and is_tuple(args[1], 1)
     require(plain and type(args[1][0]) is int and args[1][0] == 0, "an array made in an odd way")
-    return rules.unfilled(np.empty(0, np.int8))
+    result: np.ndarray[Any, Any] = rules.unfilled(np.empty(0, np.int8))
+    return result
 
 
 def _array(rules: PlainRules, args: tuple[Any, ...]) -> np.ndarray[Any, Any]:
@@ -428,7 +435,8 @@ def _scalar(rules: PlainRules, args: tuple[Any, ...]) -> np.generic:
     require(len(args) == 2, "a numpy scalar in an odd form")
     dtype, data = args
     rules.check_contents(dtype, (), data)
-    return np.frombuffer(data, dtype)[0]
+    result: np.generic = np.frombuffer(data, dtype)[0]
+    return result
 
 
 _NDARRAY = _Name()

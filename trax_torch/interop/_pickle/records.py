@@ -125,7 +125,8 @@ def sizes_of(shape: Any) -> tuple[int, ...]:
     short = isinstance(shape, tuple) and len(shape) <= arrays.MAX_DIMS
     plain = short and all(type(size) is int and size >= 0 for size in shape)
     require(plain, "a shape that is no tuple of sizes")
-    return shape
+    result: tuple[int, ...] = shape
+    return result
 
 
 def _reconstruct(args: tuple[Any, ...]) -> Array:
@@ -245,19 +246,19 @@ class TraxRules:
 
     def reduce(self, target: Any, args: Any) -> Any:
         """Makes what a known name makes of its arguments."""
-        require(
-            isinstance(target, Name) and target.reduce is not None, "a call of what is not called"
-        )
+        reduce = target.reduce if isinstance(target, Name) else None
+        require(reduce is not None, "a call of what is not called")
         require(isinstance(args, tuple), "a call without a tuple of arguments")
-        return target.reduce(args)
+        assert reduce is not None  # or it was refused
+        return reduce(args)
 
     def new(self, target: Any, args: Any) -> Any:
         """Makes an empty record of a known class."""
-        require(
-            isinstance(target, Name) and target.new is not None, "an object of what is no class"
-        )
+        new = target.new if isinstance(target, Name) else None
+        require(new is not None, "an object of what is no class")
         require(is_tuple(args, 0), "an object made with arguments")
-        return target.new()
+        assert new is not None  # or it was refused
+        return new()
 
     def build(self, target: Any, state: Any) -> None:
         """Gives a record its state."""

@@ -10,7 +10,7 @@ from trax_torch._errors import MismatchError
 from trax_torch.interop._pickle import TraxCheckpoint, read
 from trax_torch.interop.trax_checkpoint import mismatch
 from trax_torch.interop.trax_checkpoint import slots as _slots
-from trax_torch.layers._protocol import register_reader
+from trax_torch.layers._protocol import is_plain_file, register_reader
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -162,9 +162,19 @@ def _fitted(tensors: Tensors, places: Sequence[Any]) -> list[torch.Tensor]:
     ]
 
 
-def _fill(layer: Any, file_name: str, weights_only: bool) -> None:
+def _fill(module: Any, file_name: str, weights_only: bool) -> None:
     """Fills a layer from a file of Trax's, for `Layer.init_from_file`."""
-    load_into(layer, read(file_name, with_slots=False), weights_only)
+    if not isinstance(module, tl.Layer):
+        raise ValueError(
+            f"{file_name} has its weights in Trax's order, which layers of trax_torch know; got a "
+            f"{type(module).__name__}. Load it into the model that was built as in Trax."
+        )
+    load_into(module, read(file_name, with_slots=False), weights_only)
 
 
-register_reader(".pkl.gz", _fill)
+def _takes(path: str) -> bool:
+    """Tells whether a file is of Trax's: `Layer.save_to_file` has its own under any name."""
+    return path.endswith(".pkl.gz") and not is_plain_file(path)
+
+
+register_reader(_takes, _fill)

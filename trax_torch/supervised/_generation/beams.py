@@ -3,7 +3,11 @@
 This room knows scores and tokens; what a model is, it never asks.
 """
 
+from collections.abc import Sequence
+
 import torch
+
+from trax_torch.supervised._generation.symbols import end_symbols, is_end
 
 
 def best_continuations(
@@ -38,6 +42,7 @@ def best_continuations(
     missing = n - candidates.shape[1]
     if missing > 0:
         candidates = torch.nn.functional.pad(candidates, (0, missing), value=-torch.inf)
+    values = places = candidates  # until they are known
     is_cut = True  # as if the last of them tied with the next: to look is to wait for a GPU
     if candidates.device.type == "cpu":
         values, places = candidates.topk(n, dim=1)
@@ -60,7 +65,7 @@ def penalty(n_tokens: int, length_penalty: float) -> float:
 
     Source: Wu et al. 2016, arXiv:1609.08144, equation 14.
     """
-    return ((5 + n_tokens) / 6) ** length_penalty
+    return float(((5 + n_tokens) / 6) ** length_penalty)
 
 
 class Search:
@@ -72,7 +77,7 @@ class Search:
     Args:
       batch: number of rows.
       n_beams: how many beams live in a row, and how many hypotheses it keeps.
-      eos_id: the end symbol; -1 for none.
+      eos_id: the end symbol, or several; -1 for none.
       max_length: how many tokens a hypothesis may have.
       length_penalty: see `penalty`.
       early_stopping: a row is done when it has `n_beams` finished hypotheses.
@@ -83,14 +88,14 @@ class Search:
         self,
         batch: int,
         n_beams: int,
-        eos_id: int,
+        eos_id: int | Sequence[int],
         max_length: int,
         length_penalty: float,
         early_stopping: bool,
         device: torch.device,
     ):
         self.n = 0  # tokens so far
-        self._n_beams, self._eos_id, self._max_length = n_beams, eos_id, max_length
+        self._n_beams, self._ends, self._max_length = n_beams, end_symbols(eos_id), max_length
         self._length_penalty, self._early_stopping = length_penalty, early_stopping
         self._living = torch.zeros((batch, 1), device=device)  # scores; one beam at first
         # Of each step: where its beams grew from, and with which tokens; each (batch, n_beams).
@@ -116,10 +121,11 @@ class Search:
         """
         k = self._n_beams
         self.n += 1
-        best, parents, new = best_continuations(self._living, log_probs, 2 * k)
+        n_kept = k * max(2, 1 + len(self._ends))  # with k among them that go on
+        best, parents, new = best_continuations(self._living, log_probs, n_kept)
         divisor = penalty(self.n, self._length_penalty)
-        if self._eos_id >= 0:
-            ends = new == self._eos_id
+        if self._ends:
+            ends = is_end(new, self._ends)
             ended = best[:, :k].masked_fill(~ends[:, :k] | self.done[:, None], -torch.inf)
             self._finish(ended / divisor, parents[:, :k], new[:, :k])
             order = ends.to(torch.uint8).sort(dim=1, stable=True).indices[:, :k]

@@ -2,14 +2,21 @@
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from trax_torch import _torch_private
 from trax_torch import layers as tl
+from trax_torch.layers._predict import Block
+
+# Held by who has hooks on a model for a while, and who must meet none: a program that is compiled.
+hooks_lock = threading.RLock()
 
 
 def check_can_predict(layer: tl.Layer, n_beams: int) -> None:
@@ -36,48 +43,71 @@ def has_own_cache(module: nn.Module) -> bool:
     return not isinstance(module, tl.Layer) and hasattr(module, "init_cache")
 
 
-@contextlib.contextmanager
-def hooked(
-    modules: Iterable[nn.Module], kind: str, hook: Callable[..., Any], with_kwargs: bool = False
-) -> Iterator[None]:
-    """Has modules call a hook while the block runs; none is left, whatever breaks in.
+class Hook(NamedTuple):
+    """What a module is to call while a model runs.
 
-    Args:
-      modules: are called.
+    Attributes:
+      module: calls it.
       kind: 'forward' or 'forward_pre'.
-      hook: as torch calls it.
+      call: as torch calls it.
       with_kwargs: whether it takes keyword arguments, too.
     """
-    modules, handles = list(modules), list[Any]()
 
-    def remove() -> None:
-        for handle in handles:
+    module: nn.Module
+    kind: str
+    call: Callable[..., Any]
+    with_kwargs: bool = False
+
+
+class Hooked(Block):
+    """Has modules call hooks in this thread while its block runs; none is left.
+
+    Args:
+      hooks: what is to be called.
+    """
+
+    def __init__(self, hooks: Iterable[Hook]):
+        self._hooks = list(hooks)
+        self._thread = threading.get_ident()
+        self._handles: list[Any] = []
+        self._calls = [functools.partial(self._call, hook.call) for hook in self._hooks]
+
+    def _call(self, call: Callable[..., Any], *args: Any) -> Any:
+        return call(*args) if threading.get_ident() == self._thread else None
+
+    def _run(self) -> Generator[None, None, None]:
+        with hooks_lock if self._hooks else contextlib.nullcontext():
+            try:
+                for hook, call in zip(self._hooks, self._calls, strict=True):
+                    register = getattr(hook.module, f"register_{hook.kind}_hook")
+                    self._handles.append(register(call, with_kwargs=hook.with_kwargs))
+                yield
+            finally:
+                try:
+                    self._remove()
+                except BaseException:  # once more: something may break in here, too
+                    self._remove()
+                    raise
+
+    def _remove(self) -> None:
+        for handle in self._handles:
             handle.remove()
-        for module in modules:  # one that was just registered has no handle yet
-            _torch_private.remove_hook(module, hook)
-
-    try:
-        for module in modules:
-            register = getattr(module, f"register_{kind}_hook")
-            handles.append(register(hook, with_kwargs=with_kwargs))
-        yield
-    finally:
-        try:
-            remove()
-        except BaseException:  # once more: something may break in here, too
-            remove()
-            raise
+        for hook, call in zip(self._hooks, self._calls, strict=True):
+            _torch_private.remove_hook(hook.module, call)  # just registered, it has no handle yet
 
 
-@contextlib.contextmanager
-def ids_checked(layer: tl.Layer) -> Iterator[None]:
-    """Lets a model's embeddings refuse ids that are not in their vocabulary, for a while.
+def id_hooks(layer: tl.Layer) -> list[Hook]:
+    """Returns hooks by which a model's embeddings refuse ids that are not in their vocabulary.
 
     `Embedding` clips them, as Trax does: a mistake in a prompt would become another prompt.
     """
-    embeddings = [m for m in layer.modules() if isinstance(m, (tl.Embedding, nn.Embedding))]
-    with hooked(embeddings, "forward_pre", _check_ids, with_kwargs=True):
-        yield
+    embeddings = [
+        m
+        for m in layer.modules()
+        if isinstance(m, (tl.Embedding, nn.Embedding))
+        and len(inspect.signature(m.forward).parameters) == 1  # others' may be of something else
+    ]
+    return [Hook(m, "forward_pre", _check_ids, with_kwargs=True) for m in embeddings]
 
 
 def _check_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -92,11 +122,8 @@ def _check_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
         )
 
 
-@contextlib.contextmanager
-def logits_checked(
-    layer: tl.Layer, batch: int, length: int, or_last: bool = False
-) -> Iterator[None]:
-    """Refuses what a model gives if it is no logits (batch, length, vocab), or of the last."""
+def logits_hooks(layer: tl.Layer, batch: int, length: int, or_last: bool = False) -> list[Hook]:
+    """Returns hooks that refuse what is no logits (batch, length, vocab), or of the last."""
     shapes = [(batch, length), (batch, 1 if or_last else length)]
 
     def check(module: Any, args: Any, outputs: Any) -> None:
@@ -113,27 +140,35 @@ def logits_checked(
             f"that begins with them."
         )
 
-    with hooked([layer], "forward", check):
-        yield
+    return [Hook(layer, "forward", check)]
 
 
-@contextlib.contextmanager
-def used_once(layer: tl.Layer) -> Iterator[None]:
-    """Refuses a model that uses a layer with a memory twice: both uses would write into it."""
-    counts: collections.Counter[Any] = collections.Counter()
+class Uses:
+    """Finds layers with a memory that a model uses twice: both uses would write into it.
 
-    def count(module: Any, args: tuple[Any, ...]) -> None:
+    Args:
+      layer: the model, in a run.
+
+    Attributes:
+      hooks: count the uses.
+    """
+
+    def __init__(self, layer: tl.Layer):
+        self._layer = layer
+        self._counts: collections.Counter[Any] = collections.Counter()
+        layers = [m for m in layer.modules() if isinstance(m, tl.Layer)]
+        remember = [m for m in layers if hasattr(m._memory, "reset")]
+        self.hooks = [Hook(m, "forward_pre", self._count) for m in remember]
+
+    def _count(self, module: Any, args: tuple[Any, ...]) -> None:
         if hasattr(module._memory, "reset"):  # as it has not while a Cache reads whole sequences
-            counts[module] += 1
+            self._counts[module] += 1
 
-    layers = [m for m in layer.modules() if isinstance(m, tl.Layer) and hasattr(m._memory, "reset")]
-    try:
-        with hooked(layers, "forward_pre", count):
-            yield
-    finally:
-        twice = [m.name for m, n in counts.items() if n > 1]
+    def check(self) -> None:
+        twice = [m.name for m, n in self._counts.items() if n > 1]
         if twice:
             raise TypeError(
-                f"A layer remembers one past, but {twice[0]} is used {max(counts.values())} times "
-                f"in {layer.name}. Build a layer for each use, or decode with eval_mode=True."
+                f"A layer remembers one past, but {twice[0]} is used "
+                f"{max(self._counts.values())} times in {self._layer.name}. Build a layer for each "
+                f"use, or decode with eval_mode=True."
             )

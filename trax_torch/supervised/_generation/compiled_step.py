@@ -36,7 +36,8 @@ def step(layer: Any, source: torch.Tensor | None, tokens: torch.Tensor) -> torch
     """
     outputs = layer(tokens) if source is None else layer((source, tokens))
     logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    return logits if logits.dtype == torch.float64 else logits.float()
+    result: torch.Tensor = logits if logits.dtype == torch.float64 else logits.float()
+    return result
 
 
 class CompiledSteps:
@@ -74,6 +75,7 @@ class CompiledStep:
         # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
         options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
         compiler = _torch_private.graph_compiler(backend, options)
+        how: dict[str, Any]
         if compiler is not None:
             how = {"backend": self._noting(compiler)}
         else:  # then nothing is noted
@@ -118,7 +120,8 @@ class CompiledStep:
         self.is_made = True
         calls.note(self._noted)
         self._noted = None  # it holds caches
-        return logits
+        result: torch.Tensor = logits
+        return result
 
     def _noting(self, compiler: Any) -> Any:
         """Returns a compiler whose programs note what they are called with."""
@@ -190,7 +193,8 @@ class Calls:
         for i in self._sizes:
             self._args[i] = len(moving[0])
         (logits,) = self._program(*self._args)
-        return logits
+        result: torch.Tensor = logits
+        return result
 
 
 def steps_of(layer: tl.Layer) -> CompiledSteps:
@@ -200,7 +204,8 @@ def steps_of(layer: tl.Layer) -> CompiledSteps:
     if found is None:
         found = CompiledSteps()
         object.__setattr__(owner, "_compiled_steps", found)
-    return found
+    result: CompiledSteps = found
+    return result
 
 
 def step_for(

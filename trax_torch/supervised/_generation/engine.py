@@ -5,7 +5,7 @@ A run knows how a model is asked and what it remembers. Which token comes next, 
 
 import contextlib
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -13,20 +13,20 @@ from torch import nn
 
 from trax_torch import _torch_private
 from trax_torch import layers as tl
-from trax_torch.layers import _combinators, _predict
-from trax_torch.layers._predict import lock_of
+from trax_torch.layers import _predict
 from trax_torch.supervised._generation import compiled_step
 from trax_torch.supervised._generation.checks import (
+    Hooked,
+    Uses,
     check_can_predict,
-    has_own_cache,
-    hooked,
-    ids_checked,
-    logits_checked,
-    used_once,
+    hooks_lock,
+    id_hooks,
+    logits_hooks,
 )
 from trax_torch.supervised._generation.compiled_step import step
-from trax_torch.supervised._generation.int8 import Int8Dense
-from trax_torch.supervised._generation.piecewise import check_pieces, shifts_checked
+from trax_torch.supervised._generation.foreign import Foreign
+from trax_torch.supervised._generation.last_position import last_alone
+from trax_torch.supervised._generation.piecewise import Shifts, check_pieces
 
 _FIRST_SLOTS = 256  # of a cache that grows
 _MEMORIES = (_predict.Position, _predict.Carry, _predict.Kept)
@@ -37,7 +37,8 @@ class PredictRun(_predict.Block):
 
     The steps after the prompt find all layers at one `Moment`, compiled or not. Where a model's
     memories are of other kinds than this package's, or not all at one position, each layer counts
-    for itself, nothing is compiled, and beams are rows whose memories are reordered.
+    for itself, and beams are rows whose memories are reordered; steps are compiled where the model
+    says that they can be, see `foreign`.
 
     Args:
       layer: the model.
@@ -70,34 +71,32 @@ class PredictRun(_predict.Block):
         room = None if n_steps is None else n + n_steps
         self._rows = torch.arange(batch, device=prompt.device)[:, None] * n_beams
         # Memories of other kinds have a row for each beam from the beginning.
-        has_foreign = any(map(has_own_cache, layer.modules()))
+        self._foreign = Foreign(layer)
         self._context = layer.predict(batch, room)
         with contextlib.closing(self._context), self._context:
             memories = list(layer._memories())
-            self._shares = not has_foreign and all(
+            self._shares = not self._foreign and all(
                 isinstance(m, _MEMORIES) and getattr(m, "can_branch", True) for m in memories
             )
+        self._is_foreign = bool(self._foreign) and not memories  # as a whole
+        self._check_lengths()
         self._expanded = n_beams > 1 and not self._shares
         if self._expanded:
             self._expand()
             self._context = layer.predict(batch * n_beams, room)
-        elif not self._shares and self._is_ragged():
-            raise ValueError(
-                f"prompt_lengths needs a model whose memories are those of this package's layers; "
-                f"{layer.name} has others. Decode rows with prompts of one length together."
-            )
         self._memories = memories
         self._caches = [m for m in memories if isinstance(m, _predict.KVCache)]
         self._n_places = min(
             (m.max_length for m in self._positions() if m.max_length is not None),
-            default=math.inf,
+            default=self._foreign.n_places,
         )
         # Where a long row's room ends, others go on: their tokens lie in slots after the padding.
         shortest = n if lengths is None else int(lengths.min())
         self._limit = self._n_places + n - shortest
         self._n_steps = math.inf if n_steps is None else n_steps
         if self._n_places < n + self._n_steps:
-            for memory in self._positions():
+            positions: list[Any] = self._positions()
+            for memory in positions:
                 # A cache's own limit is that of this call: its advice is right.
                 if memory.max_length == self._n_places and memory not in self._caches:
                     memory.advice = _what_fits(memory.max_length, n)
@@ -106,39 +105,52 @@ class PredictRun(_predict.Block):
         self._sizes: Any = None  # where uncompiled steps are counted: what they are counted by
         if self._shares:
             self._reserve()
+        elif self.can_compile and room is not None:
+            n_slots = self._choose_step(room)
+            if self._compiled is not None:  # its program is of a cache of this length
+                self._context = layer.predict(len(self._prompt), n_slots)
         self._n = 0  # steps since the prompt
         self._moment: _predict.Moment | None = None
         self._calls = compiled_step.Calls(self._moving)
 
     def _run(self) -> Generator[None, None, None]:
         self._calls.forget()  # the caller may have changed the model
-        before = torch.is_grad_enabled()
-        try:
-            # What is written into must be an ordinary tensor: a stream may go on outside.
-            with _ordinary_tensors(), contextlib.closing(self._context), self._context:
-                torch.set_grad_enabled(False)
-                yield
-        finally:
-            try:
-                torch.set_grad_enabled(before)
-            except BaseException:  # once more: something may break in here, too
-                torch.set_grad_enabled(before)
-                raise
+        off = _predict.GradientsOff()
+        # What is written into must be an ordinary tensor: a stream may go on outside.
+        with (
+            _ordinary_tensors(),
+            contextlib.closing(self._context),
+            self._context,
+            contextlib.closing(off),
+            off,
+        ):
+            yield
 
     def begin(self) -> torch.Tensor:
         """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
         layer, lengths, (batch, n) = self._layer, self._lengths, self._prompt.shape
+        if n > self._foreign.n_places:
+            raise ValueError(_what_fits(int(self._n_places), n))
+        self._foreign.begin_prompt(lengths)
         for memory in self._memories:
             if isinstance(memory, _predict.Carry):
                 memory.lengths = lengths
-        with (
-            ids_checked(layer),
-            logits_checked(layer, batch, n, or_last=True),
-            used_once(layer),
-            shifts_checked(layer, self._prompt),
-            _last_alone(layer, lengths),
-        ):
-            logits = step(layer, self._source, self._prompt)
+        uses, shifts = Uses(layer), Shifts(layer, self._prompt)
+        hooked = Hooked(
+            [
+                *id_hooks(layer),
+                *logits_hooks(layer, batch, n, or_last=True),
+                *uses.hooks,
+                *shifts.hooks,
+                *last_alone(layer, lengths),
+            ]
+        )
+        with contextlib.closing(hooked), hooked:
+            try:
+                logits = step(layer, self._source, self._prompt)
+            finally:
+                uses.check()
+        shifts.check()
         for memory in self._memories:
             if isinstance(memory, _predict.Carry):
                 memory.lengths = None
@@ -186,7 +198,10 @@ class PredictRun(_predict.Block):
         if not self._shares:
             if parents is not None:
                 self._layer.reorder_cache((self._rows + parents).flatten())
-            logits = step(self._layer, self._source, tokens.reshape(-1, 1))
+            if self.is_full and self._is_short_of_room(ended):
+                raise ValueError(_what_fits(int(self._n_places), self._prompt.shape[1]))
+            logits = self._ask(tokens.reshape(-1, 1))
+            self._n += 1
             return logits.view(*tokens.shape, -1)
         if self.is_full and self._is_short_of_room(ended):  # a layer that counts for itself says so
             for memory in self._positions():
@@ -197,34 +212,42 @@ class PredictRun(_predict.Block):
             assert self._moment is not None
             last = int(self._n_places) - 1
             self._moment.positions = self._moment.positions.clamp(max=last)
+        logits = self._ask(tokens)
+        self._n += 1
+        return logits
+
+    def _ask(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Returns the logits for the tokens after these, by the step that was chosen."""
         if self._compiled is None:
             logits = step(self._layer, self._source, tokens)
             if self._sizes is not None:
                 compiled_step.steps_of(self._layer).n_uncompiled[self._sizes] += 1
-        else:
-            if not self._calls.are_known:
-                self._mark_what_changes()
-            tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
-            self._tokens = tokens
-            logits = self._compiled(self._layer, self._source, tokens, self._calls)
-        self._n += 1
-        return logits
+            return logits
+        if self._shares and not self._calls.are_known:
+            self._mark_what_changes()
+        tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
+        self._tokens = tokens
+        alone = contextlib.nullcontext() if self._calls.are_known else hooks_lock
+        with alone:  # a program that is made now is to know of no other call's hooks
+            return self._compiled(self._layer, self._source, tokens, self._calls)
 
     @property
     def is_full(self) -> bool:
         """Whether the row that is longest has no room left; it is asked for no more if it ended."""
-        return self._shares and self._prompt.shape[1] + self._n >= self._n_places
+        counts = self._shares or self._is_foreign
+        return counts and self._prompt.shape[1] + self._n >= self._n_places
 
     def _is_short_of_room(self, ended: torch.Tensor | None) -> bool:
         """Tells whether a row that goes on has no room left; to look is to wait for a GPU."""
         if self._lengths is None or ended is None:
             return True
-        return bool(((self._lengths + self._n >= self._n_places) & ~ended).any())
+        lengths = self._lengths[:: self._n_beams] if self._expanded else self._lengths
+        return bool(((lengths + self._n >= self._n_places) & ~ended).any())
 
     @property
     def can_compile(self) -> bool:
         """Whether the steps after the prompt may be compiled; known after the prompt."""
-        return self._shares
+        return self._shares or (self._is_foreign and self._foreign.can_compile)
 
     def _positions(self) -> list[_predict.Position]:
         """Returns the memories that count positions."""
@@ -233,6 +256,15 @@ class PredictRun(_predict.Block):
     def _is_ragged(self) -> bool:
         """Tells whether rows have prompts of several lengths."""
         return self._lengths is not None and bool((self._lengths != self._prompt.shape[1]).any())
+
+    def _check_lengths(self) -> None:
+        """Refuses rows of several lengths where a memory knows of no padding."""
+        takes_lengths = self._shares or (self._is_foreign and self._foreign.takes_lengths)
+        if not takes_lengths and self._is_ragged():
+            raise ValueError(
+                f"prompt_lengths needs a model whose memories are those of this package's layers; "
+                f"{self._layer.name} has others. Decode rows with prompts of one length together."
+            )
 
     def _expand(self) -> None:
         """Gives each beam a row of its own."""
@@ -244,24 +276,32 @@ class PredictRun(_predict.Block):
 
     def _reserve(self) -> None:
         """Makes the caches as long as the run needs, and chooses the step."""
-        batch, n = self._prompt.shape
+        n = self._prompt.shape[1]
         n_slots: float = 1  # a carry has no length
         if self._caches:
             n_slots = n + self._n_beams * max(0, min(self._n_steps, self._limit - n))
+        self._most_slots = n_slots
         if math.isfinite(n_slots):
-            source = None if self._source is None else (self._source.shape[1] > 1)
-            sizes = (batch, self._n_beams, self._lengths is not None, source, self._prompt.dtype)
-            self._compiled, n_slots = compiled_step.step_for(
-                self._layer, sizes, int(n_slots), self._wish, self._backend
-            )
-            if self._compiled is None and self._wish is not False:
-                self._sizes = sizes
-            self._most_slots = int(n_slots)
+            self._most_slots = n_slots = self._choose_step(int(n_slots))
+        if math.isfinite(n_slots) or self._caches:
             if self._compiled is None:  # sequences may end at any token: caches grow with them
                 n_slots = min(n_slots, max(_FIRST_SLOTS, 2 * n))
             for cache in self._caches:
                 cache.reserve(int(n_slots))
         self._n_slots = n_slots
+
+    def _choose_step(self, n_slots: int) -> int:
+        """Chooses the step for caches of so many slots; returns how many they will have."""
+        source = None if self._source is None else (self._source.shape[1] > 1)
+        is_padded = self._lengths is not None
+        sizes = (len(self._rows), self._n_beams, is_padded, source, self._prompt.dtype)
+        with hooks_lock:
+            self._compiled, n_slots = compiled_step.step_for(
+                self._layer, sizes, n_slots, self._wish, self._backend
+            )
+        if self._compiled is None and self._wish is not False:
+            self._sizes = sizes
+        return n_slots
 
     def _share(self) -> None:
         """Puts all layers at one moment, after the prompt."""
@@ -287,7 +327,7 @@ class PredictRun(_predict.Block):
 
     def _grow(self, end: int) -> None:
         """Has all that is as long as the caches reach to a slot, and as far again."""
-        n_slots = min(self._most_slots, 2 * end)
+        n_slots = int(min(self._most_slots, 2 * end))
         self._ruler = torch.arange(n_slots, device=self._ruler.device)
         for cache in self._caches:
             cache.grow(n_slots)
@@ -324,6 +364,8 @@ class PredictRun(_predict.Block):
 
     def _moving(self) -> tuple[torch.Tensor, ...]:
         """Returns what a step is given that another step is not; see `compiled_step.Calls`."""
+        if not self._shares:
+            return (self._tokens,)
         moment = self._moment
         assert moment is not None
         tensors = (moment.window, moment.slots, moment.positions, moment.visible, self._tokens)
@@ -376,115 +418,3 @@ def _cuts_out(device: torch.device) -> bool:
     A CUDA graph has fixed sizes, so there a compiled step attends to the whole cache.
     """
     return device.type == "cpu"
-
-
-class EvalRun(_predict.Block):
-    """A model in eval mode, asked for all tokens so far again and again.
-
-    It knows of no room but what the call needs: the model refuses what it is not built for.
-
-    Args:
-      layer: its output at a position tells of the token there, from those before.
-      source: as for `PredictRun`.
-      prompt: integers (batch, length), without a start symbol; may be empty.
-      lengths: as for `PredictRun`.
-      room: the longest sequence there will be, or None.
-      min_length: the shortest length to pad to; lengths are powers of two.
-    """
-
-    is_full = False
-
-    def __init__(
-        self,
-        layer: tl.Layer,
-        source: torch.Tensor | None,
-        prompt: torch.Tensor,
-        lengths: torch.Tensor | None,
-        room: int | None,
-        min_length: int,
-    ):
-        self._layer, self._source, self._tokens = layer, source, prompt
-        batch, n = prompt.shape
-        self._counts = torch.full((batch,), n, device=prompt.device) if lengths is None else lengths
-        self._room, self._min_length = room, min_length
-        self._is_first = True
-
-    def _run(self) -> Generator[None, None, None]:
-        training = [m for m in self._layer.modules() if m.training]
-        before = torch.is_grad_enabled()
-
-        def restore() -> None:
-            torch.set_grad_enabled(before)
-            for module in training:
-                module.training = True
-
-        with lock_of(self._layer).held, _combinators.NoMemory(self._layer):
-            try:
-                torch.set_grad_enabled(False)
-                self._layer.eval()
-                yield
-            finally:
-                try:
-                    restore()
-                except BaseException:  # once more: something may break in here, too
-                    restore()
-                    raise
-
-    def begin(self) -> torch.Tensor:
-        """Returns the logits for the first token after the prompt, (batch, vocab)."""
-        n = self._tokens.shape[1]
-        length = 2 ** math.ceil(math.log2(max(self._min_length, n + 1)))
-        if self._room is not None:  # a model may have room for no more than there will be
-            length = max(n + 1, min(length, max(self._room, self._min_length)))
-        padded = nn.functional.pad(self._tokens, (0, length - n))
-        with contextlib.ExitStack() as checks:
-            if self._is_first:
-                checks.enter_context(ids_checked(self._layer))
-                checks.enter_context(logits_checked(self._layer, *padded.shape))
-            logits = step(self._layer, self._source, padded)
-        self._is_first = False
-        return logits[torch.arange(len(logits), device=logits.device), self._counts]
-
-    def go_on(self, tokens: torch.Tensor, parents: None = None, ended: Any = None) -> torch.Tensor:
-        """Takes the next tokens (batch, 1); returns the logits after them, (batch, 1, vocab)."""
-        self._tokens = nn.functional.pad(self._tokens, (0, 1)).scatter(
-            1, self._counts[:, None], tokens
-        )
-        self._counts = self._counts + 1
-        return self.begin()[:, None]
-
-
-@contextlib.contextmanager
-def _last_alone(layer: tl.Layer, lengths: torch.Tensor | None) -> Iterator[None]:
-    """Lets a model compute its last layers for the last position alone, for a while.
-
-    Nobody wants the logits of a prompt's other positions, which may be most of its work.
-    """
-    tail = _tail(layer)
-    if tail is None:
-        yield
-        return
-
-    def cut(module: Any, args: tuple[Any, ...]) -> Any:
-        x = args[0]
-        if lengths is None:
-            return (x[:, -1:],)
-        return (x[torch.arange(len(x), device=x.device), lengths - 1][:, None],)
-
-    with hooked([tail], "forward_pre", cut):
-        yield
-
-
-def _tail(layer: Any) -> Any:
-    """Returns the first of a model's last layers that look at one position alone, if any."""
-    if not isinstance(layer, tl.Serial):
-        return None
-    tail = None
-    for sublayer in reversed(layer.sublayers):
-        if type(sublayer) not in (tl.Dense, Int8Dense, tl.LayerNorm, tl.Dropout) and (
-            sublayer.name != "LogSoftmax"
-        ):
-            break
-        tail = sublayer
-    uses = sum(s is tail for m in layer.modules() if isinstance(m, tl.Layer) for s in m.sublayers)
-    return tail if uses == 1 else None

@@ -77,7 +77,9 @@ class Int8Dense(base.Layer):
             raise ValueError(self._refusal(named["weight"]))
         return named
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: Any, prefix: str, *args: Any
+    ) -> None:
         weight = state_dict.get(f"{prefix}weight")
         if weight is not None and weight.is_floating_point():
             args[-1].append(self._refusal(weight))  # the errors; torch would round to integers

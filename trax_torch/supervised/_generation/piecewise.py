@@ -5,18 +5,16 @@ that remember say so, and of the rest, and of torch's modules, a list is known. 
 knows, so a model that has some is tried once: the same tokens at once and in pieces.
 """
 
-import contextlib
 import functools
 import re
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from trax_torch import layers as tl
-from trax_torch.supervised._generation.checks import has_own_cache, hooked
+from trax_torch.supervised._generation.checks import Hook, has_own_cache
 from trax_torch.supervised._generation.compiled_step import step, steps_of
 from trax_torch.supervised._generation.int8 import Int8Dense
 
@@ -34,13 +32,14 @@ _ALONE = {
     *(nn.Hardswish, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold),
     *(tl.Serial, tl.Parallel, tl.Wrapped, tl.Accelerate, tl.Dense, Int8Dense, tl.Embedding),
     *(tl.Dropout, tl.LayerNorm, tl.ShiftRight, tl.ReversibleHalfResidual, tl.ReversibleSelect),
+    tl.ReversibleSerial,
 }
 _NAMES_ALONE = {
     *("Relu", "ParametricRelu", "LeakyRelu", "Elu", "Selu", "Gelu", "FastGelu", "Sigmoid", "Tanh"),
     *("HardSigmoid", "HardTanh", "Softplus", "Exp", "Log", "Swish", "Negate", "StopGradient"),
     *("ToFloat", "LogSoftmax", "SplitIntoHeads", "MergeHeads", "PaddingMask", "MakeZeroState"),
     *("EncoderDecoderMask", "Dup", "Drop", "Select", "Swap", "Add", "SubtractTop", "Multiply"),
-    *("Gate", "FlattenList"),
+    *("Gate", "FlattenList", "XYAvg", "RemoveAxes12"),
 }
 
 
@@ -106,31 +105,42 @@ def _logits(
     return torch.cat(pieces, dim=1)
 
 
-@contextlib.contextmanager
-def shifts_checked(layer: tl.Layer, tokens: torch.Tensor) -> Iterator[None]:
-    """Refuses, while its block runs, a ShiftRight that shifts more than the tokens by one.
+class Shifts:
+    """Finds a ShiftRight that shifts more than the tokens by one.
 
     Decoding puts the start symbol before the tokens, which is what one such shift does: in predict
     mode it passes all on.
+
+    Args:
+      layer: the model.
+      tokens: what it is given, integers (batch, length).
+
+    Attributes:
+      hooks: look at what is shifted.
     """
-    shifted: list[torch.Tensor] = []
-    wrong: list[str] = []
 
-    def check(module: Any, args: tuple[Any, ...], output: Any) -> None:
+    def __init__(self, layer: tl.Layer, tokens: torch.Tensor):
+        self._layer, self._tokens = layer, tokens
+        self._shifted: list[torch.Tensor] = []
+        self._wrong: list[str] = []
+        shifts = [m for m in layer.modules() if isinstance(m, tl.ShiftRight)]
+        self.hooks = [Hook(m, "forward", self._look) for m in shifts]
+
+    def _look(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         (x,) = args
-        is_of_tokens = x.shape == tokens.shape and not x.is_floating_point()
-        if module._n_positions != 1 or not is_of_tokens or any(x is each for each in shifted):
-            wrong.append(module.name)
-        shifted.append(output)
+        is_of_tokens = x.shape == self._tokens.shape and not x.is_floating_point()
+        is_shifted = any(x is each for each in self._shifted)
+        if module._n_positions != 1 or not is_of_tokens or is_shifted:
+            self._wrong.append(module.name)
+        self._shifted.append(output)
 
-    with hooked([m for m in layer.modules() if isinstance(m, tl.ShiftRight)], "forward", check):
-        yield
-    if wrong:
-        raise TypeError(
-            f"Predict mode begins with the start symbol instead of shifting the tokens by one; "
-            f"{wrong[0]} in {layer.name} shifts further, or something else. Decode with "
-            f"eval_mode=True, or build the model with one ShiftRight, of its tokens."
-        )
+    def check(self) -> None:
+        if self._wrong:
+            raise TypeError(
+                f"Predict mode begins with the start symbol instead of shifting the tokens by one; "
+                f"{self._wrong[0]} in {self._layer.name} shifts further, or something else. Decode "
+                f"with eval_mode=True, or build the model with one ShiftRight, of its tokens."
+            )
 
 
 def _unknown_parts(module: nn.Module) -> list[nn.Module]:

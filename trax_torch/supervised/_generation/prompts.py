@@ -2,11 +2,14 @@
 
 import operator
 import reprlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
 from trax_torch import _nest
+from trax_torch import layers as tl
+from trax_torch.supervised._generation import symbols
 
 _COUNTED = {
     "batch_size": "sequences",
@@ -28,13 +31,119 @@ def check_counts(**counts: Any) -> None:
       ValueError: if one that counts is below 1.
     """
     for name, value in counts.items():
+        n: Any = value
         try:
-            value = operator.index(value)
+            several = value if name == "eos_id" and isinstance(value, (tuple, list)) else [value]
+            for each in several:
+                n = operator.index(each)
         except TypeError:
             advice = _ADVICE.get(name, "")
             raise TypeError(f"{name} is an integer; got {value!r}{advice}.") from None
-        if name in _COUNTED and value < 1:
-            raise ValueError(f"{name} counts {_COUNTED[name]}, so it is at least 1; got {value}.")
+        if name in _COUNTED and n < 1:
+            raise ValueError(f"{name} counts {_COUNTED[name]}, so it is at least 1; got {n}.")
+
+
+class Prompt(NamedTuple):
+    """What a model is given before the first token.
+
+    Attributes:
+      source: integers (batch, length), for a model that takes several inputs; else None.
+      tokens: integers (batch, length), those before the first one.
+      lengths: how much of each row of `tokens` counts, integers (batch,); None for all.
+    """
+
+    source: torch.Tensor | None
+    tokens: torch.Tensor
+    lengths: torch.Tensor | None
+
+
+def prompt_for(
+    layer: tl.Layer, inputs: Any, batch_size: int, start_id: Any, prompt_lengths: Any
+) -> Prompt:
+    """Returns what a model is given before the first token.
+
+    Args:
+      layer: the model.
+      inputs, batch_size, start_id, prompt_lengths: as for `autoregressive_sample_stream`.
+    """
+    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
+    given, mask = _tokens_and_mask(inputs, batch_size, device)
+    has_whole_prompts = bool(symbols.own(layer, "takes_whole_prompts"))
+    if layer.n_in > 1:
+        source = _source(layer, given, mask, prompt_lengths)
+        start = start_symbols(symbols.symbol(layer, "start_id", start_id), batch_size, device)
+        return Prompt(source, start, None)
+    if given is None and prompt_lengths is not None:
+        raise ValueError("prompt_lengths are of the rows of inputs; give inputs too.")
+    lengths = None
+    if given is not None and mask is not None:
+        if prompt_lengths is not None:
+            raise ValueError("The attention_mask of inputs tells prompt_lengths; give one of them.")
+        given, lengths = _to_the_left(given, mask)
+    elif given is not None and prompt_lengths is not None:
+        given, lengths = cut_to_lengths(given, prompt_lengths)
+    if given is not None and has_whole_prompts and isinstance(start_id, symbols.Default):
+        shortest = given.shape[1] if lengths is None else int(lengths.min())
+        if shortest < 1:
+            raise ValueError(
+                f"A prompt of {layer.name} has at least one token; got one that is empty. Begin it "
+                f"with the model's start symbol, or give start_id."
+            )
+        return Prompt(None, given, lengths)
+    start = start_symbols(symbols.symbol(layer, "start_id", start_id), batch_size, device)
+    if given is not None:
+        start = torch.cat([start, given], dim=1)
+    return Prompt(None, start, None if lengths is None else lengths + 1)
+
+
+def _tokens_and_mask(
+    inputs: Any, batch_size: int, device: torch.device
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Returns tokens and which of them count, None for all, of tokens or what a tokenizer gives."""
+    if inputs is None:
+        return None, None
+    if not isinstance(inputs, Mapping):
+        return tokens_of(inputs, batch_size, device), None
+    if "input_ids" not in inputs:
+        raise ValueError(
+            f"inputs that are a mapping have 'input_ids', as tokenizers give them; got "
+            f"{list(inputs)}. Give the tokens alone."
+        )
+    tokens = tokens_of(inputs["input_ids"], batch_size, device)
+    marks = inputs.get("attention_mask")
+    if marks is None:
+        return tokens, None
+    is_bool = isinstance(marks, torch.Tensor) and marks.dtype == torch.bool
+    mask = tokens_of(marks.long() if is_bool else marks, batch_size, device) != 0
+    if mask.shape != tokens.shape:
+        raise ValueError(
+            f"An attention_mask is as large as the tokens, {tuple(tokens.shape)}; got "
+            f"{tuple(mask.shape)}. Give what the tokenizer gave."
+        )
+    return tokens, None if bool(mask.all()) else mask
+
+
+def _to_the_left(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the tokens that count, with the padding behind them, and how many they are."""
+    order = mask.logical_not().to(torch.uint8).sort(dim=1, stable=True).indices
+    return cut_to_lengths(tokens.gather(1, order), mask.sum(1))
+
+
+def _source(
+    layer: tl.Layer, given: torch.Tensor | None, mask: torch.Tensor | None, prompt_lengths: Any
+) -> torch.Tensor:
+    """Returns what a model reads that takes (source, tokens), with its padding told by tokens."""
+    if given is None:
+        raise ValueError(
+            f"The model takes {layer.n_in} inputs, the first of which is the source; give inputs."
+        )
+    padding = int(symbols.symbol(layer, "pad_id", symbols.PADDING))
+    if prompt_lengths is not None:
+        raise ValueError(
+            f"prompt_lengths are of prefixes, but inputs are the source of {layer.name}, whose "
+            f"padding is told by its tokens, {padding}."
+        )
+    return given if mask is None else given.masked_fill(~mask, padding)
 
 
 def cut_to_lengths(inputs: torch.Tensor, lengths: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,6 +179,8 @@ def tokens_of(inputs: Any, batch_size: int, device: torch.device) -> torch.Tenso
     """Returns inputs as int64 (batch, length) on the device."""
     needed = "inputs are integers of shape (batch, length)"
     advice = "Make rows of one length: pad shorter prompts on the right, and give prompt_lengths."
+    if isinstance(inputs, str):
+        advice = "Encode the text, with the tokenizer that the model was trained with."
     tokens = _integers(inputs, needed, advice, device)
     if tokens.dim() != 2:
         raise ValueError(f"{needed}; got shape {tuple(tokens.shape)}. One sequence is one row.")

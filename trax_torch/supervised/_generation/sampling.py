@@ -172,6 +172,7 @@ def lowest_kept(
       float32 tensor of shape (batch, 1), at most 0.
     """
     lowest = torch.full_like(logits[:, :1], -torch.inf)
+    likeliest = lowest
     if top_k is not None:
         likeliest = logits.topk(min(top_k, logits.shape[1])).values
         lowest = likeliest[:, -1:]

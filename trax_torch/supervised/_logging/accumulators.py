@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class Accumulators:
     def clear(self) -> None:
         """Begins a new span."""
         self.n_steps = 0
-        self.learning_rate = 0.0
+        self.learning_rate: float | None = 0.0
         self.seconds_waited = 0.0
         self._sums: dict[str, Any] = {}
         self._counts: dict[str, Any] = {}
@@ -35,13 +35,15 @@ class Accumulators:
         self._earlier_seconds = self.seconds()
         self._start = None
 
-    def add(self, stats: dict[str, Any], learning_rate: float, seconds_waited: float) -> None:
+    def add(
+        self, stats: dict[str, Any], learning_rate: float | None, seconds_waited: float
+    ) -> None:
         """Adds one step.
 
         Args:
           stats: the step's statistics by name: floats, or scalars that are not waited for. A step
             that was skipped has none; where `is_good` is among them, it tells.
-          learning_rate: the step's rate.
+          learning_rate: the step's rate; None where the optimizer finds one by itself.
           seconds_waited: how long the step waited for its batch.
         """
         is_good = stats.pop("is_good", 1)
@@ -56,10 +58,17 @@ class Accumulators:
         self.learning_rate = learning_rate
         self.seconds_waited += seconds_waited
 
-    def means(self) -> dict[str, float]:
-        """Returns the mean of each statistic over the span's good steps that had it."""
+    def means(self, world: _distributed.World) -> dict[str, float]:
+        """Returns the mean of each statistic over the span's good steps that had it.
+
+        Args:
+          world: the ranks that train together; each knows a share of the loss.
+        """
+        sums = {name: float(total) for name, total in self._sums.items()}
+        if "loss" in sums:
+            (sums["loss"],) = world.sum([sums["loss"]])
         counts = {name: int(count) for name, count in self._counts.items()}
-        return {name: float(self._sums[name]) / n for name, n in counts.items() if n}
+        return {name: sums[name] / n for name, n in counts.items() if n}
 
     def seconds(self) -> float:
         """Returns how long the span has lasted."""
@@ -76,11 +85,6 @@ class Accumulators:
             "seconds": self.seconds(),
             "seconds_waited": self.seconds_waited,
         }
-
-    def reduce(self, world: _distributed.World) -> None:
-        """Adds up the shares of the loss that each rank knows, for all of them."""
-        if world.size > 1 and "loss" in self._sums:
-            (self._sums["loss"],) = world.sum([float(self._sums["loss"])])
 
     def fill(self, kept: dict[str, Any]) -> None:
         """Takes up the span that `to_dict` gave."""
@@ -102,7 +106,7 @@ def merged(kept: Sequence[dict[str, Any]], is_chief: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def clocks_running(accumulators: Sequence[Accumulators]) -> Iterator[None]:
+def clocks_running(accumulators: Sequence[Accumulators]) -> Generator[None]:
     """Counts time while its block runs."""
     for each in accumulators:
         each.start_clock()

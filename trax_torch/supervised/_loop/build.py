@@ -1,19 +1,28 @@
 """Builds what runs in a Loop, from what was given, and checks that it fits together."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from trax_torch import _distributed, _seeds, optimizers, shapes
 from trax_torch import layers as tl
+from trax_torch.layers.metrics import look_at_targets
 from trax_torch.supervised import _checkpoint, _logging, _tasks
-from trax_torch.supervised._loop import data_parallel
+from trax_torch.supervised._loop import counting, data_parallel
 from trax_torch.supervised._loop import losses as _losses
+from trax_torch.supervised._loop import meet as _meet
 from trax_torch.supervised._loop.evaluator import Evaluator
+from trax_torch.supervised._loop.meeting import OWN, Meeting
+from trax_torch.supervised._loop.outputs import Computed, Met
+from trax_torch.supervised._loop.scheduling import Pacer, make_pacer
 from trax_torch.supervised._loop.settings import LoopConfig
+from trax_torch.supervised._loop.twin import twin_of
+from trax_torch.supervised._loop.unseen import warn_of_unseen
 
 
 @dataclass(frozen=True)
@@ -22,16 +31,38 @@ class Parts:
 
     Attributes:
       model: the model in training, and eval_model: the one that is measured.
-      trainers, schedulers, accumulators: one for each training task.
+      trainers, pacers, accumulators, meetings: one for each training task.
       evaluators: one for each eval task.
+      said: lines about what batches count for.
     """
 
     model: tl.Layer
     eval_model: tl.Layer
     trainers: list[optimizers.Trainer]
-    schedulers: list[Any]
+    pacers: list[Pacer]
     accumulators: list[_logging.Accumulators]
     evaluators: list[Evaluator]
+    meetings: list[Meeting]
+    said: list[str]
+
+    @functools.cached_property
+    def _twin(self) -> tl.Layer:
+        return twin_of(self.model)
+
+    def evaluated(self) -> nn.Module:
+        """Returns the module to predict with, as the user gave it, never in training mode."""
+        if self.eval_model is not self.model:
+            return _checkpoint.bare(self.eval_model)
+        if self._twin is not self.model:
+            _checkpoint.share_buffers(self.model, self._twin)  # those that were renewed since
+        return _checkpoint.bare(self._twin)
+
+    def says(self) -> list[str]:
+        """Returns lines that say what was decided, where it is not Trax's way."""
+        lines = [(_named("Batches", i, self.meetings), m.says) for i, m in enumerate(self.meetings)]
+        evals = self.evaluators
+        lines += [(_named("Evals", i, evals), each.says) for i, each in enumerate(evals)]
+        return [*(f"{name}: {says}." for name, says in lines if says), *self.said]
 
     def members(
         self,
@@ -45,36 +76,86 @@ class Parts:
             tasks,
             eval_tasks,
             self.trainers,
-            self.schedulers,
+            [pacer.scheduler for pacer in self.pacers],
             self.accumulators,
             callbacks,
         )
 
 
+def _named(what: str, index: int, items: Sequence[Any]) -> str:
+    return f"{what} of task {index}" if len(items) > 1 else what
+
+
 def build(
     model: Any,
-    tasks: list[_tasks.TrainTask],
     eval_model: Any,
+    tasks: list[_tasks.TrainTask],
     eval_tasks: list[_tasks.EvalTask],
     config: LoopConfig,
     world: _distributed.World,
     seed: int,
+    compute_loss: Callable[[Any, Any], Any] | None = None,
 ) -> Parts:
     """Returns what runs, on the device and spread over the ranks.
 
     Args:
-      model, tasks, eval_model, eval_tasks: what the user gave; a model may be any module.
+      model, eval_model, tasks, eval_tasks: what the user gave; a model may be any module.
       config: the settings.
       world: the ranks that train together.
       seed: the run's.
+      compute_loss: computes the loss of tasks from model and batch, if it is given.
 
     Raises:
       ValueError: if what was given does not fit together, or differs between ranks.
     """
-    sample = tasks[0].sample_batch
     seed = _seeds.derive(seed, "init")
-    layer = prepare_model(model, sample, seed, world.device, config)
+    layer = tl.as_layer(model)
+    warn_of_unseen(layer)
+    with world.together():
+        meetings = [_met(layer, task, compute_loss) for task in tasks]
+    sample = tasks[0].sample_batch
+    prepare_model(layer, meetings[0], sample, seed, world.device, config)
     residence = to_residence(layer, tasks, world, config)
+    _check_alike(layer, meetings, tasks, eval_tasks, config, world)
+    data_parallel.check_world(world, config)  # no rank leaves before all have come
+    models = [met.model(layer) for met in meetings]
+    for each, met, task in zip(models, meetings, tasks, strict=True):
+        check_task(each, met, task, config)
+    shares, said = counting.shares_of_all(models, meetings, tasks, config, world)
+    apart = data_parallel.shard(layer, tasks, world, config)
+    runs = Running(config, residence)
+    with world.watched():
+        trainers = [
+            make_trainer(each, runs, met, task, share, world, config, apart, residence)
+            for each, met, task, share in zip(models, meetings, tasks, shares, strict=True)
+        ]
+    world.compare({"the optimizers": _checkpoint.settings_of(trainers)})
+    pacers = [make_pacer(*pair, eval_tasks) for pair in zip(tasks, trainers, strict=True)]
+    measured = layer
+    if eval_model is not None:
+        refuse_eval_model(config)
+        measured = tl.as_layer(eval_model)
+        met = _met(measured, tasks[0], compute_loss)
+        prepare_model(measured, met, sample, seed, world.device, config)
+        _checkpoint.share_weights(layer, measured)
+    autocast = config.autocast(world.device)
+    with world.together():
+        evaluators = [
+            Evaluator(measured, task, world, autocast, runs.of, sample) for task in eval_tasks
+        ]
+    accumulators = [_logging.Accumulators() for _ in tasks]
+    return Parts(layer, measured, trainers, pacers, accumulators, evaluators, meetings, said)
+
+
+def _check_alike(
+    layer: tl.Layer,
+    meetings: list[Meeting],
+    tasks: list[_tasks.TrainTask],
+    eval_tasks: list[_tasks.EvalTask],
+    config: LoopConfig,
+    world: _distributed.World,
+) -> None:
+    """Raises ValueError if ranks were given different things."""
     world.compare(
         {
             "random_seed": config.random_seed,
@@ -82,53 +163,51 @@ def build(
             "the settings": ", ".join(f"{k}={v!r}" for k, v in config.of_steps().items()),
             "the model's weights": _checkpoint.forms_of(layer),
             "what is measured": [task.metric_names for task in eval_tasks],
+            "how batches meet the model": "; ".join(met.says for met in meetings if met.says),
             "whether output_dir is given": config.output_dir is not None,
+            "which of the best are kept, and when": [
+                config.checkpoint_low_metric,
+                config.checkpoint_high_metric,
+                config.best_at,
+            ],
         }
     )
-    data_parallel.check_world(world, config)  # no rank leaves before all have come
-    for task in tasks:
-        check_task(layer, task, config)
-    apart = data_parallel.shard(layer, tasks, world, config)
-    runs = running(layer, config, residence)
-    body, head = _losses.cut_for_chunks(layer, runs, config)
-    with world.watched():
-        trainers = [
-            make_trainer(layer, body, head, task, world, config, apart, residence) for task in tasks
-        ]
-    world.compare({"the optimizers": _checkpoint.settings_of(trainers)})
-    schedulers = [make_scheduler(*pair) for pair in zip(tasks, trainers, strict=True)]
-    measured = layer
-    if eval_model is not None:
-        refuse_eval_model(config)
-        measured = prepare_model(eval_model, sample, seed, world.device, config)
-        _checkpoint.share_weights(layer, measured)
-        runs = running(measured, config, residence)
-    autocast = config.autocast(world.device)
-    evaluators = [Evaluator(runs, task, world, autocast) for task in eval_tasks]
-    accumulators = [_logging.Accumulators() for _ in tasks]
-    return Parts(layer, measured, trainers, schedulers, accumulators, evaluators)
+
+
+def _met(
+    layer: tl.Layer, task: _tasks.TrainTask, compute_loss: Callable[[Any, Any], Any] | None
+) -> Meeting:
+    if compute_loss is not None:
+        return _meet.hooked(compute_loss, layer, task.loss_layer, task.sample_batch)
+    return _meet.meet(layer, task.loss_layer, task.sample_batch)
 
 
 def prepare_model(
-    model: Any, batch: tuple[Any, ...], seed: int, device: torch.device, config: LoopConfig
+    layer: tl.Layer,
+    met: Meeting,
+    batch: Any,
+    seed: int,
+    device: torch.device,
+    config: LoopConfig,
 ) -> tl.Layer:
-    """Returns a model as a layer with weights, on the device; what has weights keeps them.
+    """Returns a model with weights, on the device; what has weights keeps them.
 
     Args:
-      model: a layer or module.
-      batch: a sample, whose first items are the model's inputs.
+      layer: the model.
+      met: how it meets batches.
+      batch: a sample.
       seed: of the weights that are made.
       device: where to.
       config: says whether weights go there.
     """
-    layer = tl.as_layer(model)
     if not layer.is_initialized:
-        if len(batch) < layer.n_in:
+        inputs = met.call.items(batch)
+        if len(inputs) < met.call.n_in:
             raise ValueError(
                 f"The model takes {layer.n_in} inputs, but a batch has {len(batch)} items."
             )
-        inputs = shapes.signature(batch[0] if layer.n_in == 1 else batch[: layer.n_in])
-        layer.init_missing(inputs, rng=seed)
+        signature = shapes.signature(inputs[0] if len(inputs) == 1 else inputs)
+        met.asked_model(layer).init_missing(signature, rng=seed)
     if config.use_memory_efficient_trainer != 2:
         return layer.to(device)
     for module in layer.modules():  # weights stay: there may be no room for them
@@ -148,24 +227,55 @@ def to_residence(
     return optimizers.HostMemory(tl.Serial(model, *losses).parameters(), world.device)
 
 
-def running(model: tl.Layer, config: LoopConfig, residence: optimizers.Residence) -> tl.Layer:
-    """Returns what runs for a model, with the same weights: itself, or a compiled twin, say."""
-    if config.use_memory_efficient_trainer == 2:
-        return optimizers.InBlocks(model, residence)
-    return tl.Accelerate(model) if config.compile else model
+class Running:
+    """Knows what runs for a model, with the same weights: itself, or a compiled twin, say.
+
+    Args:
+      config: the settings.
+      residence: where weights are while they are not used.
+    """
+
+    def __init__(self, config: LoopConfig, residence: optimizers.Residence):
+        self._config = config
+        self._residence = residence
+        self._twins: dict[Any, tl.Layer] = {}
+
+    def of(self, model: tl.Layer) -> tl.Layer:
+        """Returns what runs for a model; asked again, the same."""
+        if self._config.use_memory_efficient_trainer == 2:
+            return optimizers.InBlocks(model, self._residence)
+        if not self._config.compile:
+            return model
+        key = model.key if isinstance(model, Met) else id(model)
+        return self._twins.setdefault(key, tl.Accelerate(model))
 
 
-def check_task(model: tl.Layer, task: _tasks.TrainTask, config: LoopConfig) -> None:
+def check_task(model: tl.Layer, met: Meeting, task: _tasks.TrainTask, config: LoopConfig) -> None:
     """Raises ValueError if batch, model, loss and optimizer of a task do not fit together."""
-    loss = task.loss_layer
-    _tasks.check_fits(model, loss, task.sample_batch, is_loss=True)
-    both = tl.Serial(model, loss)
-    if not any(isinstance(m, tl.Wrapped) for m in both.modules()):  # foreign code may need numbers
-        outcome = both.output_signature(shapes.signature(task.sample_batch))
+    sample = met.arranged(task.sample_batch)
+    if met.compute is None:
+        try:
+            _tasks.check_fits(model, met.loss, sample, is_loss=True)
+        except ValueError as error:
+            raise met.refusal(error, sample) from None
+    if config.loss_chunk_size and met.kind == OWN:
+        raise ValueError(
+            f"loss_chunk_size={config.loss_chunk_size} has the loss computed in chunks, but here "
+            f"the model computes it itself. Leave it out, or give the loss to TrainTask."
+        )
+    both = tl.Serial(model, met.loss)
+    foreign = (tl.Wrapped, _tasks.FunctionLoss, Computed)  # whose code may need numbers
+    if not any(isinstance(m, foreign) for m in both.modules()):
+        signature = shapes.signature(sample)
+        output = tl.Serial(model).output_signature(signature[: model.n_in])
+        outputs = output if isinstance(output, tuple) else (output,)
+        outcome = tl.Serial(met.loss).output_signature((*outputs, *signature[model.n_in :]))
         if getattr(outcome, "shape", None) != ():
             raise ValueError(
                 f"A loss is one number; {task.loss_name} gives {outcome}. Take its mean."
             )
+        if model.n_out == 1 and met.compute is None:
+            look_at_targets(met.loss, outputs[0].shape[-1], *sample[model.n_in :][:2])
     if config.use_memory_efficient_trainer:
         _check_optimizer_for_blocks(task.optimizer)
     if config.strategy == "fsdp" and isinstance(task.optimizer, torch.optim.Optimizer):
@@ -206,34 +316,32 @@ def refuse_eval_model(config: LoopConfig) -> None:
 
 def make_trainer(
     model: tl.Layer,
-    body: tl.Layer,
-    head: tl.Layer | None,
+    runs: Running,
+    met: Meeting,
     task: _tasks.TrainTask,
+    shares: optimizers.Shares,
     world: _distributed.World,
     config: LoopConfig,
     apart: Callable[[], Any],
     residence: optimizers.Residence,
 ) -> optimizers.Trainer:
-    """Returns the trainer of a task; batch, model and loss are known to fit together.
-
-    Body and head are what runs for the model, as `cut_for_chunks` has it.
-    """
-    loss, autocast = task.loss_layer, config.autocast(world.device)
+    """Returns the trainer of a task; batch, model and loss are known to fit together."""
+    autocast = config.autocast(world.device)
+    loss = met.loss if met.compute is None else _tasks.OwnLoss()
     both = tl.Serial(model, loss)
+    body, head = _losses.cut_for_chunks(model, runs.of(model), config)
+    sample = met.arranged(task.sample_batch)
     last: Any = loss
     if config.loss_chunk_size:
         last = optimizers.ChunkedLoss(head, loss, config.loss_chunk_size)
         if not last.is_known:
-            _losses.refuse_if_chunks_differ(both, head, task)
+            _losses.refuse_if_chunks_differ(both, head, task, sample)
     module: torch.nn.Module = both
-    if last is not loss or body is not model or config.precision is not None:
+    if last is not loss or body is not model or autocast is not contextlib.nullcontext:
         module = _losses.LossOf(both, body, last, autocast)
-    shares = optimizers.Shares(model, loss)
-    if config.n_accumulation_steps > 1 or world.size > 1:
-        _losses.warn_of_uneven(both, shares, task)
     ranks = blocks = None
     if world.size > 1:
-        module, ranks = data_parallel.over_ranks(module, both, task, world, config, apart)
+        module, ranks = data_parallel.over_ranks(module, both, sample, world, config, apart)
     if config.use_memory_efficient_trainer:
         layers = [model] if head is None else body.sublayers
         blocks = optimizers.Blocks(layers, last, world.device, autocast, residence)
@@ -246,35 +354,7 @@ def make_trainer(
         n_skips=config.n_skips,
         ranks=ranks,
         blocks=blocks,
+        clip_grad_norm=config.clip_grad_norm,
+        clip_grad_value=config.clip_grad_value,
+        scales_loss=config.precision == "fp16",
     )
-
-
-def make_scheduler(task: _tasks.TrainTask, trainer: optimizers.Trainer) -> Any:
-    """Returns the torch scheduler of a task whose rates change that way, or None."""
-    rates = {group["lr"] for group in trainer.optimizer.param_groups}
-    if task.scheduler_maker is None:
-        if task.learning_rate(1) is not None and len(rates) > 1:
-            raise ValueError(
-                f"The optimizer has parameter groups of rates {sorted(rates)}, and a schedule of "
-                f"steps would set them all to one. Scale them instead: lr_schedule="
-                f"functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=...)."
-            )
-        return None
-    try:
-        scheduler = task.scheduler_maker(trainer.optimizer)
-    except Exception as error:
-        raise TypeError(
-            f"lr_schedule={task.scheduler_maker!r} is no function of a step, and made no torch "
-            f"scheduler of the optimizer either: {error}"
-        ) from error
-    if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler):
-        raise TypeError(
-            f"lr_schedule, called with the optimizer, made {scheduler!r}; a torch scheduler was "
-            f"needed. A function of a step gives a number at step 1."
-        )
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise TypeError(
-            "ReduceLROnPlateau follows a metric, and rates here follow the step. Take another "
-            "scheduler; or, with a torch optimizer, change the rate from a callback."
-        )
-    return scheduler

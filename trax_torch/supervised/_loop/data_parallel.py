@@ -1,7 +1,7 @@
 """Data parallelism: whose weights a rank has (DDP, FSDP), and how gradients are all-reduced."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def shard(
     aparts = [world.shard(_checkpoint.bare(layer)) for layer in (model, *losses)]
 
     @contextlib.contextmanager
-    def apart() -> Iterator[None]:
+    def apart() -> Generator[None]:
         with contextlib.ExitStack() as stack:
             for each in aparts:
                 stack.enter_context(each())
@@ -47,7 +47,7 @@ def shard(
 def over_ranks(
     module: torch.nn.Module,
     both: tl.Layer,
-    task: _tasks.TrainTask,
+    sample: tuple[Any, ...],
     world: _distributed.World,
     config: LoopConfig,
     apart: Callable[[], Any],
@@ -97,7 +97,7 @@ def over_ranks(
                 world.means_(gradients)
 
         return module, ranks(take_buffers, apart, merge)
-    batch = _nest.to_tensors(task.sample_batch, world.device)
+    batch = _nest.to_tensors(sample, world.device)
     params = [p for p in both.parameters() if p.requires_grad]
     used = world.sum([float(u) for u in optimizers.try_out(module, both, batch, seed=0)])
     find_unused = config.find_unused_parameters or any(0 < n < world.size for n in used)

@@ -2,8 +2,7 @@
 
 import contextlib
 import functools
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -64,7 +63,9 @@ def cut_for_chunks(
     return tl.Accelerate(body) if config.compile and layers else body, head
 
 
-def refuse_if_chunks_differ(both: tl.Layer, head: tl.Layer | None, task: _tasks.TrainTask) -> None:
+def refuse_if_chunks_differ(
+    both: tl.Layer, head: tl.Layer | None, task: _tasks.TrainTask, sample: tuple[Any, ...]
+) -> None:
     """Raises ValueError if a loss, of which nothing is known, is another one in chunks.
 
     It is computed for each two neighbouring rows of the sample batch: together, and as two chunks.
@@ -76,8 +77,8 @@ def refuse_if_chunks_differ(both: tl.Layer, head: tl.Layer | None, task: _tasks.
     body = tl.Serial(*([model] if head is None else optimizers.split_head(model)[0]))
     chunked = optimizers.ChunkedLoss(head, loss, 1)
     what, cause = "", None
-    with _measuring(both) as device:
-        batch = _nest.to_tensors(task.sample_batch, device)
+    with measuring(both) as device:
+        batch = _nest.to_tensors(sample, device)
         try:
             stack = _stack.put(body(_stack.take(batch, body.n_in)), batch, body.n_in)
             inputs = _stack.take(stack, loss.n_in)
@@ -101,28 +102,6 @@ def refuse_if_chunks_differ(both: tl.Layer, head: tl.Layer | None, task: _tasks.
     ) from cause
 
 
-def warn_of_uneven(both: tl.Layer, shares: optimizers.Shares, task: _tasks.TrainTask) -> None:
-    """Warns if a loss, of whose items nothing is known, is another one for a batch in parts."""
-    if not shares.counts_rows or not any(isinstance(m, tl.Wrapped) for m in both.modules()):
-        return
-    with _measuring(both) as device:
-        batch = _nest.to_tensors(task.sample_batch, device)
-        try:
-            halves = shares.cut(batch, 2)
-        except ValueError:  # a batch that is never cut
-            return
-        whole = both(batch)
-        parts = sum(both(part) * share for part, share in halves)
-    if not _are_alike(whole, parts, 1e-3):  # the model ran again, too
-        warnings.warn(
-            f"{task.loss_name} is {whole:.6g} for the sample batch and {parts:.6g} for its halves "
-            f"together, each counting by its rows; so gradients of parts of a batch, or of ranks, "
-            f"are not those of the whole. Take the weights of items as a third input called "
-            f"weights, or nn.CrossEntropyLoss, which tells which targets it ignores.",
-            stacklevel=3,
-        )
-
-
 def _rows(x: Any, start: int, stop: int) -> Any:
     return x[start:stop] if getattr(x, "ndim", 0) else x
 
@@ -143,18 +122,18 @@ def _are_alike(whole: torch.Tensor, parts: torch.Tensor, tolerance: float) -> bo
 
 
 @contextlib.contextmanager
-def _measuring(both: tl.Layer) -> Iterator[torch.device]:
+def measuring(both: tl.Layer, with_gradients: bool = False) -> Generator[torch.device]:
     """Has a model and its loss in eval mode for a while, all on the device that it gives.
 
-    That is where the weights are, which may be host memory.
+    That is where the weights are, which may be host memory. Buffers are then as they were before.
     """
     device = next((p.device for p in both.parameters()), torch.device("cpu"))
     places = [(m._buffers, name) for m in both.modules() for name in m._buffers]
     kept = [buffers[name] for buffers, name in places]
     try:
         for (buffers, name), buffer in zip(places, kept, strict=True):
-            buffers[name] = None if buffer is None else buffer.to(device)
-        with modes_kept(both), torch.no_grad():
+            buffers[name] = None if buffer is None else buffer.to(device, copy=True)
+        with modes_kept(both), torch.set_grad_enabled(with_gradients):
             both.eval()
             yield device
     finally:

@@ -3,16 +3,25 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import operator
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
 from trax_torch.supervised._tasks import At
 
+# The words that settings take, for type checkers to know.
+Precision = Literal["bf16", "fp16", "fp32", "tf32"]
+OnNonfinite = Literal["raise", "skip"]
+Strategy = Literal["ddp", "fsdp"]
+BestAt = Literal["evals", "checkpoints"]
+ResumeData = Literal["exact", "restart"]
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # that autocast computes in
 _SKIPS = 100  # how many steps on_nonfinite='skip' stands for
 
 
@@ -20,15 +29,17 @@ _SKIPS = 100  # how many steps on_nonfinite='skip' stands for
 class StepConfig:
     """How steps are computed: the same on all ranks."""
 
-    precision: str | None = None
+    precision: Precision | None = None
     n_accumulation_steps: int = 1
     compile: bool = False
-    on_nonfinite: str | int = "raise"
+    on_nonfinite: OnNonfinite | int = "raise"
     adasum: bool = False
-    strategy: str = "ddp"
+    strategy: Strategy = "ddp"
     find_unused_parameters: bool = False
     loss_chunk_size: int = 0
     use_memory_efficient_trainer: bool | int = False
+    clip_grad_norm: float | None = None
+    clip_grad_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class LoopConfig(StepConfig):
     checkpoint_at: At | None = None
     checkpoint_low_metric: str | None = None
     checkpoint_high_metric: str | None = None
+    best_at: BestAt = "evals"
     permanent_checkpoint_at: At | None = None
     eval_at: At | None = None
     which_task: Callable[[int], int] | None = None
@@ -54,15 +66,28 @@ class LoopConfig(StepConfig):
     random_seed: int | None = None
     device: str | torch.device | None = None
     progress: bool | None = None
+    verbose: bool = True
+    log_every: int | None = None
     keep_last: int | None = None
     background_saves: bool = False
-    resume_data: str = "exact"
+    save_at_end: bool = True
+    resume_data: ResumeData = "exact"
+    resume_from: str | None = None
     timeout: float = 300.0
+
+    # Whether a model.pkl.gz stands for the checkpoint 'model', and whether a run goes on with data
+    # that is further than the checkpoint and cannot go back; `InTraxsWays` has both.
+    has_stand_in: ClassVar[bool] = False
+    data_may_be_ahead: ClassVar[bool] = False
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> "LoopConfig":
         """Returns the settings among a call's arguments by name."""
         return cls(**{f.name: arguments[f.name] for f in dataclasses.fields(cls)})
+
+    def in_traxs_ways(self) -> "LoopConfig":
+        """Returns the same settings for a run of a program that was written for Trax."""
+        return InTraxsWays.of(vars(self))
 
     def of_steps(self) -> dict[str, Any]:
         """Returns by name how steps are computed, as plain data."""
@@ -79,21 +104,43 @@ class LoopConfig(StepConfig):
 
     def __post_init__(self) -> None:
         self._check_steps()
+        for name in ("checkpoint_at", "permanent_checkpoint_at", "eval_at", "which_task"):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                what = "0" if name == "which_task" else "step % 100 == 0"
+                raise TypeError(
+                    f"{name} is a function of a step, such as lambda step: {what}; got {given!r}."
+                )
         if self.use_memory_efficient_trainer:
             self._check_memory_efficient()
+        if self.best_at not in ("evals", "checkpoints"):
+            raise ValueError(f"best_at is 'evals' or 'checkpoints'; got {self.best_at!r}.")
         if self.resume_data not in ("exact", "restart"):
             raise ValueError(f"resume_data is 'exact' or 'restart'; got {self.resume_data!r}.")
-        if self.keep_last is not None and self.keep_last < 1:
-            raise ValueError(f"keep_last is at least 1, or None to keep all; got {self.keep_last}.")
+        if self.log_every is not None and self._count("log_every") < 1:
+            raise ValueError(
+                f"log_every is after how many steps training is logged, at least 1; got "
+                f"{self.log_every!r}. None logs it with evals alone."
+            )
+        if self.keep_last is not None and self._count("keep_last") < 1:
+            raise ValueError(
+                f"keep_last is at least 1, or None to keep all; got {self.keep_last!r}."
+            )
         if self.random_seed is not None:
-            object.__setattr__(self, "random_seed", operator.index(self.random_seed))
+            object.__setattr__(self, "random_seed", _seed(self.random_seed))
         if self.output_dir is not None:
             object.__setattr__(self, "output_dir", os.path.expanduser(self.output_dir))
 
     def _check_steps(self) -> None:
         """Raises ValueError if steps cannot be computed so."""
-        if self.precision not in (None, "bf16"):
-            raise ValueError(f"precision is 'bf16' or None; got {self.precision!r}.")
+        if self.precision is not None and self.precision not in get_args(Precision):
+            words = ", ".join(map(repr, get_args(Precision)))
+            raise ValueError(f"precision is one of {words}, or None; got {self.precision!r}.")
+        if self.compile not in (False, True):
+            raise ValueError(
+                f"compile is True or False; got {self.compile!r}. Give a model that "
+                f"torch.compile(model, backend=...) made for settings of your own."
+            )
         if self._count("n_accumulation_steps") < 1:
             raise ValueError(
                 f"n_accumulation_steps is how many parts a batch is cut into, at least 1; got "
@@ -104,6 +151,13 @@ class LoopConfig(StepConfig):
                 f"loss_chunk_size is how many positions a chunk has, or 0 for no chunks; got "
                 f"{self.loss_chunk_size!r}. Give a whole number, such as 256, or leave it out."
             )
+        if self.precision == "fp16" and self.loss_chunk_size:
+            raise ValueError(
+                "loss_chunk_size computes gradients in the forward pass, where precision='fp16' "
+                "does not scale them yet. Leave one of them out, or give precision='bf16'."
+            )
+        self._limit("clip_grad_norm", "a norm of all gradients together")
+        self._limit("clip_grad_value", "the largest size of a gradient's element")
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"strategy is 'ddp' or 'fsdp'; got {self.strategy!r}.")
         for other in ("adasum", "compile", "loss_chunk_size"):
@@ -139,6 +193,19 @@ class LoopConfig(StepConfig):
         object.__setattr__(self, name, n)
         return n
 
+    def _limit(self, name: str, what: str) -> None:
+        """Keeps a limit as a Python float; raises ValueError if it is none."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        is_number = hasattr(value, "__float__") and not isinstance(value, bool)
+        if not (is_number and 0 < float(value) < math.inf):
+            raise ValueError(
+                f"{name} is {what}, positive and finite, or None for no clipping; got {value!r}. "
+                f"Give a number, such as 1.0, or leave it out."
+            )
+        object.__setattr__(self, name, float(value))
+
     def _check_memory_efficient(self) -> None:
         """Raises ValueError if a setting needs all gradients at once, or all weights in place."""
         reasons = {
@@ -151,6 +218,16 @@ class LoopConfig(StepConfig):
                 self.on_nonfinite not in ("raise", 0),
                 "when a gradient is found not to be finite, other weights are updated already. "
                 "Leave it out, and go back to the last checkpoint if that happens",
+            ),
+            "clip_grad_norm": (
+                self.clip_grad_norm is not None,
+                "the norm of all gradients is known when most weights are updated already. Leave "
+                "it out, or give clip_grad_value; Adafactor clips each weight's update by itself",
+            ),
+            "precision": (
+                self.precision == "fp16",
+                "whether gradients overflow is known when other weights are updated already. Give "
+                "precision='bf16'",
             ),
             "compile": (self.compile, "blocks run one by one. Leave it out"),
             "strategy": (
@@ -171,8 +248,29 @@ class LoopConfig(StepConfig):
         words = {"raise": 0, "skip": _SKIPS}
         return words[self.on_nonfinite] if self.on_nonfinite in words else int(self.on_nonfinite)
 
+    def start(self) -> tuple[str | None, str | None]:
+        """Returns the directory and filename of the checkpoint to start from, to be loaded."""
+        is_path = self.resume_from is not None and os.path.dirname(self.resume_from)
+        return (self.resume_from, None) if is_path else (None, self.resume_from)
+
     def autocast(self, device: torch.device) -> Callable[[], Any]:
         """Returns what makes the context to compute in."""
-        if self.precision is None:
+        if self.precision not in _TYPES:
             return contextlib.nullcontext
-        return functools.partial(torch.autocast, device.type, dtype=torch.bfloat16)
+        return functools.partial(torch.autocast, device.type, dtype=_TYPES[self.precision])
+
+
+@dataclass(frozen=True)
+class InTraxsWays(LoopConfig):
+    """Settings of a run that does what Trax's code does, where programs rest on it."""
+
+    has_stand_in: ClassVar[bool] = True
+    data_may_be_ahead: ClassVar[bool] = True
+
+
+def _seed(value: Any) -> int:
+    """Returns a seed as Python's own number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"random_seed is a whole number, such as 0; got {value!r}.") from None

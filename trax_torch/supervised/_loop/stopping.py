@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from trax_torch import _distributed, _signals
+from trax_torch._errors import CallError
 
 
 class Stopping:
@@ -64,6 +65,8 @@ class Stopping:
           RankError: if another rank has one.
           ValueError: if ranks are not alike.
         """
+        if isinstance(error, CallError):  # all ranks have it
+            raise error
         heard = [self._stopper.signum == signum for signum in _signals.ASKING]
         numbers = [weight, error is not None, self._is_asked, *heard]
         squares = [x * x for x in alike.values()]
@@ -80,8 +83,8 @@ class Stopping:
             raise ValueError(
                 f"All ranks must take the same steps, and at step {step} {' and '.join(differing)} "
                 f"differ between them. Give every rank the same which_task, lr_schedule, eval_at, "
-                f"checkpoint_at and permanent_checkpoint_at; the chief alone speaks and writes as "
-                f"it is."
+                f"log_every, checkpoint_at and permanent_checkpoint_at; the chief alone speaks and "
+                f"writes as it is."
             )
         signums = [s for s, n in zip(_signals.ASKING, n_heard, strict=True) if n]
         self._agreed_signum = signums[0] if signums else None

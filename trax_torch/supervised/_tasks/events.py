@@ -2,8 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 At = Callable[[int], bool]
+
+
+class Due(NamedTuple):
+    """What is due after one step.
+
+    Attributes:
+      training: whether training since the last time is logged, as it is before evals.
+      evals: whether the model is measured.
+      names: which checkpoints are saved before that.
+    """
+
+    training: bool
+    evals: bool
+    names: list[str]
 
 
 @dataclass(frozen=True)
@@ -13,16 +28,22 @@ class Events:
     Attributes:
       checkpoint_at: tells whether 'model' is saved, permanent_checkpoint_at: whether
         'model_<step>' is, and eval_at: whether there are a report and evals.
+      log_every: after how many steps training is logged besides; None for never.
     """
 
     checkpoint_at: At
     permanent_checkpoint_at: At
     eval_at: At
+    log_every: int | None = None
 
     def names_at(self, step: int) -> list[str]:
         """Returns the names to save under, which no eval has seen yet."""
         due = {"model": self.checkpoint_at, f"model_{step}": self.permanent_checkpoint_at}
         return [name for name, at in due.items() if at(step)]
+
+    def log_at(self, step: int) -> bool:
+        """Tells whether training is logged at a step, evals or not."""
+        return self.log_every is not None and step % self.log_every == 0
 
 
 def never(step: int) -> bool:

@@ -1,0 +1,19 @@
+"""What other libraries call the arguments of decoding, and what to write here."""
+
+_LENGTH = "max_length=20, which counts new tokens alone"
+_PROMPT = "inputs=tokens, integers of shape (batch, length), or the second argument"
+
+# By argument names of other libraries.
+OF_DECODING = {
+    **dict.fromkeys(("max_new_tokens", "max_tokens", "max_len", "n_tokens"), _LENGTH),
+    **dict.fromkeys(("input_ids", "prompt", "prompts", "prefix", "tokens", "context"), _PROMPT),
+    **dict.fromkeys(("num_beams", "beam_size", "beam_width"), "n_beams=2, of beam_search"),
+    **dict.fromkeys(("do_sample", "greedy"), "temperature=1.0 to draw, temperature=0.0 for greedy"),
+    **dict.fromkeys(("eos_token_id", "eos", "end_id"), "eos_id=1"),
+    **dict.fromkeys(("pad_token_id", "pad"), "pad_id=0"),
+    **dict.fromkeys(("bos_token_id", "decoder_start_token_id", "bos_id"), "start_id=0"),
+    **dict.fromkeys(("attention_mask", "mask", "lengths"), "prompt_lengths=mask.sum(1)"),
+    **dict.fromkeys(("generator", "rng", "random_seed"), "seed=0"),
+    **dict.fromkeys(("num_return_sequences", "n_samples", "n"), "batch_size=4"),
+    **dict.fromkeys(("use_cache", "mode"), "eval_mode=True for a model that cannot predict"),
+}
