@@ -25,7 +25,7 @@ sys.addaudithook(lambda name, args: events.append(name)
 start = time.process_time()
 import trax_torch
 print(time.process_time() - start, threading.active_count() - threads, events,
-      sorted({'tensorboard', 'tqdm', 'safetensors'} & (set(sys.modules) - before)))
+      sorted({'tensorboard', 'tqdm', 'safetensors', 'numpy.f2py'} & (set(sys.modules) - before)))
 """
 
 
