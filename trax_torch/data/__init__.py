@@ -16,6 +16,7 @@ from trax_torch.data._streams import share_of
 from trax_torch.data.inputs import (
     MLM,
     AddLossWeights,
+    Append,
     AppendValue,
     Batch,
     BucketByLength,
@@ -64,6 +65,7 @@ __all__ = [
     "MLM",
     "TFDS",
     "AddLossWeights",
+    "Append",
     "AppendValue",
     "Batch",
     "BucketByLength",

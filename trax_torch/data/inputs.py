@@ -3,6 +3,7 @@
 from trax_torch.data._pipeline import (
     MLM,
     AddLossWeights,
+    Append,
     AppendValue,
     Batch,
     BucketByLength,
@@ -47,6 +48,7 @@ from trax_torch.data._pipeline import (
 __all__ = [
     "MLM",
     "AddLossWeights",
+    "Append",
     "AppendValue",
     "Batch",
     "BucketByLength",

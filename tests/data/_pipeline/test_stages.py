@@ -148,6 +148,16 @@ def test_dicts_are_examples_too():
     assert list(stages()) == [{"text": "ab", "n": 3}]
 
 
+def test_values_are_appended_by_either_name():
+    """And a place is told alike."""
+    long, short = (
+        stage({0: [8, 9]})([(np.array([7]), 1)]) for stage in (data.AppendValue, data.Append)
+    )
+
+    assert next(short)[0].tolist() == next(long)[0].tolist() == [7, 8, 9]
+    long.load_state_dict(short.state_dict())
+
+
 def test_logging_prints_every_nth_example(capsys):
     list(data.Log(2, only_shapes=False)([1, 2, 3, 4, 5]))
 

@@ -17,6 +17,7 @@ from trax_torch.data._pipeline.bundles import Inputs, batcher, make_inputs
 from trax_torch.data._pipeline.combining import Parallel, Serial
 from trax_torch.data._pipeline.examples import (
     AddLossWeights,
+    Append,
     AppendValue,
     CastTo,
     ConvertToUnicode,
@@ -53,6 +54,7 @@ from trax_torch.data._pipeline.stages import Stage, each, named
 __all__ = [
     "MLM",
     "AddLossWeights",
+    "Append",
     "AppendValue",
     "Batch",
     "BucketByLength",

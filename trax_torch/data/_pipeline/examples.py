@@ -236,6 +236,9 @@ def AppendValue(val: Mapping[int, Any] | None = None) -> Stage:
     return each(named("AppendValue", keys=list(values)), appended)
 
 
+Append = AppendValue  # its short name
+
+
 def AddLossWeights(id_to_mask: int | None = None) -> Stage:
     """Adds loss weights to examples or batches; see `add_loss_weights`."""
     name = named("AddLossWeights", id_to_mask=id_to_mask)
