@@ -235,6 +235,25 @@ def test_what_another_process_would_draw_otherwise_is_told(caplog):
         second.seek(streams.saved(first))
 
     assert "the batches at the place of the save are others" in caplog.text
+    assert "Seed what it draws from before the task is built" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(with_a_generator, "numpy's Generator"), (with_a_function, "random's Random")],
+    ids=["numpy", "python"],
+)
+def test_a_generator_of_the_datasets_own_that_has_gone_on_is_named(make, kind, caplog):
+    """Where a run goes back in one process; with the way out, which is exact."""
+    stream = streams.begun(lambda: DataLoader(make(), 3))
+    streams.drawn(stream, 2)
+    place = streams.saved(stream)
+    streams.drawn(stream, 3)
+    with caplog.at_level(logging.WARNING, "trax_torch"):
+        stream.seek(place)
+
+    assert f"Its dataset keeps a generator of its own, {kind}, which goes on" in caplog.text
+    assert "or draw from torch, np.random or random" in caplog.text
 
 
 class Once:

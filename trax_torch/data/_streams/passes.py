@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from trax_torch import _nest
+from trax_torch.data._streams.remembered import kept_generator
 
 _MOST_PARTS = 100  # of a loader; a set of more is not looked into
 
@@ -47,6 +48,22 @@ def why_empty(data: Any) -> str:
             f"drops such a batch. Make batches smaller, or leave drop_last out."
         )
     return f" Its dataset has {n_rows} rows, but its sampler draws none."
+
+
+def why_others(data: Any) -> str:
+    """Returns what to do where batches that are drawn again are others than they were."""
+    kept = kept_generator(getattr(data, "dataset", None))
+    if kept is None:
+        return (
+            "Seed what it draws from before the task is built, or give it state_dict and "
+            "load_state_dict."
+        )
+    name = f"{type(kept).__module__.partition('.')[0]}'s {type(kept).__name__}"
+    return (
+        f"Its dataset keeps a generator of its own, {name}, which goes on for whoever draws: build "
+        f"it anew, seeded alike, for each task and each run; or draw from torch, np.random or "
+        f"random, whose numbers are each batch's own."
+    )
 
 
 def tell_epoch(data: Any, epoch: int) -> None:

@@ -6,6 +6,7 @@ from a later batch would not be right, and is better not tried.
 
 import random
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,18 +38,35 @@ def remembered(things: list[Any], beside: Any = None, numbers: bool = False) -> 
       False
     """
     found: list[Any] = []
+    for thing in _reached(things, beside):
+        if isinstance(thing, _PLAIN):
+            found += [thing] if numbers else []
+        elif (state := _state_of(thing)) is not None:
+            found.append(state)
+    return digest(found)
+
+
+def kept_generator(thing: Any) -> Any:
+    """Returns the first generator of numpy's or Python's that is found in a thing; else None."""
+    return next((x for x in _reached([thing]) if _is_generator(x)), None)
+
+
+def _reached(things: list[Any], beside: Any = None) -> Iterator[Any]:
+    """Yields things and what they are made of, as far as it is small."""
     seen = {id(beside)}
     waiting = list(things)
     while waiting and len(seen) < _MOST_OBJECTS:
         thing = waiting.pop(0)
         if isinstance(thing, _PLAIN):
-            found += [thing] if numbers else []
+            yield thing
         elif id(thing) not in seen and not isinstance(thing, _CLOSED):
             seen.add(id(thing))
-            state = _state_of(thing)
-            found += [] if state is None else [state]
-            waiting += [] if state is not None else _inside(thing)
-    return digest(found)
+            yield thing
+            waiting += [] if _is_generator(thing) else _inside(thing)
+
+
+def _is_generator(thing: Any) -> bool:
+    return isinstance(thing, (np.random.Generator, np.random.RandomState, random.Random))
 
 
 def _state_of(thing: Any) -> Any:

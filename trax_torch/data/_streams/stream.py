@@ -471,9 +471,9 @@ class BatchStream:
         if self._is_another(position):
             _log.warning(
                 "%s: drawn again, the batches at the place of the save are others: the resumed run "
-                "is not the one that was stopped. Seed what it draws from before the task is "
-                "built, or give it state_dict and load_state_dict.",
+                "is not the one that was stopped. %s",
                 self._name,
+                passes.why_others(self._data),
             )
 
     def _begins_like(self, position: dict[str, Any]) -> bool:
