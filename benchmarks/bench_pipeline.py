@@ -1,8 +1,9 @@
 """What it takes to go on in a pipeline, against drawing what went by; and what places cost.
 
-    python benchmarks/bench_pipeline.py [--batches N] [--repeats N]
+    python benchmarks/bench_pipeline.py [--batches N] [--repeats N] [--source loader]
 
 A pipeline of a shuffled dataset, a function, a shuffle buffer, buckets and weights gives N batches.
+With `--source loader` it begins with a shuffling DataLoader, whose one pass has as many rows.
 Then new ones go to that place by its state, as a checkpoint's file gives it back, and draw one
 batch; the time of drawing is that of the N batches, of which parts are timed for its quartiles.
 First it is shown that what comes next is what the pipeline that was not cut gives. The second
@@ -17,6 +18,7 @@ import statistics
 import time
 
 import numpy as np
+import torch
 
 from trax_torch import data
 from trax_torch.supervised._checkpoint.packing import pack, unpack
@@ -44,9 +46,26 @@ def shorter(example):
 SETTINGS = {"boundaries": [8, 16, 32], "batch_sizes": [16, 8, 8, 4], "length_keys": [0]}
 
 
-def make(n):
+def as_it_is(example):
+    return example
+
+
+def loader(n):
+    order = torch.Generator().manual_seed(0)
+    return torch.utils.data.DataLoader(
+        Rows(n), None, shuffle=True, generator=order, collate_fn=as_it_is
+    )
+
+
+SOURCES = {
+    "examples": lambda n: data.Examples(Rows(n), shuffle=True, seed=0),
+    "loader": loader,
+}
+
+
+def make(n, source):
     return data.Serial(
-        data.Examples(Rows(n), shuffle=True, seed=0),
+        SOURCES[source](n),
         lambda g: map(shorter, g),
         data.Shuffle(1024, seed=1),
         data.BucketByLength(**SETTINGS),
@@ -100,10 +119,10 @@ def draw(pipeline, n):
     return time.process_time() - start
 
 
-def resume(n, place):
+def resume(n, source, place):
     """Returns a pipeline at a place, and the seconds, of this process, to its first batch."""
     start = time.process_time()
-    pipeline = make(n)
+    pipeline = make(n, source)
     pipeline.load_state_dict(place())
     first = next(pipeline)
     return pipeline, first, time.process_time() - start
@@ -118,9 +137,12 @@ def main():
     parser.add_argument("--batches", type=int, default=100_000)
     parser.add_argument("--examples", type=int, default=300_000, help="of the dataset")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--source", choices=SOURCES, default="examples")
     args = parser.parse_args()
+    if args.source == "loader":  # one pass; a batch has fewer than 6 rows on the whole
+        args.examples = 6 * (args.batches + 1000)
 
-    whole = make(args.examples)
+    whole = make(args.examples, args.source)
     part = args.batches // N_PARTS
     parts = [draw(whole, part) for _ in range(N_PARTS)]
     drawn = sum(parts)
@@ -130,13 +152,13 @@ def main():
     expected = list(itertools.islice(whole, 100))
     equal, seconds = True, []
     for _ in range(args.repeats):
-        pipeline, first, taken = resume(args.examples, lambda: unpack(packed, tensors))
+        pipeline, first, taken = resume(args.examples, args.source, lambda: unpack(packed, tensors))
         seconds.append(taken)
         for mine, other in zip(itertools.chain([first], pipeline), expected, strict=False):
             equal &= all(np.array_equal(a, b) for a, b in zip(mine, other, strict=True))
 
     shares = [100 * s / drawn for s in seconds]
-    costs, plain, ours = [], make_plain(args.examples), make(args.examples)
+    costs, plain, ours = [], make_plain(args.examples), make(args.examples, args.source)
     draw(plain, part), draw(ours, part)
     for _ in range(args.repeats):
         costs.append(draw(ours, part // 4) / draw(plain, part // 4))

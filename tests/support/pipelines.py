@@ -45,6 +45,14 @@ def generated(_=None):
     yield from DATASET
 
 
+def loader():
+    """One of torch's, that shuffles by a generator of its own."""
+    order = torch.Generator().manual_seed(3)
+    return torch.utils.data.DataLoader(
+        DATASET, None, shuffle=True, generator=order, collate_fn=lambda x: x
+    )
+
+
 def swapped(examples):
     """A user's generator with examples in its hands when it yields."""
     held = None
@@ -67,6 +75,7 @@ SOURCES = {
     "stateful": lambda: lambda _: Counting(),
     "generator": lambda: generated,
     "iterable": lambda: dict(enumerate(DATASET)).values(),
+    "loader": loader,
     "mapped": lambda: lambda: map(longer, DATASET),
     "mixed": lambda: data.Parallel([DATASET, generated, lambda _: Counting()], counters=(2, 1, 3)),
 }

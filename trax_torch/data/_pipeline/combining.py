@@ -44,7 +44,7 @@ def Serial(*fns: Any) -> Stage:
     """
     stages = list(_flat(fns))
     return Stage(
-        named("Serial", stages=len(stages)), functools.partial(_in_series, stages), begins=True
+        named("Serial", stages=len(stages)), functools.partial(_in_series, stages), True, stages
     )
 
 
@@ -93,7 +93,7 @@ def Parallel(
     else:
         turns = _InTurns(weights)
     name = f"Parallel(counters={weights})"
-    return Stage(name, functools.partial(_in_parallel, fns, turns), begins=True)
+    return Stage(name, functools.partial(_in_parallel, fns, turns), True, fns)
 
 
 class Mixed(Stream):

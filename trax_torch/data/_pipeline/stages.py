@@ -2,11 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
+from trax_torch.data._pipeline.loaders import Loaded
 from trax_torch.data._pipeline.stateful import Stateful
 from trax_torch.data._pipeline.stream import (
     DrawnAgain,
@@ -17,6 +18,7 @@ from trax_torch.data._pipeline.stream import (
     Stream,
     above,
 )
+from trax_torch.data._streams import keeps_a_state
 
 
 class Stage:
@@ -29,10 +31,21 @@ class Stage:
       name: what it is called, with its settings.
       make: from `(name, upstream)` to its stream; upstream is None where nothing came before.
       begins: whether it may begin a pipeline.
+      of: what it is made of: stages, functions, datasets.
+
+    Attributes:
+      datasets: what it is made of, where epochs are told to whoever has them, a sampler, say.
     """
 
-    def __init__(self, name: str, make: Callable[[str, Any], Stream], begins: bool = False):
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[str, Any], Stream],
+        begins: bool = False,
+        of: Sequence[Any] = (),
+    ):
         self._name, self._make, self._begins = name, make, begins
+        self.datasets = list(of)
 
     def __call__(self, generator: Any = None) -> Stream:
         if generator is None and not self._begins:
@@ -79,8 +92,10 @@ def as_stream(examples: Any) -> Stream:
     """
     if isinstance(examples, Stream):
         return examples
-    if _keeps_a_state(examples):
+    if keeps_a_state(examples):
         return Stateful(named("Stateful", of=examples), examples)
+    if isinstance(examples, DataLoader):
+        return Loaded(named("DataLoader", of=examples.dataset), examples)
     if is_dataset(examples):
         return Indexed(named("Examples", of=examples), examples, n_epochs=1, seed=None)
     if type(examples) in (map, filter):
@@ -125,7 +140,7 @@ def apply(stage: Any, upstream: Stream | None) -> Stream:
     start = None if upstream is None else upstream.state_dict()
     made = _called(stage, upstream)
     make = functools.partial(_called, stage)
-    if upstream is None and _keeps_a_state(made):
+    if upstream is None and not isinstance(made, Stream) and keeps_a_state(made):
         return Stateful(named("Stateful", of=made), made, functools.partial(make, None))
     stream = as_stream(made)
     if not any(isinstance(s, DrawnAgain) and s.is_opaque for s in above(stream, upstream)):
@@ -142,11 +157,6 @@ def _called(fn: Callable[..., Any], upstream: Stream | None) -> Any:
     except (TypeError, ValueError):  # it needs one, or does not say
         return fn(None)
     return fn()
-
-
-def _keeps_a_state(x: Any) -> bool:
-    has_both = hasattr(x, "state_dict") and hasattr(x, "load_state_dict")
-    return has_both and not isinstance(x, Stream)
 
 
 def is_dataset(x: Any) -> bool:
