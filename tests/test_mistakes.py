@@ -513,7 +513,7 @@ def test_what_is_to_be_written_exists(door, table):
     assert not own & set(table)
     for advice in table.values():
         argument = re.match(r"(\w+)=", advice)
-        assert argument is None or argument[1] in own | {"n_beams"}, advice
+        assert argument is None or argument[1] in own | {"n_beams", "n_groups"}, advice
 
 
 def test_what_arguments_were_called_is_taken_with_a_note(caplog):

@@ -1,10 +1,8 @@
 """Decoding: a model that predicts the next token, asked again and again."""
 
 import contextlib
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,55 +10,19 @@ from trax_torch import _mistakes, _torch_private
 from trax_torch import layers as tl
 from trax_torch.interop import huggingface
 from trax_torch.supervised import _generation
-from trax_torch.supervised._generation import Sampler, doubts_in, expect, log_probs_of
+from trax_torch.supervised._generation import CachedModule, Rules, Sampler
+
+__all__ = [
+    "CachedModule",
+    "autoregressive_sample",
+    "autoregressive_sample_stream",
+    "beam_search",
+    "generate_text",
+    "quantize",
+    "warmup",
+]
 
 _BACKEND: Any = "inductor"
-
-
-class CachedModule(Protocol):
-    """What a plain `nn.Module` offers to be decoded position by position.
-
-    It is then called with the next tokens (batch, n) of sequences and remembers those before, from
-    `init_cache` on. What it remembers it keeps in attributes, buffers and modules that it makes, in
-    itself or in modules inside it, which decoding puts aside between tokens; so one thread at a
-    time decodes from such models, and others of this package's layers alone. A module that offers
-    none of this is decoded with `eval_mode=True`; or it acts on each position alone, which a model
-    of such parts shows in its first call: it is tried with tokens at once and in pieces.
-
-    It may have a `start_id`, `eos_id` or `pad_id`, which calls take that name none, and say that it
-    `takes_whole_prompts`: then no start symbol is put before `inputs`, unless a call names one.
-
-    Example:
-      >>> class Counter(torch.nn.Module):  # the next token is the number of tokens so far
-      ...     seen = 0
-      ...     def init_cache(self, batch_size, max_length):
-      ...         self.seen = torch.zeros(batch_size or 1, dtype=torch.int64)
-      ...     def reset_cache(self):
-      ...         self.seen.zero_()
-      ...     def reorder_cache(self, parents):
-      ...         self.seen = self.seen[parents]
-      ...     def forward(self, tokens):
-      ...         places = self.seen[:, None] + torch.arange(tokens.shape[1])
-      ...         self.seen += tokens.shape[1]
-      ...         return torch.nn.functional.one_hot(places % 9, 9).float()
-      >>> autoregressive_sample(Counter(), temperature=0.0, max_length=4, eos_id=-1)
-      tensor([[0, 1, 2, 3]])
-      >>> beam_search(Counter(), n_beams=2, max_length=4, eos_id=-1)[0, 0]
-      tensor([0, 1, 2, 3])
-    """
-
-    def init_cache(self, batch_size: int | None, max_length: int | None) -> None:
-        """Makes an empty cache for so many rows and positions; None leaves it to the module.
-
-        It makes new tensors and objects: those it had may be the past of another run. It is asked
-        of the outermost modules that offer it, which see to those inside; so are the others.
-        """
-
-    def reset_cache(self) -> None:
-        """Forgets the past."""
-
-    def reorder_cache(self, parents: torch.Tensor) -> None:
-        """Lets row r go on from the past of row `parents[r]`; integers (batch,), for beams."""
 
 
 @_generation.is_sample_stream
@@ -83,6 +45,15 @@ def autoregressive_sample_stream(
     min_p: float | None = None,
     prompt_lengths: Any = None,
     return_log_probs: bool = False,
+    pad_id: int = _generation.PADDING,
+    n_samples: int | None = None,
+    stop: Sequence[Sequence[int]] | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logits_processor: Any = None,
+    banned: Sequence[int] = (),
+    forced: Mapping[int, Any] | None = None,
 ) -> Iterator[Any]:
     """Yields the tokens of sequences as a model makes them, one position at a time.
 
@@ -119,6 +90,24 @@ def autoregressive_sample_stream(
         eval mode there must be room for `max_length` tokens after the longest.
       return_log_probs: yields `(tokens, log_probs)`; each token's logarithm of the probability that
         the model gave it, in nats, whatever the temperature.
+      pad_id: fills rows that have met a stop sequence; by default the model's own, or 0.
+      n_samples: draws so many sequences of each prompt: the same as if it were given so many times,
+        one after another, so lists of seeds have one for each of them. The prompt is read once
+        where this package's layers remember it. What is yielded is (batch, n_samples, 1) then.
+      stop: sequences of token ids, before the first of which a row ends. What may yet become one
+        is held back; when every row has ended, the stream does.
+      repetition_penalty: divides positive logits of tokens that `inputs` (but no source) or the row
+        have had, and multiplies negative ones; 1 for none.
+      presence_penalty: is taken from the logits of tokens that the row has had since `inputs`.
+      frequency_penalty: likewise, times how often it has had them.
+      logits_processor: a function (tokens so far, logits) -> logits, or a list of them, which are
+        called in turn after the penalties. The tokens are integers (rows, length), those of
+        `inputs` (but no source) first, with -1 before rows that are shorter; logits (rows, vocab)
+        floats, to be masked by -inf. It may have `begin(tokens)`, which returns the processor of
+        one run. Processors of transformers are such functions; see also `interop.grammars`.
+      banned: token ids that are never made.
+      forced: tokens by their places, from 0, or from -1 for the last one backwards: an integer for
+        all rows, or one for each. They are made whatever else is asked.
 
     Yields:
       int64 tensors of shape (batch, 1), on the model's device; with `return_log_probs` pairs of
@@ -127,8 +116,8 @@ def autoregressive_sample_stream(
 
     Raises:
       ValueError: if batch sizes differ, the temperature is negative, lengths are out of range, or
-        logits are not numbers, which on a GPU is looked at after 1, 8, 16, ... tokens and at the
-        end.
+        logits are not numbers, or none is left, which on a GPU is looked at after 1, 8, 16, ...
+        tokens and at the end; if one of what is asked is out of its range.
       TypeError: if tokens or counts are not integers, the model can neither predict nor is in eval
         mode, it uses a layer with a memory twice, a part of it looks along positions and does not
         remember, or a `ShiftRight` shifts more than the tokens by one.
@@ -138,15 +127,28 @@ def autoregressive_sample_stream(
     Source: Trax `supervised/decoding.py::autoregressive_sample_stream`, which goes on from what the
       last call left behind.
     """
-    _generation.check_counts(batch_size=batch_size, eval_min_length=eval_min_length)
-    if max_length is not None:
-        _generation.check_counts(max_length=max_length)
-    sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
-    eval_length = eval_min_length if eval_mode else None
-    run = _run(
-        model, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
+    _generation.check_counts(batch_size=batch_size, eval_min_length=eval_min_length, pad_id=pad_id)
+    given = {"max_length": max_length, "n_samples": n_samples}
+    _generation.check_counts(**{name: n for name, n in given.items() if n is not None})
+    layer = _layer_of(model)
+    n_rows = batch_size * (n_samples or 1)
+    sampler = Sampler(temperature, n_rows, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    rules = Rules(
+        repetition_penalty, presence_penalty, frequency_penalty, logits_processor, banned, forced
     )
-    return _outside(run, _steps(run, sampler, max_length, return_log_probs))
+    drawing = _generation.Drawing(
+        sampler,
+        max_length,
+        rules,
+        stops=_generation.stop_sequences(stop),
+        padding=_generation.ends_and_padding(layer, -1, pad_id)[1],
+        n_samples=n_samples,
+        log_probs=return_log_probs,
+    )
+    asked = inputs, batch_size, start_id, accelerate, prompt_lengths, max_length
+    eval_length = eval_min_length if eval_mode else None
+    run = _run(layer, *asked, eval_length, n_samples=n_samples or 1)
+    return drawing.stream(run)
 
 
 @_generation.is_sample
@@ -171,18 +173,31 @@ def autoregressive_sample(
     min_p: float | None = None,
     prompt_lengths: Any = None,
     return_log_probs: bool = False,
+    n_samples: int | None = None,
+    stop: Sequence[Sequence[int]] | None = None,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logits_processor: Any = None,
+    banned: Sequence[int] = (),
+    forced: Mapping[int, Any] | None = None,
 ) -> Any:
     """Returns sequences that a model makes, up to an end symbol.
 
     Args:
       model, inputs, batch_size, temperature, start_id, accelerate, eval_mode, eval_min_length,
-        seed, top_k, top_p, min_p, prompt_lengths: as for `autoregressive_sample_stream`.
+        seed, top_k, top_p, min_p, prompt_lengths, repetition_penalty, presence_penalty,
+        frequency_penalty, logits_processor, banned, forced: as for `autoregressive_sample_stream`.
       eos_id: the end symbol, or several; it is kept, and what would follow it in a row is
         `pad_id`. -1 for none. By default the model's own, or 1.
       max_length: how many tokens at most; at least 1.
       pad_id: fills rows that have ended; by default the model's own, or 0.
       return_log_probs: returns `(tokens, log_probs)`; see `autoregressive_sample_stream`. Padding
         has 0.
+      n_samples: returns so many sequences of each prompt, (batch, n_samples, output_length); see
+        `autoregressive_sample_stream`.
+      stop: sequences of token ids, before the first of which a row ends; they are not kept. Where
+        one is met at the first token, nothing of the row is left but padding.
 
     Returns:
       int64 tensor of shape (batch, output_length). It is done when every row has met its end, or
@@ -207,25 +222,29 @@ def autoregressive_sample(
         batch_size=batch_size, max_length=max_length, eval_min_length=eval_min_length
     )
     _generation.check_counts(eos_id=eos_id, pad_id=pad_id)
+    if n_samples is not None:
+        _generation.check_counts(n_samples=n_samples)
     layer = _layer_of(model)
     ends, padding = _generation.ends_and_padding(layer, eos_id, pad_id)
-    sampler = Sampler(temperature, batch_size, seed, top_k=top_k, top_p=top_p, min_p=min_p)
-    eval_length = eval_min_length if eval_mode else None
-    run = _run(
-        layer, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, eval_length
+    n_rows = batch_size * (n_samples or 1)
+    sampler = Sampler(temperature, n_rows, seed, top_k=top_k, top_p=top_p, min_p=min_p)
+    rules = Rules(
+        repetition_penalty, presence_penalty, frequency_penalty, logits_processor, banned, forced
     )
-    with contextlib.closing(run), run:
-        taken = list(_steps(run, sampler, max_length, return_log_probs, ends))
-    tokens = torch.cat([t[0] if return_log_probs else t for t in taken], dim=1)
-    n_ends = _generation.is_end(tokens, ends).cumsum(1)
-    all_ended = (n_ends > 0).all(dim=0)
-    length = tokens.shape[1] - int(all_ended.sum()) + int(all_ended.any())
-    after = (n_ends.roll(1, 1)[:, :length] > 0).index_fill(1, n_ends.new_zeros(1), False)
-    tokens = tokens[:, :length].masked_fill(after, padding)
-    if not return_log_probs:
-        return tokens
-    log_probs = torch.cat([log_probs for _, log_probs in taken], dim=1)
-    return tokens, log_probs[:, :length].masked_fill(after, 0.0)
+    drawing = _generation.Drawing(
+        sampler,
+        max_length,
+        rules,
+        ends,
+        _generation.stop_sequences(stop),
+        padding,
+        n_samples,
+        return_log_probs,
+    )
+    asked = inputs, batch_size, start_id, accelerate, prompt_lengths, max_length
+    eval_length = eval_min_length if eval_mode else None
+    run = _run(layer, *asked, eval_length, n_samples=n_samples or 1)
+    return drawing.whole(run)
 
 
 @_generation.is_beam_search
@@ -246,6 +265,14 @@ def beam_search(
     return_scores: bool = False,
     early_stopping: bool = False,
     prompt_lengths: Any = None,
+    n_groups: int = 1,
+    diversity_penalty: float = 0.5,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logits_processor: Any = None,
+    banned: Sequence[int] = (),
+    forced: Mapping[int, Any] | None = None,
 ) -> Any:
     """Returns the likeliest sequences that a beam search finds, best first.
 
@@ -261,7 +288,9 @@ def beam_search(
     common, and each sees its own past of it.
 
     Args:
-      model, inputs, batch_size, start_id, prompt_lengths: as for `autoregressive_sample_stream`.
+      model, inputs, batch_size, start_id, prompt_lengths, repetition_penalty, presence_penalty,
+        frequency_penalty, logits_processor, banned, forced: as for `autoregressive_sample_stream`;
+        what becomes of logits there becomes of log-probabilities here, and scores are sums of it.
       n_beams: how many hypotheses to follow, and to return; at least 1.
       eos_id: the end symbol, or several; -1 for none. By default the model's own, or 1.
       max_length: how many tokens at most; at least 1.
@@ -272,6 +301,10 @@ def beam_search(
       return_scores: returns `(sequences, scores)`.
       early_stopping: a row is done as soon as `n_beams` of its hypotheses are finished, though a
         living beam might still become better.
+      n_groups: beams are in so many groups of the same size, which choose one after another, each
+        as a search of its own.
+      diversity_penalty: by how much less a group values a token for each living beam of the groups
+        before it that took it at the same step; nats. Scores do not change by it.
 
     Returns:
       int64 tensor of shape (batch, n_beams, output_length); with `return_scores`, and a float32
@@ -280,40 +313,34 @@ def beam_search(
       arrays or lists.
 
     Raises:
-      ValueError, TypeError, LayerError: as for `autoregressive_sample`; if `n_beams` is below 1; if
-        `length_penalty` is out of its range.
+      ValueError, TypeError, LayerError: as for `autoregressive_sample`; if `n_beams` is below 1
+        or no multiple of `n_groups`; if `length_penalty` is out of its range.
 
     Source: Trax `supervised/decoding.py::beam_search`, which takes a batch of 1 and follows neither
       `eos_id` nor `length_penalty`; Wu et al. 2016, arXiv:1609.08144.
     """
     _generation.check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
     _generation.check_counts(eos_id=eos_id, pad_id=pad_id)
-    expect(
-        lambda: abs(length_penalty) * math.log((5 + max_length) / 6) < math.log(1e30),
-        f"length_penalty is a number by which ((5 + n) / 6) ** length_penalty stays between 1e-30 "
-        f"and 1e30 for n up to max_length; got {length_penalty!r} for {max_length}. Give one from "
-        f"0, for plain sums, to 2.",
-    )
     layer = _layer_of(model)
     ends, padding = _generation.ends_and_padding(layer, eos_id, pad_id)
+    rules = Rules(
+        repetition_penalty, presence_penalty, frequency_penalty, logits_processor, banned, forced
+    )
+    searching = _generation.Searching(
+        n_beams,
+        ends,
+        max_length,
+        length_penalty,
+        early_stopping,
+        padding,
+        rules,
+        n_groups,
+        diversity_penalty,
+    )
     run = _run(
         layer, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
     )
-    with contextlib.closing(run), run:
-        logits = run.begin()[:, None]
-        search = _generation.Search(
-            batch_size, n_beams, ends, max_length, length_penalty, early_stopping, logits.device
-        )
-        nan_check = _generation.NanCheck(max_length)
-        while True:
-            log_probs = torch.log_softmax(logits, dim=-1)
-            nan_check.add(log_probs[:, :, 0], search.counts(), search.n + 1)  # all are NaN, or none
-            tokens, parents = search.grow(log_probs)
-            looks = run.is_full or nan_check.is_time(search.n, logits.device)
-            if search.n == max_length or (looks and search.is_done()):
-                break
-            logits = run.go_on(tokens, parents, search.done)
-    sequences, scores = search.results(padding)
+    sequences, scores = searching.whole(run)
     return (sequences, scores) if return_scores else sequences
 
 
@@ -371,7 +398,7 @@ def warmup(
       batch_size: number of sequences.
       max_length: how many tokens those calls will make at most; at least 2.
       inputs: integers (batch, length) of the kind those calls will have; None for none.
-      n_beams: more than 1 is for `beam_search`.
+      n_beams: more than 1 is for `beam_search`, or for so many `n_samples`.
       prompt_lengths: any, for calls that have some.
 
     Raises:
@@ -454,45 +481,6 @@ def _layer_of(model: Any) -> Any:
     return huggingface.as_layer(inner) if huggingface.is_model(inner) else tl.as_layer(model)
 
 
-def _run(model: Any, *asked: Any) -> Any:
+def _run(layer: Any, *asked: Any, **more: Any) -> Any:
     """Returns the run of a model that a call asks for; see `_generation.run_for`."""
-    return _generation.run_for(_layer_of(model), _BACKEND, *asked)
-
-
-def _steps(
-    run: Any,
-    sampler: Sampler,
-    max_length: int | None,
-    log_probs: bool,
-    ends: tuple[int, ...] = (),
-) -> Iterator[Any]:
-    """Yields what a stream yields, inside the run, until all rows have met the end symbol."""
-    logits = run.begin()
-    nan_check = _generation.NanCheck(max_length)
-    ended: torch.Tensor | None = None
-    for n in itertools.count(1):
-        nan_check.add(doubts_in(logits), None if ended is None else ~ended, n)
-        tokens = sampler.choose(logits, sampler.noise(logits.shape[1], logits.device))[:, None]
-        yield (tokens, log_probs_of(logits[:, None], tokens)) if log_probs else tokens
-        if ends:
-            met = _generation.is_end(tokens[:, 0], ends)
-            ended = met if ended is None else ended | met
-        if n == max_length:
-            return
-        if (
-            ended is not None
-            and (run.is_full or nan_check.is_time(n, ended.device))
-            and bool(ended.all())
-        ):
-            return
-        logits = run.go_on(tokens, ended=ended)[:, 0]
-
-
-def _outside(run: Any, steps: Iterator[Any]) -> Iterator[Any]:
-    """Yields what steps yield, with the run left meanwhile."""
-    while True:
-        with contextlib.closing(run), run:
-            item = next(steps, None)
-        if item is None:
-            return
-        yield item
+    return _generation.run_for(layer, _BACKEND, *asked, **more)

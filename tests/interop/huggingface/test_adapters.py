@@ -56,6 +56,27 @@ def test_beams_are_those_of_generate_where_lengths_count_for_nothing(make):
     hf.assert_same(beams.flatten(0, 1), want)
 
 
+@pytest.mark.parametrize("make", [hf.gpt2, hf.llama])
+def test_penalties_and_banned_tokens_are_those_of_generate(make):
+    """Greedy and with beams; and a processor of transformers does what it does there."""
+    model, inputs = make(), hf.random_tokens(3, 7)
+    theirs = {"repetition_penalty": 1.6, "bad_words_ids": [[5], [9]]}
+    ours = {"repetition_penalty": 1.6, "banned": [5, 9]}
+    processors = hf.transformers.LogitsProcessorList(
+        [
+            hf.transformers.RepetitionPenaltyLogitsProcessor(1.6),
+            hf.transformers.SuppressTokensLogitsProcessor([5, 9], device="cpu"),
+        ]
+    )
+    want = hf.generate(model, inputs, 12, **theirs)
+
+    hf.assert_same(greedy(model, inputs, 3, 12, **ours), want)
+    hf.assert_same(greedy(model, inputs, 3, 12, logits_processor=processors), want)
+    beams = decoding.beam_search(model, inputs, 3, 3, max_length=10, length_penalty=0.0, **ours)
+    searching = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0}
+    hf.assert_same(beams.flatten(0, 1), hf.generate(model, inputs, 10, **searching, **theirs))
+
+
 @pytest.mark.parametrize("make", [*CAUSAL, *ENCODING])
 def test_padded_rows_are_decoded_as_generate_does(make):
     model, inputs = make(), padded(make, hf.random_tokens(3, 7))

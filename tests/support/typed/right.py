@@ -119,6 +119,17 @@ tokens, log_probs = decoding.autoregressive_sample(lm, batch_size=2, return_log_
 assert_type(log_probs, torch.Tensor)
 for each in decoding.autoregressive_sample_stream(lm, max_length=3):
     assert_type(each, torch.Tensor)
+asked = decoding.autoregressive_sample(
+    lm,
+    prompt,
+    max_length=3,
+    n_samples=2,
+    stop=[[3, 4], [5]],
+    banned=[7],
+    forced={0: 6, -1: [2]},
+    logits_processor=[lambda tokens, logits: logits - tokens.shape[1]],
+)
+assert_type(asked, torch.Tensor)
 assert_type(decoding.beam_search(lm, prompt, n_beams=3), torch.Tensor)
 best: npt.NDArray[np.int64] = decoding.beam_search(lm, [[1, 2]], n_beams=3)[:, 0]
 hypotheses, scores = decoding.beam_search(lm, return_scores=True)

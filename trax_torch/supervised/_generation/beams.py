@@ -6,6 +6,7 @@ This room knows scores and tokens; what a model is, it never asks.
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from trax_torch.supervised._generation.symbols import end_symbols, is_end
 
@@ -109,11 +110,15 @@ class Search:
         # Rows that can find nothing better; what becomes of their beams is of no consequence.
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
 
-    def grow(self, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def grow(
+        self, log_probs: torch.Tensor, less: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Lets the beams grow by a token.
 
         Args:
           log_probs: (batch, beams, vocab), nats; one beam at the first step, then `n_beams`.
+          less: how much less tokens are worth where they are chosen, (batch, vocab), nats; what
+            hypotheses score does not change by it. None for nothing.
 
         Returns:
           `(tokens, parents)`, each (batch, n_beams): the living beams' new tokens, and which beam
@@ -122,7 +127,12 @@ class Search:
         k = self._n_beams
         self.n += 1
         n_kept = k * max(2, 1 + len(self._ends))  # with k among them that go on
-        best, parents, new = best_continuations(self._living, log_probs, n_kept)
+        worth = log_probs if less is None else log_probs - less[:, None]
+        best, parents, new = best_continuations(self._living, worth, n_kept)
+        if less is not None:  # in the order of what they are worth, with the score that they have
+            log_prob = log_probs.flatten(1).gather(1, parents * log_probs.shape[2] + new)
+            score = self._living.gather(1, parents) + log_prob
+            best = torch.where(best == -torch.inf, best, score)
         divisor = penalty(self.n, self._length_penalty)
         if self._ends:
             ends = is_end(new, self._ends)
@@ -140,7 +150,7 @@ class Search:
         n_longest = self._max_length
         if self._length_penalty <= 0:  # shorter is better
             n_longest = min(self.n + 1, n_longest)
-        reach = self._living[:, 0] / penalty(n_longest, self._length_penalty)
+        reach = self._living.amax(dim=1) / penalty(n_longest, self._length_penalty)
         self.done |= self.scores[:, -1] >= reach
         if self.n == self._max_length:
             self._finish(
@@ -196,3 +206,66 @@ class Search:
         self._lengths.masked_fill_(self.scores == -torch.inf, 0)
         self._grown_from = torch.cat([self._grown_from, parents], dim=1).gather(1, order)
         self._last = torch.cat([self._last, tokens], dim=1).gather(1, order)
+
+
+class Groups:
+    """A beam search whose beams are in groups, which differ: a `Search` for each of them.
+
+    At each step the groups choose one after another, and to each a token is worth less by
+    `diversity_penalty` for each beam of the groups before it that took the token at this step.
+
+    Args:
+      searches: one for each group, of the same rows.
+      size: how many beams each has.
+      diversity_penalty: nats.
+
+    Source: Vijayakumar et al. 2018, arXiv:1610.02424, algorithm 1 with Hamming diversity.
+    """
+
+    def __init__(self, searches: Sequence[Search], size: int, diversity_penalty: float):
+        self._searches, self._size = searches, size
+        self._diversity_penalty = diversity_penalty
+
+    @property
+    def n(self) -> int:
+        """How many tokens there are so far."""
+        return self._searches[0].n
+
+    @property
+    def done(self) -> torch.Tensor:
+        """Rows that can find nothing better, in no group."""
+        return torch.stack([search.done for search in self._searches]).all(dim=0)
+
+    def grow(self, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Does what `Search.grow` does, with the beams of all groups side by side."""
+        less = torch.zeros_like(log_probs[:, 0])
+        tokens, parents = [], []
+        for i, search in enumerate(self._searches):
+            first = i * self._size if search.n else 0
+            n = self._size if search.n else 1
+            new, grown_from = search.grow(log_probs[:, first : first + n], less if i else None)
+            taken = search.counts().to(less.dtype) * self._diversity_penalty
+            less = less.scatter_add(1, new, taken)
+            tokens.append(new)
+            parents.append(grown_from + first)
+        return torch.cat(tokens, dim=1), torch.cat(parents, dim=1)
+
+    def counts(self) -> torch.Tensor:
+        """Does what `Search.counts` does."""
+        return torch.cat([search.counts() for search in self._searches], dim=1)
+
+    def is_done(self) -> bool:
+        """Tells whether no row can find anything better in any group."""
+        return bool(self.done.all())
+
+    def results(self, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the hypotheses of all groups as `Search.results` does, best first."""
+        found = [search.results(pad_id) for search in self._searches]
+        length = max(sequences.shape[-1] for sequences, _ in found)
+        sequences = torch.cat(
+            [nn.functional.pad(s, (0, length - s.shape[-1]), value=pad_id) for s, _ in found], 1
+        )
+        scores, order = torch.cat([scores for _, scores in found], dim=1).sort(
+            dim=1, descending=True, stable=True
+        )
+        return sequences.gather(1, order[:, :, None].expand_as(sequences)), scores

@@ -50,7 +50,13 @@ class PredictRun(_predict.Block):
       n_beams: how many beams a row will have after the prompt.
       wish: whether to compile; see `compiled_step.step_for`.
       backend: as for `torch.compile`.
+
+    Attributes:
+      n_beams: as given.
+      given: what `run_for` says.
     """
+
+    given: Any = None
 
     def __init__(
         self,
@@ -66,7 +72,7 @@ class PredictRun(_predict.Block):
         check_can_predict(layer, n_beams)
         check_pieces(layer, source, prompt)
         self._layer, self._source, self._prompt, self._lengths = layer, source, prompt, lengths
-        self._n_beams = n_beams
+        self.n_beams = n_beams
         batch, n = prompt.shape
         room = None if n_steps is None else n + n_steps
         self._rows = torch.arange(batch, device=prompt.device)[:, None] * n_beams
@@ -162,14 +168,14 @@ class PredictRun(_predict.Block):
                     f"prompt_lengths needs layers that all count the same positions; those of "
                     f"{layer.name} are at {sorted(set(positions))} after {n}."
                 )
-            if self._n_beams > 1:
+            if self.n_beams > 1:
                 rows = torch.arange(len(self._prompt), device=self._prompt.device)
-                layer.reorder_cache(rows.repeat_interleave(self._n_beams))
+                layer.reorder_cache(rows.repeat_interleave(self.n_beams))
                 self._expand()
         elif self._shares:
             self._share()
         if self._expanded:
-            logits = logits[:: self._n_beams]
+            logits = logits[:: self.n_beams]
         if logits.shape[1] == 1 or lengths is None:
             return logits[:, -1]
         return logits[torch.arange(len(lengths), device=logits.device), lengths - 1]
@@ -241,7 +247,7 @@ class PredictRun(_predict.Block):
         """Tells whether a row that goes on has no room left; to look is to wait for a GPU."""
         if self._lengths is None or ended is None:
             return True
-        lengths = self._lengths[:: self._n_beams] if self._expanded else self._lengths
+        lengths = self._lengths[:: self.n_beams] if self._expanded else self._lengths
         return bool(((lengths + self._n >= self._n_places) & ~ended).any())
 
     @property
@@ -268,18 +274,18 @@ class PredictRun(_predict.Block):
 
     def _expand(self) -> None:
         """Gives each beam a row of its own."""
-        self._prompt = self._prompt.repeat_interleave(self._n_beams, 0)
+        self._prompt = self._prompt.repeat_interleave(self.n_beams, 0)
         if self._source is not None:
-            self._source = self._source.repeat_interleave(self._n_beams, 0)
+            self._source = self._source.repeat_interleave(self.n_beams, 0)
         if self._lengths is not None:
-            self._lengths = self._lengths.repeat_interleave(self._n_beams, 0)
+            self._lengths = self._lengths.repeat_interleave(self.n_beams, 0)
 
     def _reserve(self) -> None:
         """Makes the caches as long as the run needs, and chooses the step."""
         n = self._prompt.shape[1]
         n_slots: float = 1  # a carry has no length
         if self._caches:
-            n_slots = n + self._n_beams * max(0, min(self._n_steps, self._limit - n))
+            n_slots = n + self.n_beams * max(0, min(self._n_steps, self._limit - n))
         self._most_slots = n_slots
         if math.isfinite(n_slots):
             self._most_slots = n_slots = self._choose_step(int(n_slots))
@@ -294,7 +300,7 @@ class PredictRun(_predict.Block):
         """Chooses the step for caches of so many slots; returns how many they will have."""
         source = None if self._source is None else (self._source.shape[1] > 1)
         is_padded = self._lengths is not None
-        sizes = (len(self._rows), self._n_beams, is_padded, source, self._prompt.dtype)
+        sizes = (len(self._rows), self.n_beams, is_padded, source, self._prompt.dtype)
         with hooks_lock:
             self._compiled, n_slots = compiled_step.step_for(
                 self._layer, sizes, n_slots, self._wish, self._backend
@@ -306,7 +312,7 @@ class PredictRun(_predict.Block):
     def _share(self) -> None:
         """Puts all layers at one moment, after the prompt."""
         batch, n = self._prompt.shape
-        device, k = self._prompt.device, self._n_beams
+        device, k = self._prompt.device, self.n_beams
         lengths = self._lengths
         n_slots = self._n_slots
         self._ruler = torch.arange(n_slots if math.isfinite(n_slots) else 1, device=device)
@@ -338,7 +344,7 @@ class PredictRun(_predict.Block):
     def _advance(self, parents: torch.Tensor | None) -> None:
         """Moves the moment on by a step, and beams to where their parents are."""
         assert self._moment is not None
-        k = self._n_beams
+        k = self.n_beams
         start = self._prompt.shape[1] + k * self._n
         if parents is not None and self._n:
             for memory in self._memories:

@@ -29,6 +29,8 @@ class EvalRun(_predict.Block):
     """
 
     is_full = False
+    n_beams = 1
+    given: Any = None  # what `run_for` says
 
     def __init__(
         self,

@@ -14,6 +14,11 @@ OF_DECODING = {
     **dict.fromkeys(("bos_token_id", "decoder_start_token_id", "bos_id"), "start_id=0"),
     **dict.fromkeys(("attention_mask", "mask", "lengths"), "prompt_lengths=mask.sum(1)"),
     **dict.fromkeys(("generator", "rng", "random_seed"), "seed=0"),
-    **dict.fromkeys(("num_return_sequences", "n_samples", "n"), "batch_size=4"),
+    **dict.fromkeys(("num_return_sequences", "n", "num_samples"), "n_samples=4"),
+    **dict.fromkeys(("stop_sequences", "stop_token_ids", "stop_words"), "stop=[[5, 6], [7]]"),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "banned_tokens"), "banned=[3, 4]"),
+    **dict.fromkeys(("forced_tokens", "forced_bos_token_id"), "forced={0: 5}, by places"),
+    **dict.fromkeys(("logits_processors", "logit_bias"), "logits_processor=f, of (tokens, logits)"),
+    **dict.fromkeys(("num_beam_groups", "beam_groups"), "n_groups=2, of beam_search"),
     **dict.fromkeys(("use_cache", "mode"), "eval_mode=True for a model that cannot predict"),
 }

@@ -4,16 +4,22 @@ import math
 
 import torch
 
+_OF_THE_MODEL = (
+    "The model's logits for token {n} are not numbers: a row holds NaN or +inf, or -inf "
+    "everywhere. Look for weights that are none, for a division by 0 in the model, or at the mask."
+)
+
 
 class NanCheck:
     """Whether logits so far were no numbers, looked at now and then and at the end.
 
     Args:
       max_length: how many tokens there will be at most, or None.
+      message: of the error; `{n}` stands for the token.
     """
 
-    def __init__(self, max_length: int | None):
-        self._max_length = max_length
+    def __init__(self, max_length: int | None, message: str = _OF_THE_MODEL):
+        self._max_length, self._message = max_length, message
         self._pending: list[tuple[torch.Tensor, torch.Tensor | None, int]] = []
 
     @staticmethod
@@ -39,9 +45,5 @@ class NanCheck:
             if math.isnan(marks.sum().item()) and (
                 counts is None or bool((marks.isnan() & counts).any())
             ):
-                raise ValueError(
-                    f"The model's logits for token {n} are not numbers: a row holds NaN or +inf, "
-                    f"or -inf everywhere. Look for weights that are none, for a division by 0 in "
-                    f"the model, or at the mask."
-                )
+                raise ValueError(self._message.format(n=n))
         self._pending.clear()

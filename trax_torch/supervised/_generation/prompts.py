@@ -15,6 +15,8 @@ _COUNTED = {
     "batch_size": "sequences",
     "max_length": "tokens",
     "n_beams": "beams",
+    "n_groups": "groups of beams",
+    "n_samples": "sequences of a prompt",
     "eval_min_length": "positions",
 }
 _ADVICE = {
@@ -50,11 +52,26 @@ class Prompt(NamedTuple):
       source: integers (batch, length), for a model that takes several inputs; else None.
       tokens: integers (batch, length), those before the first one.
       lengths: how much of each row of `tokens` counts, integers (batch,); None for all.
+      n_starts: how many of them are start symbols, which nobody gave as tokens.
     """
 
     source: torch.Tensor | None
     tokens: torch.Tensor
     lengths: torch.Tensor | None
+    n_starts: int = 1
+
+    def given(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the tokens without start symbols, and their lengths."""
+        lengths = None if self.lengths is None else self.lengths - self.n_starts
+        return self.tokens[:, self.n_starts :], lengths
+
+    def repeated(self, n: int) -> "Prompt":
+        """Returns each row n times, one after another."""
+        source, tokens, lengths = (
+            None if x is None else x.repeat_interleave(n, 0) for x in self[:3]
+        )
+        assert tokens is not None
+        return Prompt(source, tokens, lengths, self.n_starts)
 
 
 def prompt_for(
@@ -89,7 +106,7 @@ def prompt_for(
                 f"A prompt of {layer.name} has at least one token; got one that is empty. Begin it "
                 f"with the model's start symbol, or give start_id."
             )
-        return Prompt(None, given, lengths)
+        return Prompt(None, given, lengths, n_starts=0)
     start = start_symbols(symbols.symbol(layer, "start_id", start_id), batch_size, device)
     if given is not None:
         start = torch.cat([start, given], dim=1)

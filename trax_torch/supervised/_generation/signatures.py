@@ -16,6 +16,18 @@ from torch import nn
 Arrays = npt.NDArray[np.integer[Any]] | Sequence[Sequence[int]] | Sequence[int]
 Tokens = torch.Tensor | Arrays
 Pair = tuple[torch.Tensor, torch.Tensor]
+Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class OfRuns(Protocol):
+    """What has a processor for each run."""
+
+    def begin(self, tokens: torch.Tensor) -> Processor:
+        """Returns the processor of a run with prompts of these tokens, (rows, length)."""
+        ...
+
+
+Processors = Processor | OfRuns | Sequence[Processor | OfRuns]
 
 
 class SampleStream(Protocol):
@@ -40,6 +52,15 @@ class SampleStream(Protocol):
         min_p: float | None = None,
         prompt_lengths: Tokens | None = None,
         return_log_probs: bool = False,
+        pad_id: int = 0,
+        n_samples: int | None = None,
+        stop: Sequence[Sequence[int]] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> Iterator[Any]: ...
 
     @overload
@@ -61,6 +82,15 @@ class SampleStream(Protocol):
         min_p: float | None = None,
         prompt_lengths: Tokens | None = None,
         return_log_probs: Literal[False] = False,
+        pad_id: int = 0,
+        n_samples: int | None = None,
+        stop: Sequence[Sequence[int]] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> Iterator[torch.Tensor]: ...
 
     @overload
@@ -82,6 +112,15 @@ class SampleStream(Protocol):
         min_p: float | None = None,
         prompt_lengths: Tokens | None = None,
         return_log_probs: Literal[True],
+        pad_id: int = 0,
+        n_samples: int | None = None,
+        stop: Sequence[Sequence[int]] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> Iterator[Pair]: ...
 
     @overload
@@ -103,6 +142,15 @@ class SampleStream(Protocol):
         min_p: float | None = None,
         prompt_lengths: Tokens | None = None,
         return_log_probs: bool,
+        pad_id: int = 0,
+        n_samples: int | None = None,
+        stop: Sequence[Sequence[int]] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> Iterator[torch.Tensor] | Iterator[Pair]: ...
 
 
@@ -130,6 +178,14 @@ class Sample(Protocol):
         min_p: float | None = None,
         prompt_lengths: Tokens | None = None,
         return_log_probs: bool = False,
+        n_samples: int | None = None,
+        stop: Sequence[Sequence[int]] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> Any: ...
 
     @overload
@@ -153,6 +209,14 @@ class Sample(Protocol):
         min_p: float | None = None,
         prompt_lengths: Tokens | None = None,
         return_log_probs: Literal[False] = False,
+        n_samples: int | None = None,
+        stop: Sequence[Sequence[int]] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> torch.Tensor: ...
 
     @overload
@@ -176,6 +240,14 @@ class Sample(Protocol):
         min_p: float | None = None,
         prompt_lengths: Tokens | None = None,
         return_log_probs: Literal[True],
+        n_samples: int | None = None,
+        stop: Sequence[Sequence[int]] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> Pair: ...
 
     @overload
@@ -199,6 +271,14 @@ class Sample(Protocol):
         min_p: float | None = None,
         prompt_lengths: Tokens | None = None,
         return_log_probs: bool,
+        n_samples: int | None = None,
+        stop: Sequence[Sequence[int]] | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> torch.Tensor | Pair: ...
 
 
@@ -222,6 +302,14 @@ class BeamSearch(Protocol):
         return_scores: bool = False,
         early_stopping: bool = False,
         prompt_lengths: Tokens | None = None,
+        n_groups: int = 1,
+        diversity_penalty: float = 0.5,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> Any: ...
 
     @overload
@@ -241,6 +329,14 @@ class BeamSearch(Protocol):
         return_scores: Literal[False] = False,
         early_stopping: bool = False,
         prompt_lengths: Tokens | None = None,
+        n_groups: int = 1,
+        diversity_penalty: float = 0.5,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> torch.Tensor: ...
 
     @overload
@@ -260,6 +356,14 @@ class BeamSearch(Protocol):
         return_scores: Literal[True],
         early_stopping: bool = False,
         prompt_lengths: Tokens | None = None,
+        n_groups: int = 1,
+        diversity_penalty: float = 0.5,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> Pair: ...
 
     @overload
@@ -279,6 +383,14 @@ class BeamSearch(Protocol):
         return_scores: bool,
         early_stopping: bool = False,
         prompt_lengths: Tokens | None = None,
+        n_groups: int = 1,
+        diversity_penalty: float = 0.5,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logits_processor: Processors | None = None,
+        banned: Sequence[int] = (),
+        forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
     ) -> torch.Tensor | Pair: ...
 
 
