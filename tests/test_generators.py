@@ -73,3 +73,41 @@ def test_a_numpy_generator_of_another_kind_is_left_alone():
 def test_what_is_no_packed_snapshot_is_refused():
     with pytest.raises(ValueError, match=r"have \d+ bytes; got 3 items of torch.uint8. Go on with"):
         _generators.unpack(torch.zeros(3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("n_before", range(3))
+def test_pythons_generator_is_put_back_quickly(n_before, is_known, monkeypatch):
+    """Also the second of two normal numbers; and where its words are not found in memory."""
+    if not is_known:
+        monkeypatch.setattr(_generators, "_words", None)
+    for _ in range(n_before):
+        random.gauss(0, 1)
+    state, place = random.getstate(), _generators.python_place()
+    wanted = [random.gauss(0, 1) for _ in range(700)]
+    random.seed(5)
+    random.gauss(0, 1)
+
+    _generators.put_python(place)
+
+    assert random.getstate() == state
+    assert [random.gauss(0, 1) for _ in range(700)] == wanted
+
+
+def test_words_that_lie_elsewhere_are_left_alone(monkeypatch):
+    """What is put back there is not where the generator was: another Python's."""
+
+    class Elsewhere:
+        raw = b""
+
+    monkeypatch.setattr(_generators, "_memory_of", lambda generator: Elsewhere())
+    assert _generators._words_of(random.Random()) is None
+    monkeypatch.undo()
+
+    own = random.Random(4)
+    memory = _generators._words_of(own)
+    if memory is None:
+        pytest.skip("this Python has the words elsewhere")
+    before, wanted = memory.raw, own.random()
+    memory.raw = before
+    assert own.random() == wanted

@@ -406,7 +406,7 @@ class Trainer:
             self.loss_scale.update(False, True)
         self._gradients.clip_(grads, stats["gradients_l2"])
         self.is_whole = False
-        self.optimizer.step()
+        _torch_private.take_step(self.optimizer)
 
     def _is_by_scale(self, loss: float, norm: float) -> bool:
         """Lowers the loss's scale if gradients are not finite; tells if that alone is to blame."""

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trax_torch import _signals, _torch_private
+from trax_torch.data._streams import rows
 from trax_torch.data._streams.own import OwnStream
 from trax_torch.data._streams.skipping import Skipping, can_skip
 
@@ -106,7 +107,7 @@ class Loader(Source):
         if self.skipping is not None and where is not None:
             return self.skipping.begin(where)
         if not loader.num_workers:
-            return iter(loader)
+            return rows.begin(loader)
         own = loader.worker_init_fn
         loader.worker_init_fn = _signals.worker_init(own)
         try:

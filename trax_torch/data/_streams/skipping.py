@@ -4,9 +4,8 @@ The indices that went by are drawn again, which is cheap; rows are not, but for 
 worker, whose last one tells whether all is as it was.
 """
 
-import contextlib
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -14,6 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from trax_torch import _torch_private
 from trax_torch.data._streams.indices import Indices
 from trax_torch.data._streams.remembered import remembered
+from trax_torch.data._streams.rows import swaps_for
+from trax_torch.data._streams.swapped import swapped
 from trax_torch.data._streams.worker_states import WorkerStates
 
 
@@ -146,13 +147,13 @@ class Skipping:
         self._samplers = self._remembered()
         n_passes, live = self._indices.n_passes, self._iterator()
         workers = None
-        swaps: dict[str, Any] = {self._way: self._indices}
+        swaps = {self._way: self._indices, **swaps_for(self._loader)}
         if self._n_workers:
             workers = WorkerStates(self._n_workers, self._loader.prefetch_factor, states)
             init = self._wrap_init(self._loader.worker_init_fn)
             init, collate = workers.watched(init, self._loader.collate_fn)
             swaps |= {"worker_init_fn": init, "collate_fn": collate}
-        with _swapped(self._loader, swaps):
+        with swapped(self._loader, swaps):
             iterator: Iterator[Any] = iter(self._loader)
         self._indices.pass_over(0)
         if iterator is not live:
@@ -160,15 +161,3 @@ class Skipping:
             self._made = [0] * self._n_workers
         self._is_watched = self._indices.n_passes > n_passes
         return iterator
-
-
-@contextlib.contextmanager
-def _swapped(loader: Any, attributes: dict[str, Any]) -> Generator[None]:
-    """Gives a loader other attributes for a while; it refuses some where they are set as usual."""
-    own = vars(loader)
-    before = {name: own[name] for name in attributes}
-    own.update(attributes)
-    try:
-        yield
-    finally:
-        own.update(before)

@@ -340,15 +340,18 @@ def make_trainer(
     if last is not loss or body is not model or autocast is not contextlib.nullcontext:
         module = _losses.LossOf(both, body, last, autocast)
     ranks = blocks = None
+    forward: Any = module
     if world.size > 1:
-        module, ranks = data_parallel.over_ranks(module, both, sample, world, config, apart)
+        forward, ranks = data_parallel.over_ranks(module, both, sample, world, config, apart)
+    elif module is both and _losses.Straight.can_take(both):
+        forward = _losses.Straight(both)
     if config.use_memory_efficient_trainer:
         layers = [model] if head is None else body.sublayers
         blocks = optimizers.Blocks(layers, last, world.device, autocast, residence)
     return optimizers.Trainer(
         both,
         task.optimizer,
-        forward=module,
+        forward=forward,
         shares=shares,
         n_accumulation_steps=config.n_accumulation_steps,
         n_skips=config.n_skips,

@@ -38,8 +38,10 @@ class Events:
 
     def names_at(self, step: int) -> list[str]:
         """Returns the names to save under, which no eval has seen yet."""
-        due = {"model": self.checkpoint_at, f"model_{step}": self.permanent_checkpoint_at}
-        return [name for name, at in due.items() if at(step)]
+        names = ["model"] if self.checkpoint_at(step) else []
+        if self.permanent_checkpoint_at(step):
+            names.append(f"model_{step}")
+        return names
 
     def log_at(self, step: int) -> bool:
         """Tells whether training is logged at a step, evals or not."""
