@@ -103,6 +103,26 @@ def bloom(**settings):
     return made(transformers.BloomForCausalLM, config)
 
 
+# Other families of causal models, by the names of their classes: what they want beside `SIZES`.
+FAMILIES = {
+    "Gemma": {"head_dim": 8},
+    "GPTNeoX": {"num_key_value_heads": None},
+    "Phi": {},
+    "Phi3": {},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 8},
+    "Starcoder2": {"sliding_window": 4},
+}
+
+
+def of_family(name):
+    """A model of one of `FAMILIES`."""
+    settings = {**SIZES, **SYMBOLS, "tie_word_embeddings": False, **FAMILIES[name]}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    config = getattr(transformers, f"{name}Config")(**settings)
+    return made(getattr(transformers, f"{name}ForCausalLM"), config)
+
+
 def t5(**settings):
     config = transformers.T5Config(
         vocab_size=VOCAB,
@@ -134,6 +154,26 @@ def bart(**settings):
         **{"forced_eos_token_id": None, **layers, **heads, **widths, **SYMBOLS, **settings},
     )
     return lively(made(transformers.BartForConditionalGeneration, config))
+
+
+def marian():
+    """Its positions are sines, and it begins with its padding."""
+    layers = {f"{part}_layers": 2 for part in ("encoder", "decoder")}
+    heads = {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
+    widths = {f"{part}_ffn_dim": 32 for part in ("encoder", "decoder")}
+    config = transformers.MarianConfig(
+        vocab_size=VOCAB,
+        d_model=16,
+        max_position_embeddings=24,
+        decoder_start_token_id=0,
+        forced_eos_token_id=None,
+        tie_word_embeddings=False,
+        **layers,
+        **heads,
+        **widths,
+        **SYMBOLS,
+    )
+    return lively(made(transformers.MarianMTModel, config))
 
 
 def made(kind, config):

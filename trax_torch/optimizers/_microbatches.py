@@ -37,6 +37,10 @@ class Count:
     fillings: tuple[tuple[str, Callable[[torch.Tensor], torch.Tensor]], ...] = ()
     is_sum: bool = False
 
+    def is_of(self, name: str) -> bool:
+        """Tells whether nothing else but an item of this name, or rows, is counted."""
+        return all(each == name for each, _ in self.fillings)
+
     def of(self, batch: Any) -> torch.Tensor:
         """Returns what a batch counts for, on its device."""
         assert self.of_items is not None
@@ -65,9 +69,19 @@ class Shares:
       model: takes the first items of a batch.
       loss: takes the model's outputs and the items that follow.
       count: what a batch counts for, where nothing of the above is known.
+      tell: is told what the whole of a batch counts for before its parts are computed, whose losses
+        then add up to that of the whole; None where each is a mean over what is in it. Goes with a
+        count of items.
     """
 
-    def __init__(self, model: tl.Layer, loss: tl.Layer, count: Count | None = None):
+    def __init__(
+        self,
+        model: tl.Layer,
+        loss: tl.Layer,
+        count: Count | None = None,
+        tell: Callable[[torch.Tensor], None] | None = None,
+    ):
+        self._tell = tell
         self._count = None if count is None or count.of_items is None else count
         n_own = max(0, loss.n_in - model.n_out)  # items of the batch that the loss takes itself
         self._last = model.n_in + n_own - 1
@@ -133,6 +147,9 @@ class Shares:
             return [(p, size * w / whole) for p, w in zip(parts, weights, strict=True)]
         weights = [self._weight_of(part) for part in parts]
         whole = torch.stack(weights).sum() if total is None else total
+        if self._tell is not None:
+            self._tell(torch.as_tensor(whole, dtype=weights[0].dtype, device=weights[0].device))
+            return [(part, float(size)) for part in parts]
         if self._count is not None:
             # Where nothing counts, what the whole is, 0 or no number, its parts are as they came.
             none = torch.as_tensor(whole, device=weights[0].device) == 0

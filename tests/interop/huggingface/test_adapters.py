@@ -1,6 +1,7 @@
 """Models of transformers are decoded as they are, and their tokens are those of `generate`."""
 
 import copy
+import functools
 import pickle
 import sys
 
@@ -17,7 +18,8 @@ from trax_torch.supervised import decoding
 
 CAUSAL = [hf.gpt2, hf.llama, hf.mistral, hf.gemma3, hf.opt, hf.gpt_neo]
 ENCODING = [hf.t5, hf.bart]
-EVERY = [*CAUSAL, hf.bloom, *ENCODING]
+FAMILIES = [pytest.param(functools.partial(hf.of_family, name), id=name) for name in hf.FAMILIES]
+EVERY = [*CAUSAL, hf.bloom, *ENCODING, hf.marian, *FAMILIES]
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

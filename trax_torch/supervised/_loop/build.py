@@ -122,6 +122,7 @@ def build(
     for each, met, task in zip(models, meetings, tasks, strict=True):
         check_task(each, met, task, config)
     shares, said = counting.shares_of_all(models, meetings, tasks, config, world)
+    counts = counting.counts_in_evals(layer, eval_tasks, sample, world)
     apart = data_parallel.shard(layer, tasks, world, config)
     runs = Running(config, residence)
     with world.watched():
@@ -141,7 +142,8 @@ def build(
     autocast = config.autocast(world.device)
     with world.together():
         evaluators = [
-            Evaluator(measured, task, world, autocast, runs.of, sample) for task in eval_tasks
+            Evaluator(measured, task, world, autocast, runs.of, sample, count)
+            for task, count in zip(eval_tasks, counts, strict=True)
         ]
     accumulators = [_logging.Accumulators() for _ in tasks]
     return Parts(layer, measured, trainers, pacers, accumulators, evaluators, meetings, said)

@@ -146,6 +146,11 @@ def clues(both: tl.Layer, batch: Any) -> Clues:
     return Clues(values[:_N_VALUES], brought, heard.ignored, weights)
 
 
+def ignored(clues: Clues) -> list[int]:
+    """Returns what marks labels that a loss ignores, as far as it has been seen to."""
+    return _distinct([_IGNORED, *(value for value, _ in clues.ignored)])
+
+
 def _distinct(values: list[Any]) -> list[int]:
     axes = range(-9, -1)  # that code counts from behind, most likely
     return list(dict.fromkeys(x for x in values if type(x) is int and x not in axes))
@@ -210,7 +215,7 @@ def untried(batch: Any, fitting: list[str]) -> list[str]:
 
     It is the items that are not ignored, if none of the batch is: as good as rows till one is.
     """
-    named = {k: x for k, x in _nest.named_leaves(batch).items() if _may_be_classes(x)}
+    named = {k: x for k, x in _nest.named_leaves(batch).items() if may_be_classes(x)}
     if not named:
         return []
     name, item = list(named.items())[-1]
@@ -219,7 +224,8 @@ def untried(batch: Any, fitting: list[str]) -> list[str]:
     return [] if is_safe or text not in fitting else [text]
 
 
-def _may_be_classes(x: Any) -> bool:
+def may_be_classes(x: Any) -> bool:
+    """Tells whether an item of a batch may be classes: a tensor of integers."""
     return isinstance(x, torch.Tensor) and x.dim() > 0 and _is_whole(x)
 
 

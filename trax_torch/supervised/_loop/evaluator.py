@@ -1,8 +1,9 @@
 """A task's batches -> {metric: its value for all of their rows}."""
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Evaluator:
       autocast: makes the context that the model computes in.
       running: returns what runs for a model: a compiled twin, say.
       like: a batch like those that are measured, where the task has no sample.
+      counts: what batches count for in each metric, None where `Shares` knows; see `counting`.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Evaluator:
         autocast: Callable[[], Any] = contextlib.nullcontext,
         running: Callable[[tl.Layer], tl.Layer] = lambda model: model,
         like: Any = (),
+        counts: Sequence[optimizers.Count | None] = (),
     ):
         self._task = task
         self._world = world
@@ -48,9 +51,9 @@ class Evaluator:
         self.meetings = _meet.meet_all(layer, task.metrics, seen)
         self._model = running(self.meetings[0].asked_model(layer))
         self._shares = []
-        for met in self.meetings:
+        for met, count in itertools.zip_longest(self.meetings, counts):
             model = met.model(layer)
-            self._shares.append(optimizers.Shares(model, met.loss))
+            self._shares.append(optimizers.Shares(model, met.loss, count))
             if sample is not None:
                 _tasks.check_fits(model, met.loss, met.arranged(sample), is_loss=False)
             met.loss.to(device)

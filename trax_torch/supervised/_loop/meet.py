@@ -171,8 +171,8 @@ class _Table:
         """Returns how many items a model takes that computes the loss itself: all of them."""
         n = len(self.batch)
         more = self.model.positions[n_in:n]
-        known = [_is_targets(name) or "mask" in name or "length" in name for name in more]
-        if self.is_foreign and len(more) == n - n_in and all(known) and any(map(_is_targets, more)):
+        known = [is_targets(name) or "mask" in name or "length" in name for name in more]
+        if self.is_foreign and len(more) == n - n_in and all(known) and any(map(is_targets, more)):
             return n
         if n != n_in:
             names = ", ".join(f'"{name}": ...' for name in self.model.named[:n]) or '"x": ...'
@@ -215,7 +215,7 @@ class _Table:
         own = [name for name in rest if name in held]
         if self._is_of_users and own and rest[-len(own) :] == own:
             return tuple(own)  # those before are outputs
-        targets = [name for name in held if _is_targets(name)]
+        targets = [name for name in held if is_targets(name)]
         if len(targets) > 1:  # what the model cannot do without is an input
             targets = [name for name in targets if name not in self.model.required]
         weights = [name for name in held if _is_weights(name)]
@@ -293,7 +293,7 @@ class _Table:
         if self.kind == OWN:
             what = _outputs.LOSS
             arguments = call.names or self.model.positions[: call.n_in]
-            found = [i for i, name in enumerate(arguments) if _is_targets(name)]
+            found = [i for i, name in enumerate(arguments) if is_targets(name)]
             labels = (call.names or range(call.n_in))[found[0]] if len(found) == 1 else None
         elif self.kind == ITEMS and signatures.wants_tensor(self.loss, _TENSORS):
             what = _outputs.TENSOR
@@ -365,7 +365,8 @@ def _attributes(batch: Any) -> dict[str, Any]:
     return {name: x for name, x in found.items() if isinstance(x, torch.Tensor)}
 
 
-def _is_targets(name: str) -> bool:
+def is_targets(name: str) -> bool:
+    """Tells whether an item of this name is what outputs are compared with."""
     return name in _TARGETS or name.endswith("_labels")
 
 

@@ -19,6 +19,9 @@ _log = logging.getLogger("trax_torch")
 # What is wanted of outputs: all, as one item; the tensor that is compared; the model's own loss.
 RAW, TENSOR, LOSS = "raw", "tensor", "loss"
 
+# What models call how many items the loss of a whole batch is a mean over, as transformers' do.
+N_ITEMS = "num_items_in_batch"
+
 # Names of the tensor that losses compare with targets, the likeliest first.
 _NAMES = (
     *("logits", "prediction", "predictions", "preds", "pred", "y_pred", "y_hat"),
@@ -144,7 +147,8 @@ def _named(outputs: Any) -> dict[Any, Any] | None:
 class Met(tl.Wrapped):
     """A module of others as it is called with batches, and gives what a loss wants of its outputs.
 
-    It has the module's own weights, no copies.
+    It has the module's own weights, no copies. Whoever cuts batches may tell it by `tell` what the
+    whole of a batch counts for, which the module then is given as `num_items_in_batch`.
 
     Args:
       module: the module.
@@ -152,6 +156,9 @@ class Met(tl.Wrapped):
       names: the arguments that they are given as; () for positions.
       wanted: which of its outputs go on; None for all, as they came.
       name: what it prints as.
+
+    Attributes:
+      is_told: whether `tell` is called before each step.
     """
 
     def __init__(
@@ -165,23 +172,30 @@ class Met(tl.Wrapped):
         super().__init__(module, n_in, 1 if wanted is None else wanted.n, name)
         self._names = names
         self._wanted = wanted
+        self._told: dict[str, torch.Tensor] = {}
+        self.is_told = False
         self._passes_tensors = wanted is None or (wanted.n == 1 and wanted.what != LOSS)
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What two of them have in common that compute the same."""
         wanted = None if self._wanted is None else (self._wanted.what, self._wanted.n)
-        return id(self.module), self._n_in, self._names, wanted
+        own = id(self) if self.is_told else None
+        return id(self.module), self._n_in, self._names, wanted, own
+
+    def tell(self, n_items: torch.Tensor | None) -> None:
+        """Has the module be given how many items its loss is a mean over; None for no more."""
+        self._told = {} if n_items is None else {N_ITEMS: n_items}
 
     def forward(self, x: Any) -> Any:
         """Returns what is wanted of the module's outputs."""
         if self._names:
             items = (x,) if self._n_in == 1 else x
-            outputs = self.module(**dict(zip(self._names, items, strict=True)))
+            outputs = self.module(**dict(zip(self._names, items, strict=True)), **self._told)
         elif self._n_in == 1:
-            outputs = self.module(x)
+            outputs = self.module(x, **self._told)
         else:
-            outputs = self.module(*x)
+            outputs = self.module(*x, **self._told)
         if self._passes_tensors and type(outputs) is torch.Tensor:  # most often, and quicker
             return outputs
         return outputs if self._wanted is None else self._wanted.of(outputs)

@@ -10,6 +10,7 @@ import torch
 
 from trax_torch import layers as tl
 from trax_torch.supervised import _tasks
+from trax_torch.supervised._loop.outputs import N_ITEMS
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -112,3 +113,15 @@ def wants_tensor(loss: tl.Layer, names: tuple[str, ...]) -> bool:
         return True
     is_tensor = first is not None and first.annotation in (torch.Tensor, "torch.Tensor", "Tensor")
     return first is not None and (is_tensor or first.name in names)
+
+
+def takes_n_items(layer: tl.Layer) -> bool:
+    """Tells whether a model may take how many items the loss of a whole batch is a mean over.
+
+    As those of transformers do, by this name or among any others; their trainer asks such a model
+    for `accepts_loss_kwargs`, too.
+    """
+    signature = of_model(layer)
+    is_named = N_ITEMS in signature.named or signature.takes_more
+    module = layer.module if isinstance(layer, tl.Wrapped) else None
+    return is_named and getattr(module, "accepts_loss_kwargs", True) is not False

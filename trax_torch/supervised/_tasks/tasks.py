@@ -232,10 +232,12 @@ class EvalTask:
     The value of a metric is that of all rows that an eval measures, also where batches are uneven:
     the mean over batches, and over ranks, each weighed by its rows; by the sum of its weights where
     the metric takes weights, so that it is sum(w * value) / sum(w); by the targets that
-    `nn.CrossEntropyLoss` and `nn.NLLLoss` do not ignore. (As `Loop` weighs the parts of a training
-    batch.) A metric that is a sum, as `tl.WeightedSum` or one with `reduction='sum'`, gives the
-    mean of the batches' sums. One that is no mean over rows, an F-score or a correlation, say,
-    gives the mean of the batches' values by rows, which is not its value for all rows together.
+    `nn.CrossEntropyLoss` and `nn.NLLLoss` do not ignore, and by the labels that count in a model's
+    own loss, or in a loss of one's own, as is found out by gradients on some rows of the sample.
+    (As `Loop` weighs the parts of a training batch.) A metric that is a sum, as `tl.WeightedSum` or
+    one with `reduction='sum'`, gives the mean of the batches' sums. One that is no mean over rows,
+    an F-score or a correlation, say, gives the mean of the batches' values by rows, which is not
+    its value for all rows together.
 
     That is what metrics with a state are for: those of torchmetrics as they are, any object with
     `reset`, `update` and `compute`, and a function of all outputs and targets as
