@@ -44,7 +44,7 @@ def at_step(seed: int, step: int) -> int:
 
 def ambient_seed() -> int:
     """Returns a seed drawn from torch's default generator, so that `torch.manual_seed` rules it."""
-    return int(torch.randint(2**62, ()).item())
+    return int(torch.randint(2**62, (), device="cpu").item())
 
 
 def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:

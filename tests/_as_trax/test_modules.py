@@ -176,6 +176,47 @@ def test_the_stream_gives_a_symbol_for_each_row(trax):
         assert item.tolist() == other[:, 0].tolist()
 
 
+@pytest.mark.parametrize("use_loop", [True, False])
+def test_what_trains_by_older_ways_keeps_a_file_of_traxs_name_too(trax, tmp_path, use_loop):
+    """`trainer_lib.train`, by a Loop or a Trainer: it is found, and removed to begin anew."""
+    tl, trainer_lib = trax.layers, trax.supervised.trainer_lib
+
+    class Lines:
+        def train_stream(self, n_devices):
+            while True:
+                yield np.ones((2, 3)), np.ones((2, 1)), np.ones((2, 1))
+
+        eval_stream = train_eval_stream = train_stream
+
+    def trained(steps):
+        return trainer_lib.train(
+            str(tmp_path),
+            lambda mode: tl.Serial(tl.Dense(1)),
+            tl.L2Loss(),
+            Lines,
+            trax.optimizers.SGD,
+            lambda: trax.lr.constant(0.1),
+            steps=steps,
+            eval_steps=1,
+            eval_frequency=2,
+            metrics={"loss": tl.L2Loss()},
+            use_loop=use_loop,
+        )
+
+    trained(2)
+    tl.Serial(tl.Dense(1)).init_from_file(str(tmp_path / "model.pkl.gz"), weights_only=True)
+    assert trained(3).step == 3
+    (tmp_path / "model.pkl.gz").unlink()
+    assert trained(1).step == 1
+
+
+def test_a_trainer_of_blocks_says_what_stands_for_it(trax):
+    """Also at the address where Trax keeps it."""
+    for place in (trax.optimizers, trax.optimizers.trainer):
+        with pytest.raises(NotImplementedError, match="use_memory_efficient_trainer=True"):
+            place.ReversibleSerialTrainer([], trax.layers.L2Loss(), trax.optimizers.Adam)
+
+
 def test_a_loop_has_what_graders_look_at(trax):
     """Private names of Trax's, by which courses check what was written."""
     tl, training = trax.layers, trax.supervised.training

@@ -74,7 +74,7 @@ def test_numpys_functions_take_weights(use):
 
 
 @pytest.mark.usefixtures("trax")
-@pytest.mark.parametrize("use", [np.exp, np.asarray, lambda x: np.dot(np.ones(2), x)])
+@pytest.mark.parametrize("use", [np.asarray, np.stack, lambda x: np.dot(np.ones(2), x)])
 def test_numpys_functions_cut_no_gradient_in_silence(use):
     """Within layers and losses they are refused, as in Trax; elsewhere they are free."""
     layer = tl.Fn("Plain", lambda x: torch.as_tensor(use(x)))
@@ -128,3 +128,95 @@ def test_tensors_are_torchs_where_nobody_asked():
     assert not hasattr(torch.Tensor, "astype")
     assert "max" not in vars(torch.Tensor)
     assert len(torch.tensor(ROWS).max(axis=1)) == 2
+
+
+C = np.array([[2.0, -1.0, 0.5], [1.0, 3.0, 2.0]])  # of float64, as numpy makes it
+
+
+@pytest.mark.usefixtures("trax")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: x * C,
+        lambda x: C * x,
+        lambda x: C - x,
+        lambda x: x - C,
+        lambda x: C / (1 + x * x),
+        lambda x: x / C,
+        lambda x: C @ x.T,
+        lambda x: x.T @ C,
+        lambda x: np.float32(2) * x,
+        lambda x: x / np.sqrt(np.float32(3)),
+        lambda x: np.exp(x) + np.tanh(x),
+        lambda x: np.maximum(x, C),
+        lambda x: np.where(C > 1, 1, 0) * x,
+        lambda x: x[:, 0] * C[:, 0] + np.arange(2) * x[:, 1],
+        lambda x: (x > C) * x,
+        lambda x: (x < C) * x,
+    ],
+)
+def test_constants_of_numpy_let_gradients_past(use):
+    """Operators and numpy's own functions, item by item; the answer is a tensor of x's type."""
+    from trax import layers  # as a program has it
+
+    x = torch.tensor([[0.3, -0.7, 1.1], [1.5, 0.2, -0.4]], requires_grad=True)
+    y = layers.Fn("Uses", use)(x)
+    y.sum().backward()
+
+    step = 1e-6
+    numbers = x.detach().double().numpy()
+    want = np.zeros((2, 3))
+    for place in np.ndindex(2, 3):
+        around = [numbers.copy(), numbers.copy()]
+        around[0][place] += step
+        around[1][place] -= step
+        high, low = (np.sum(use(a)) for a in around)
+        want[place] = (high - low) / (2 * step)
+    assert type(y) is torch.Tensor
+    assert y.dtype == torch.float32
+    np.testing.assert_allclose(y.detach().numpy(), use(numbers), rtol=1e-5)
+    np.testing.assert_allclose(x.grad.numpy(), want, atol=1e-5)
+
+
+@pytest.mark.usefixtures("trax")
+def test_arrays_take_tensors_in():
+    """What writes to an array stays numpy's, and cuts no gradient in silence."""
+    total = np.zeros((2, 3))
+    total += torch.tensor(ROWS)
+    total[0] = np.multiply.reduce(torch.tensor(ROWS))
+
+    assert total.tolist() == [[18.0, 5.0, 8.0], [6.0, 5.0, 4.0]]
+
+    def writes(x):
+        total = np.zeros(2)
+        total += x
+        return x * total
+
+    with pytest.raises(tl.LayerError, match=r"Within a layer or a loss"):
+        tl.Fn("Writes", writes)(torch.ones(2, requires_grad=True))
+
+
+@pytest.mark.usefixtures("trax")
+def test_a_model_with_a_constant_of_numpy_trains():
+    """A mask, as programs have it."""
+    layer = tl.Fn("Masked", lambda x: np.tril(np.ones((3, 3))) * x)
+    model = tl.Serial(tl.Dense(3), layer)
+    model.init(torch.zeros(3, 2))
+    x = torch.ones(3, 2)
+
+    (grad,) = torch.autograd.grad(model(x).sum(), model.sublayers[0].bias)
+    assert grad.tolist() == [3.0, 2.0, 1.0]
+
+
+@pytest.mark.usefixtures("trax")
+def test_weights_are_as_they_were():
+    """Arrays to numpy's functions; with arrays around operators the weights themselves."""
+    layer = tl.Dense(3)
+    layer.init(torch.zeros(1, 2))
+    weight = layer.weights[0]
+    array = np.asarray(weight)
+
+    assert type(np.exp(weight)) is type(np.exp(weight, dtype=np.float64)) is np.ndarray
+    for use in (lambda w: np.ones((2, 3)) * w, lambda w: 1 - w * np.ones(3), lambda w: w @ w.T):
+        assert type(use(weight)) is type(weight)
+        np.testing.assert_allclose(np.asarray(use(weight)), use(array), rtol=1e-5)

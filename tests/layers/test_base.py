@@ -593,3 +593,20 @@ def test_unflattening_counts_its_items():
     with pytest.raises(ValueError, match="has 2 places, but 1 items"):
         tl.unflatten_weights_and_state([1], [], (((0, 0), ()), ()))
     assert tl.unflatten_weights_and_state([1, 2], [], ((0, (0, ())), ()))[0] == (1, (2, ()))
+
+
+def test_what_a_function_computes_by_numpy_goes_on_as_a_tensor():
+    """A mask, say, which wants no gradient; the next layers know tensors alone."""
+
+    def mask(x, ids):
+        return x, np.reshape(np.asarray(ids) != 0, (1, 3)) + np.zeros((2, 1))
+
+    model = tl.Serial(tl.Fn("Mask", mask, n_out=2), tl.Multiply(), tl.Dense(2))
+    ids, x = torch.tensor([[1, 0, 2]]), torch.ones(2, 3, requires_grad=True)
+    model.init((x, ids))
+
+    model((x, ids)).sum().backward()
+
+    assert x.grad[:, 1].tolist() == [0.0, 0.0]
+    assert (x.grad[:, [0, 2]] != 0).all()
+    assert tl.Fn("Mask", mask, n_out=2)((np.ones((2, 3)), np.ones(3)))[1].dtype == np.float32

@@ -6,6 +6,10 @@ from trax_torch._version import __version__
 
 PAGE = "docs/from_trax.md"
 
+_BY_BLOCKS = (
+    "Give the whole model to training.Loop: use_memory_efficient_trainer=True trains it block by "
+    "block, 2 keeps weights and slots in host memory, too, and reversible layers save activations."
+)
 _INSTEAD = {  # by how an address begins; the longest one counts
     "trax.AsKeras": "A layer is a torch.nn.Module, and goes where modules go as it is.",
     "trax.trax2keras": "A layer is a torch.nn.Module, and goes where modules go as it is.",
@@ -26,6 +30,8 @@ _INSTEAD = {  # by how an address begins; the longest one counts
     "trax.models": "Build it of layers, or take models.TransformerLM or models.Transformer.",
     "trax.models.beam_search": "Take trax.supervised.decoding.beam_search.",
     "trax.optimizers": "TrainTask takes any optimizer of torch.optim, too.",
+    "trax.optimizers.ReversibleSerialTrainer": _BY_BLOCKS,
+    "trax.optimizers.trainer": _BY_BLOCKS,
     "trax.rl": "Take a library for reinforcement learning on PyTorch; this is supervised learning.",
     "trax.rl_trainer": "Take a library for reinforcement learning on PyTorch.",
     "trax.supervised": "training.Loop trains, measures, saves and goes on.",

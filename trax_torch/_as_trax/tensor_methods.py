@@ -9,7 +9,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from trax_torch import _nest, _torch_private
 from trax_torch.fastmath import numpy as jnp
@@ -18,13 +20,17 @@ _BY_AXIS = [
     *("max", "min", "argmax", "argmin", "sum", "mean", "prod", "std", "var", "any", "all"),
     *("sort", "argsort", "cumsum", "cumprod"),
 ]
+_OF_OPERATORS = {
+    *(np.add, np.subtract, np.multiply, np.true_divide, np.floor_divide, np.remainder),
+    *(np.power, np.matmul),
+}
 
 
 def add() -> Callable[[], None]:
     """Gives `torch.Tensor` the methods; returns what takes them back."""
     methods = {name: _by_axis(name) for name in _BY_AXIS}
     methods |= {"transpose": _transpose(), "dot": _dot(), "__array__": _array}
-    methods |= {"__array_wrap__": _array_wrap()}
+    methods |= {"__array_wrap__": _array_wrap(), "__array_ufunc__": _array_ufunc}
     methods |= {"astype": _astype, "copy": _copy}
     before = {name: vars(torch.Tensor).get(name) for name in methods}
     for name, method in methods.items():
@@ -96,6 +102,28 @@ def _array_wrap() -> Callable[..., Any]:
         return own(self, array)
 
     return __array_wrap__
+
+
+def _array_ufunc(self: torch.Tensor, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    """Computes what numpy does item by item, `array * x` say, so that gradients go past arrays.
+
+    Tensors answer tensors. Weights that were read, which numpy takes for arrays, answer arrays but
+    to operators; so does what is more than a plain call, such as one that writes to an array.
+    """
+    kinds = {type(x) for x in inputs if isinstance(x, torch.Tensor)}
+    in_torch = getattr(jnp, ufunc.__name__, None)
+    if method == "__call__" and not kwargs and callable(in_torch):
+        if not kinds.isdisjoint((torch.Tensor, nn.Parameter)):
+            return in_torch(*inputs)
+        if ufunc in _OF_OPERATORS:
+            return in_torch(*[_of_kind(x, type(self), self.device) for x in inputs])
+    arrays = [np.asarray(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+    return getattr(ufunc, method)(*arrays, **kwargs)
+
+
+def _of_kind(x: Any, kind: type, device: torch.device) -> Any:
+    is_array = isinstance(x, np.ndarray)
+    return _nest.to_tensor(x, device).as_subclass(kind) if is_array else x
 
 
 def _astype(self: torch.Tensor, dtype: Any) -> torch.Tensor:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from trax_torch.supervised import decoding, training
+from trax_torch.supervised import decoding, trainer_lib, training
 
 
 @functools.wraps(decoding.autoregressive_sample_stream)
@@ -59,10 +59,29 @@ class Loop(training.Loop[training.Model]):
         return self.eval_tasks[0] if self.eval_tasks else None
 
 
+class Trainer(trainer_lib.Trainer):
+    """A `Trainer` that trains with such a `Loop`."""
+
+    loop_class = Loop
+
+
+@functools.wraps(trainer_lib.train)
+def train(*args: Any, **kwargs: Any) -> Any:
+    """Trains with such a `Loop`; see `trainer_lib`."""
+    asked = inspect.signature(trainer_lib.train).bind_partial(*args, **kwargs).arguments
+    if "trainer_class" not in asked:
+        kwargs["trainer_class"] = Trainer
+    return trainer_lib.train(*args, **kwargs)
+
+
 def of(address: str) -> dict[str, Any]:
     """Returns the names that a module of Trax's has from here."""
-    if address in ("trax.supervised", "trax.supervised.training"):
+    if address == "trax.supervised.training":
         return {"Loop": Loop}
+    if address == "trax.supervised":
+        return {"Loop": Loop, "Trainer": Trainer}
+    if address == "trax.supervised.trainer_lib":
+        return {"Trainer": Trainer, "train": train}
     if address == "trax.supervised.decoding":
         return {
             "autoregressive_sample_stream": autoregressive_sample_stream,

@@ -369,7 +369,8 @@ class Layer(_protocol.InTraxOrder, _protocol.OwnGradient, HasPlace):  # pyright:
         """Makes the weights in the midst of a pass of shapes."""
         assert self._pass is not None
         self._pass.bring_back(self)
-        self.init_weights_and_state(input_signature)
+        with torch.device("cpu"):  # whence they go to where parameters are born; see `adopt`
+            self.init_weights_and_state(input_signature)
         self._settle()
         self._pass.made(self)
 
@@ -414,7 +415,7 @@ class PureLayer(Layer):
     def forward(self, x: Any) -> Any:
         """Returns `forward_fn(x)`."""
         _protocol.check_n_in(x, self._n_in)
-        return self._forward_fn(x)
+        return _protocol.without_arrays(self._forward_fn(x), x)
 
 
 def Fn(name: str, f: Callable[..., Any], n_out: int = 1) -> PureLayer:

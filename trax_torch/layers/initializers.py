@@ -159,7 +159,7 @@ class _Normal:
         rng: Rng,
         nonreceptive_dims: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        return torch.randn(tuple(shape), generator=as_generator(rng)) * self.stddev
+        return torch.randn(tuple(shape), generator=as_generator(rng), device="cpu") * self.stddev
 
 
 class _Uniform:
@@ -172,7 +172,9 @@ class _Uniform:
         rng: Rng,
         nonreceptive_dims: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        return (torch.rand(tuple(shape), generator=as_generator(rng)) * 2 - 1) * self.lim
+        return (
+            torch.rand(tuple(shape), generator=as_generator(rng), device="cpu") * 2 - 1
+        ) * self.lim
 
 
 class _Scaled:
@@ -193,13 +195,15 @@ class _Scaled:
         units = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
         stddev = math.sqrt(self.scale / max(units[self.mode], 1))
         if self.distribution == "normal":
-            return torch.randn(shape, generator=as_generator(rng)) * stddev
+            return torch.randn(shape, generator=as_generator(rng), device="cpu") * stddev
         if self.distribution == "truncated_normal":
             draws = torch.nn.init.trunc_normal_(
-                torch.empty(shape), a=-2, b=2, generator=as_generator(rng)
+                torch.empty(shape, device="cpu"), a=-2, b=2, generator=as_generator(rng)
             )
             return draws * (stddev / _TRUNCATED_STDDEV)
-        return (torch.rand(shape, generator=as_generator(rng)) * 2 - 1) * (math.sqrt(3) * stddev)
+        return (torch.rand(shape, generator=as_generator(rng), device="cpu") * 2 - 1) * (
+            math.sqrt(3) * stddev
+        )
 
     def _fans(
         self, shape: tuple[int, ...], nonreceptive_dims: Sequence[int] | None
@@ -220,7 +224,10 @@ class _Orthogonal:
         shape = tuple(shape)
         n_rows, n_columns = math.prod(shape[:-1]), math.prod(shape[-1:])
         tall = torch.randn(
-            max(n_rows, n_columns), min(n_rows, n_columns), generator=as_generator(rng)
+            max(n_rows, n_columns),
+            min(n_rows, n_columns),
+            generator=as_generator(rng),
+            device="cpu",
         )
         q, r = torch.linalg.qr(tall)
         q = q * r.diagonal().sign()  # else the signs of r's diagonal are not spread evenly

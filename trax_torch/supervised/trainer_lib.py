@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -78,6 +78,8 @@ class Trainer:
     Source: Trax `supervised/trainer_lib.py::Trainer`.
     """
 
+    loop_class: ClassVar[Callable[..., training.Loop]] = training.Loop
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -130,7 +132,7 @@ class Trainer:
             self._lr_schedule,
             n_steps_per_checkpoint=None,
         )
-        self._loop = training.Loop(
+        self._loop = self.loop_class(
             model,
             task,
             eval_model=self._make_model(mode="eval"),
@@ -287,7 +289,7 @@ def train(
       inputs: as for `Trainer`.
       optimizer: a recipe's class.
       lr_schedule_fn: makes a schedule.
-      trainer_class: what is built if `use_loop` is False.
+      trainer_class: what is built if `use_loop` is False; its `loop_class` is what trains.
       steps: how many steps in all.
       checkpoints_at: at which steps a checkpoint is saved.
       permanent_checkpoints_at: at which steps one that stays.
@@ -336,7 +338,8 @@ def train(
         n_steps_per_checkpoint=eval_frequency or None,
         n_steps_per_permanent_checkpoint=permanent_checkpoint_frequency,
     )
-    loop = training.Loop(
+    loop_class: Callable[..., Any] = getattr(trainer_class, "loop_class", training.Loop)
+    loop = loop_class(
         _begun(model, shared.pop("init_checkpoint", None)),
         [task, *more_tasks],
         eval_model=model(mode="eval"),

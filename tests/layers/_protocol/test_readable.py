@@ -53,8 +53,20 @@ def made(name):
     return layer
 
 
+def weights_of(layer):
+    return tl.flatten_weights_and_state(layer.weights, ())[0]
+
+
 def weight_of(layer):
-    return tl.flatten_weights_and_state(layer.weights, ())[0][0]
+    return weights_of(layer)[0]
+
+
+def backward(layer, name):
+    """Gives each parameter of one of `LAYERS` a gradient of all different numbers."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((1, 2, 2, 4) if name == "Conv" else (2, 3, 4), generator=generator)
+    y = layer(x[:, :, 0].abs().long() if name == "Embedding" else x)
+    (y * torch.randn(y.shape, generator=generator)).sum().backward()
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -205,12 +217,10 @@ def test_gradients_of_torch_func_go_through_trees():
     gradients = torch.func.grad(loss)(layer.weights)
     loss(layer.weights).backward()
 
-    for own, parameter in zip(
-        tl.flatten_weights_and_state(gradients, ())[0][2:],
-        list(layer.parameters())[2:],
-        strict=True,
+    for own, weight in zip(
+        tl.flatten_weights_and_state(gradients, ())[0], weights_of(layer), strict=True
     ):
-        torch.testing.assert_close(own, parameter.grad)
+        torch.testing.assert_close(own, weight.grad)
 
 
 def test_arrays_as_inputs_do_not_stop_a_gradient_by_weights():
@@ -239,3 +249,101 @@ def test_state_is_read_by_numpy_too():
 
     assert np.sum(layer.state[0]) == 0
     assert np.mean(layer.state[1]) == 1
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_shown_as_weights_are_and_clipped_in_place(name):
+    """In Trax's layout, whatever PyTorch's is: what shows them by weights agrees."""
+    layer = made(name)
+    backward(layer, name)
+    weights = weights_of(layer)
+    shown = [w.grad for w in weights]
+    for w, grad in zip(weights, shown, strict=True):
+        with torch.no_grad():  # where a weight goes by its gradient, its parameter goes by its own
+            w.copy_(grad)
+    for parameter in layer.parameters():
+        assert torch.equal(parameter, parameter.grad)
+
+    nn.utils.clip_grad_norm_(weights, 1e-3)
+
+    norms = [p.grad.norm() for p in layer.parameters()]
+    assert torch.stack(norms).norm() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["Dense", "Conv", "LayerNorm"])
+def test_a_gradient_that_is_assigned_is_the_weights(name):
+    """In whichever order in memory it was; it may be taken away."""
+    layer = made(name)
+    backward(layer, name)
+    w = weight_of(layer)
+    before = w.grad.clone()
+    for parameter in layer.parameters():  # as what other orders in memory leave
+        parameter.grad = parameter.grad.t().contiguous().t() if parameter.dim() == 2 else None
+
+    w.grad = before + 1
+    w.grad.mul_(2)
+
+    assert torch.equal(weight_of(layer).grad, 2 * (before + 1))
+    w.grad = None
+    assert next(layer.parameters()).grad is None
+
+
+@pytest.mark.parametrize("name", ["Dense", "Conv", "LayerNorm", "written Trax's way"])
+def test_hooks_on_weights_see_and_change_their_gradients(name):
+    """As they are shown; taken off, they do nothing."""
+    layer, seen = made(name), []
+    backward(layer, name)
+    w = weight_of(layer)
+    want = w.grad.clone()
+    scale = torch.arange(1.0, 1 + w.numel()).reshape(w.shape)
+    layer.zero_grad()
+    handle = w.register_hook(lambda grad: (seen.append(grad.clone()), grad * scale)[1])
+
+    backward(layer, name)
+
+    torch.testing.assert_close(seen[0], want)
+    torch.testing.assert_close(w.grad, want * scale)
+    handle.remove()
+    layer.zero_grad()
+    backward(layer, name)
+    torch.testing.assert_close(w.grad, want)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_numbers_that_are_assigned_to_data_are_the_weights(name):
+    layer = made(name)
+    w = weight_of(layer)
+    numbers = torch.arange(float(w.numel())).reshape(w.shape)
+
+    w.data = numbers
+    w.data.mul_(2)
+
+    assert torch.equal(weight_of(layer).detach(), 2 * numbers)
+    with pytest.raises(ValueError, match=r"have that shape; got \(1, 1\)"):
+        w.data = torch.ones(1, 1)
+
+
+@pytest.mark.parametrize("reads", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("name", ["Dense", "LayerNorm"])
+def test_weights_are_frozen_and_thawed_where_they_are_read(name, reads):
+    layer = made(name)
+    parameter = next(layer.parameters())
+    with reads():
+        w = weight_of(layer)
+
+    w.requires_grad_(False)
+    assert not parameter.requires_grad
+    w.requires_grad = True
+    assert parameter.requires_grad
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_size_is_a_number_to_numpy_and_a_shape_to_torch(name):
+    w = weight_of(made(name))
+
+    assert w.size == np.asarray(w).size
+    assert np.zeros(w.size).shape == (w.numel(),)
+    assert w.size() == w.shape
+    assert w.size(-1) == w.size(dim=-1) == w.shape[-1]
+    assert type(pickle.loads(pickle.dumps(w.size))) is int
+    assert np.array_equal(w.copy(), w)

@@ -1,5 +1,7 @@
 """Weights are made for shapes alone, and nobody notices: what wants numbers is run on zeros."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -226,3 +228,60 @@ def test_a_forward_of_ones_own_is_kept():
 
     assert layer.forward is own
     assert layer(X).tolist() == [[2, 2, 2]] * 4
+
+
+def under_a_context():
+    return torch.device("meta")
+
+
+@contextlib.contextmanager
+def under_a_default():
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("on_meta", [under_a_context, under_a_default])
+def test_weights_are_where_torch_makes_parameters(on_meta):
+    """On its default device, from layers of all ways; from there, values that come stay."""
+
+    def model():
+        return tl.Serial(
+            tl.Dense(4),
+            tl.Fn("Z", lambda x: x + torch.zeros(4)),
+            tl.BatchNorm(axis=0),
+            nn.Linear(4, 2),
+        )
+
+    source, signature = model(), shapes.signature(X)
+    source.init(signature, rng=0)
+    with on_meta():
+        target = model()
+        target.init(signature)
+        output = target.output_signature(signature)
+
+    assert output.shape == (4, 2)
+    assert all(t.is_meta for t in (*target.parameters(), *target.buffers()))
+    target.weights, target.state = source.weights, source.state
+    target.train(False), source.train(False)
+    assert np.array_equal(target(X), source(X))
+
+
+def test_the_default_device_does_not_change_what_is_drawn():
+    """Numbers come from the CPU; the seed that is drawn, too."""
+    layer, other = tl.Dense(4), tl.Dense(4)
+    torch.manual_seed(3)
+    layer.init(shapes.signature(X))
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        other.init(shapes.signature(X))
+        after = torch.default_generator.get_state()
+        drawn = tl.GlorotUniformInitializer()((3, 4), 0)
+
+    assert other.weights[0].is_meta
+    assert torch.equal(drawn, tl.GlorotUniformInitializer()((3, 4), 0))
+    torch.manual_seed(3)
+    tl.Dense(4).init(shapes.signature(X))
+    assert torch.equal(after, torch.default_generator.get_state())

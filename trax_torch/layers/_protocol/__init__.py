@@ -42,6 +42,7 @@ from trax_torch.layers._protocol.wrapping import (
     n_required,
     not_a_module,
     refuse_if_expanded,
+    without_arrays,
 )
 
 __all__ = [
@@ -82,5 +83,6 @@ __all__ = [
     "save_file",
     "stack",
     "unflatten_weights_and_state",
+    "without_arrays",
     "write_file",
 ]

@@ -29,6 +29,7 @@ class ShapePass:
     def __init__(self, layer: Any, rng: torch.Generator | None, renew: bool = True):
         self._renew = renew and rng is not None
         self.rng = rng
+        self.device = torch.get_default_device()  # where what is made belongs
         self._modules = list(layer.modules())
         self._layers = [m for m in self._modules if hasattr(m, "_init_here")]
         self._is_real = any(

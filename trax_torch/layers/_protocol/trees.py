@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -128,10 +128,10 @@ def check_fits(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
 def adopt(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
     """Copies `value` into a parameter, or makes the parameter of it where there is none."""
     present = module._parameters.get(attribute)
-    if present is not None and present.shape == value.shape:
+    if _takes(present, value):
         present.copy_(value)
     else:
-        own = value.detach().clone(memory_format=torch.contiguous_format)
+        own = _at_home(module, value.detach().clone(memory_format=torch.contiguous_format))
         parameter = nn.Parameter(own, requires_grad=own.is_floating_point())
         module.__dict__.pop(attribute, None)
         module.register_parameter(attribute, parameter)
@@ -144,11 +144,31 @@ def adopt(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
 def set_buffer(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
     """Copies `value` into a buffer, or makes the buffer where there is none of its shape."""
     present = module._buffers.get(attribute)
-    if present is not None and present.shape == value.shape:
+    if _takes(present, value):
         present.copy_(value)
     else:
         module.__dict__.pop(attribute, None)
-        module.register_buffer(attribute, value.detach().clone())
+        module.register_buffer(attribute, _at_home(module, value.detach().clone()))
+
+
+def _takes(present: torch.Tensor | None, value: torch.Tensor) -> TypeGuard[torch.Tensor]:
+    """Tells whether a value can be copied into what is there; into a shape alone, nothing can."""
+    if present is None or present.shape != value.shape:
+        return False
+    return value.is_meta or not present.is_meta
+
+
+def _at_home(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a new tensor of a layer's where torch's default device says that it belongs.
+
+    First weights are drawn on the CPU, for the same numbers everywhere, and go there; those that
+    are assigned or read later stay where they are.
+    """
+    shape_pass: Any = getattr(module, "_pass", None)
+    if shape_pass is None or tensor.device.type != "cpu":
+        return tensor
+    moved: torch.Tensor = tensor.to(shape_pass.device)
+    return moved
 
 
 def map_tree(fn: Callable[[Any], Any], tree: Any) -> Any:

@@ -4,8 +4,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+
+from trax_torch import _nest
 
 # Losses that torch computes item by item, whatever the shapes; type by type, for subclasses differ.
 ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
@@ -32,6 +35,24 @@ class Spread:
 
     def __call__(self, xs: Any) -> Any:
         return self.f(*xs) if isinstance(xs, (tuple, list)) else self.f(xs)
+
+
+def without_arrays(y: Any, x: Any) -> Any:
+    """Returns what a function gave for `x`, with arrays of numpy's as tensors where `x` is.
+
+    A mask, say, that numpy computed: what wants no gradient goes through numpy unseen.
+    """
+    if isinstance(y, torch.Tensor) or torch.compiler.is_compiling() or not _holds_array(y):
+        return y
+    like = next((t for t in _nest.leaves(x) if isinstance(t, torch.Tensor)), None)
+    device = None if like is None else like.device
+    return _nest.map_leaves(lambda a: _nest.to_tensor(a, device) if _holds_array(a) else a, y)
+
+
+def _holds_array(y: Any) -> bool:
+    if isinstance(y, (tuple, list)):
+        return any(map(_holds_array, y))
+    return isinstance(y, (np.ndarray, np.generic))
 
 
 def n_arguments(name: str, f: Callable[..., Any]) -> int:
