@@ -35,11 +35,11 @@ FLOORS = [
     | {
         "_memory_order",
         "_mistakes",
+        "_generators",
         "_extras",
         "supervised.lr_schedules",
         "supervised.history",
     },
-    {"_generators"},
 ]
 
 

@@ -3,10 +3,8 @@
 Where they are, and going back there. Nothing is seeded here; that is `_seeds`.
 """
 
-import _random
 import ctypes
 import random
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,52 +98,6 @@ def take(before: Snapshot | None = None) -> Snapshot:
     else:
         of_numpy = None if words is None else np.random.get_state()
     return Snapshot(torch.default_generator.get_state(), of_numpy, random.getstate(), words)
-
-
-def python_place() -> Any:
-    """Returns where `random` is, for `put_python` alone: its state would take 15 us, 625 numbers.
-
-    Example:
-      >>> place = python_place()
-      >>> a = random.random()
-      >>> put_python(place)
-      >>> random.random() == a
-      True
-    """
-    return random.getstate() if _words is None else (_words.raw, _python.gauss_next)
-
-
-def put_python(place: Any) -> None:
-    """Puts `random` where it was when `python_place` was asked."""
-    if _words is None:
-        random.setstate(place)
-    else:
-        _words.raw, _python.gauss_next = place
-
-
-def _words_of(generator: random.Random) -> Any:
-    """Returns the memory that a generator's words and its place in them lie in, to read and write.
-
-    None where this Python has them elsewhere, which is tried on another generator.
-    """
-    if sys.implementation.name != "cpython":
-        return None
-    twin = random.Random(1)
-    memory, there = _memory_of(twin), twin.getstate()
-    kept = memory.raw
-    twin.seed(2)
-    memory.raw = kept
-    return _memory_of(generator) if twin.getstate() == there else None
-
-
-def _memory_of(generator: random.Random) -> Any:
-    """Returns what a generator written in C has of its own, beside what every object has."""
-    start, end = object.__basicsize__, _random.Random.__basicsize__
-    return (ctypes.c_char * (end - start)).from_address(id(generator) + start)
-
-
-_python: Any = getattr(random.random, "__self__", None)  # whose methods the functions are
-_words = _words_of(_python) if type(_python) is random.Random else None
 
 
 def _numpy_words() -> bytes | None:

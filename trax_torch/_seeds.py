@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from trax_torch import _generators
-
 _BITS = 2**64 - 1
 _numpy_random: Any = np.random  # whose types do not know all of it
 
@@ -192,7 +190,7 @@ class Ambient:
     def enter(self, seeds: Sequence[int]) -> None:
         """Seeds the three: torch's, numpy's, Python's."""
         self._torch = torch.default_generator.get_state()
-        self._python = _generators.python_place()
+        self._python = random.getstate()
         self._numpy = _numpy_random.get_bit_generator()  # to set its state would take 150 us
         _numpy_random.set_bit_generator(self._own_numpy)
         torch.default_generator.manual_seed(seeds[0])
@@ -202,7 +200,7 @@ class Ambient:
     def exit(self) -> None:
         """Puts them back where they were."""
         torch.default_generator.set_state(self._torch)
-        _generators.put_python(self._python)
+        random.setstate(self._python)
         _numpy_random.set_bit_generator(self._numpy)
 
 

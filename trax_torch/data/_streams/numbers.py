@@ -21,7 +21,7 @@ class Numbers:
 
     Until it has keys, as when a task takes its sample, a stream draws from the process-wide
     generators as they are. After that they are seeded anew for each draw, and put back, which takes
-    some 15 us: a draw that moves them may come late and seldom. Whether one does is looked at, for
+    some 25 us: a draw that moves them may come late and seldom. Whether one does is looked at, for
     `draws_from`, at batches 1, 2, 4, 8 and so on of a pass, since that takes some 150 us.
 
     Args:
