@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from trax_torch import _mistakes, _torch_private
 from trax_torch import layers as tl
 from trax_torch.interop import huggingface
@@ -54,6 +52,7 @@ def autoregressive_sample_stream(
     logits_processor: Any = None,
     banned: Sequence[int] = (),
     forced: Mapping[int, Any] | None = None,
+    draft: Any = None,
 ) -> Iterator[Any]:
     """Yields the tokens of sequences as a model makes them, one position at a time.
 
@@ -108,6 +107,10 @@ def autoregressive_sample_stream(
       banned: token ids that are never made.
       forced: tokens by their places, from 0, or from -1 for the last one backwards: an integer for
         all rows, or one for each. They are made whatever else is asked.
+      draft: a small model of the same vocabulary, or "prompt", for what followed the last tokens
+        where they stood before. What is drafted is read in one step; tokens are those of a call
+        without it, for the same seed, up to rounding. Models whose layers cannot go back, GRUs say,
+        are refused, and so is what changes logits.
 
     Yields:
       int64 tensors of shape (batch, 1), on the model's device; with `return_log_probs` pairs of
@@ -147,7 +150,7 @@ def autoregressive_sample_stream(
     )
     asked = inputs, batch_size, start_id, accelerate, prompt_lengths, max_length
     eval_length = eval_min_length if eval_mode else None
-    run = _run(layer, *asked, eval_length, n_samples=n_samples or 1)
+    run = _run(layer, *asked, eval_length, n_samples=n_samples or 1, draft=draft)
     return drawing.stream(run)
 
 
@@ -181,13 +184,15 @@ def autoregressive_sample(
     logits_processor: Any = None,
     banned: Sequence[int] = (),
     forced: Mapping[int, Any] | None = None,
+    draft: Any = None,
 ) -> Any:
     """Returns sequences that a model makes, up to an end symbol.
 
     Args:
       model, inputs, batch_size, temperature, start_id, accelerate, eval_mode, eval_min_length,
         seed, top_k, top_p, min_p, prompt_lengths, repetition_penalty, presence_penalty,
-        frequency_penalty, logits_processor, banned, forced: as for `autoregressive_sample_stream`.
+        frequency_penalty, logits_processor, banned, forced, draft: as for
+        `autoregressive_sample_stream`.
       eos_id: the end symbol, or several; it is kept, and what would follow it in a row is
         `pad_id`. -1 for none. By default the model's own, or 1.
       max_length: how many tokens at most; at least 1.
@@ -243,7 +248,7 @@ def autoregressive_sample(
     )
     asked = inputs, batch_size, start_id, accelerate, prompt_lengths, max_length
     eval_length = eval_min_length if eval_mode else None
-    run = _run(layer, *asked, eval_length, n_samples=n_samples or 1)
+    run = _run(layer, *asked, eval_length, n_samples=n_samples or 1, draft=draft)
     return drawing.whole(run)
 
 
@@ -383,6 +388,7 @@ def warmup(
     inputs: Any = None,
     n_beams: int = 1,
     prompt_lengths: Any = None,
+    draft: Any = None,
 ) -> None:
     """Compiles a model for later calls of this kind, which are then fast from their first token.
 
@@ -400,6 +406,7 @@ def warmup(
       inputs: integers (batch, length) of the kind those calls will have; None for none.
       n_beams: more than 1 is for `beam_search`, or for so many `n_samples`.
       prompt_lengths: any, for calls that have some.
+      draft: of those calls; its steps are compiled, too.
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`; if the model has a cache of
@@ -414,20 +421,12 @@ def warmup(
     _generation.check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
     if max_length < 2:
         raise ValueError(f"The first token needs no compiled step: give more; got {max_length}.")
-    layer = _layer_of(model)
-    fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
-    _generation.steps_of(fast.sublayer).cannot = False  # whoever asks for it may have mended it
+    fast, draft = _to_compile(model), _to_compile(draft)
     start = _generation.START
-    run = _run(fast, inputs, batch_size, start, True, prompt_lengths, max_length, None, n_beams)
+    asked = (fast, inputs, batch_size, start, True, prompt_lengths, max_length, None, n_beams)
+    run = _run(*asked, draft=draft)
     with contextlib.closing(run), run:
-        tokens = run.begin().argmax(-1, keepdim=True).expand(-1, n_beams)
-        if not run.can_compile:
-            raise ValueError(
-                f"The steps of {layer.name} cannot be compiled: it keeps a cache of its own, or "
-                f"its layers count positions in different ways. Build it of this package's layers."
-            )
-        for _ in range(min(2, max_length - 1)):
-            run.go_on(tokens, torch.zeros_like(tokens))
+        run.try_steps(min(2, max_length - 1))
 
 
 def quantize(model: Any) -> tl.Layer:
@@ -481,6 +480,17 @@ def _layer_of(model: Any) -> Any:
     return huggingface.as_layer(inner) if huggingface.is_model(inner) else tl.as_layer(model)
 
 
-def _run(layer: Any, *asked: Any, **more: Any) -> Any:
+def _to_compile(model: Any) -> Any:
+    """Returns a model whose steps are to be compiled."""
+    if model is None or isinstance(model, str):
+        return model
+    layer = _layer_of(model)
+    fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
+    _generation.steps_of(fast.sublayer).cannot = False  # whoever asks for it may have mended it
+    return fast
+
+
+def _run(layer: Any, *asked: Any, draft: Any = None, **more: Any) -> Any:
     """Returns the run of a model that a call asks for; see `_generation.run_for`."""
-    return _generation.run_for(layer, _BACKEND, *asked, **more)
+    small = draft if draft is None or isinstance(draft, str) else _layer_of(draft)
+    return _generation.run_for(layer, _BACKEND, *asked, **{"draft": small, **more})

@@ -24,13 +24,15 @@ class Moment:
 
     The slots of a cache are the places where keys and values lie. Beams lie side by side: a step
     with K beams brings K positions at once, which take K slots and are the same position of K
-    sequences.
+    sequences. Drafts bring K positions of one sequence, and each row may be at another one; rows
+    that are have slots of their own.
 
     Attributes:
       window: of any type, (end,): so many slots, the first ones, are attended to.
-      slots: int64 (K,): where the new keys and values go.
-      positions: int64 (1,) or (batch, 1): which position of its sequence a new one is, from 0.
-      visible: booleans (batch, 1, K, end): which slots a new position sees; None for all.
+      slots: int64 (K,), or (batch, K): where the new keys and values go.
+      positions: int64 (1,), or (batch or 1, 1 or K): which position of its sequence a new one is,
+        from 0.
+      visible: booleans (batch or 1, 1, K, end): which slots a new position sees; None for all.
     """
 
     window: torch.Tensor
@@ -71,7 +73,8 @@ class Position(nn.Module):
     def next_positions(self, n: int, device: torch.device) -> torch.Tensor:
         """Returns which positions of their sequences the next n are: int64 (1 or batch, n)."""
         if self.moment is not None:
-            return self.moment.positions.reshape(-1, 1).expand(-1, n)
+            positions = self.moment.positions
+            return positions.reshape(-1, positions.shape[-1]).expand(-1, n)
         return torch.arange(self.filled, self.filled + n, device=device)[None]
 
     def reset(self) -> None:
@@ -132,7 +135,7 @@ class KVCache(Position):
         if moment is not None:
             end = moment.window.shape[0]
             for name, tensor in zip(self.names, tensors, strict=True):
-                getattr(self, name).index_copy_(-2, moment.slots, tensor.detach())
+                _put(getattr(self, name), moment.slots, tensor.detach())
             return *self._first_slots(end), moment.visible
         keys = tensors[0]
         n = keys.shape[-2]
@@ -339,6 +342,22 @@ class Kept(nn.Module):
     def fill(self, values: list[torch.Tensor]) -> None:
         """Takes back what `tree` gave."""
         self.write(tuple(values))
+
+
+def _put(buffer: torch.Tensor, slots: torch.Tensor, tensor: torch.Tensor) -> None:
+    """Writes (..., K, d) into slots (K,) of a buffer (..., length, d), or each row into its own."""
+    if slots.dim() == 1:
+        buffer.index_copy_(-2, slots, tensor)
+        return
+    if len(tensor) != len(slots):
+        raise ValueError(
+            f"Rows at positions of their own need keys (batch, ..., n, d) with a batch of "
+            f"{len(slots)}; got {tuple(tensor.shape)}. Split heads with merged_batch_and_head="
+            f"False."
+        )
+    rows = torch.arange(len(slots), device=slots.device)[:, None]
+    index: Any = (rows, *[slice(None)] * (buffer.dim() - 3), slots)
+    buffer[index] = tensor.movedim(-2, 1)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """How tokens come out of a model; `supervised.decoding` alone calls it.
 
 `asked` says which run it is, of what a user gives (`prompts`, `symbols`, `text`); `engine` runs a
-model along it: prefill, then token by token, by `compiled_step`. `drawing` asks `sampling` for
-tokens, `searching` lets `beams` choose survivors, both by `logits_processors`; `stop_sequences` end
+model along it: prefill, then token by token, by `compiled_step`; `ragged` reads several at once.
+`drawing` asks `sampling` for tokens, and `drafted` does by `drafts`, as long as `budget` says;
+`searching` lets `beams` choose survivors; `logits_processors` come before, `stop_sequences` end
 rows; `checks`, `piecewise` and `nan_check` refuse what cannot be decoded; `int8` is weights.
 """
 

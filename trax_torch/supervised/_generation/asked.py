@@ -4,9 +4,11 @@ from typing import Any
 
 from trax_torch import layers as tl
 from trax_torch.layers import _predict
+from trax_torch.supervised._generation.drafted import N_DRAFTED, DraftedRun
 from trax_torch.supervised._generation.engine import PredictRun
 from trax_torch.supervised._generation.eval_run import EvalRun
 from trax_torch.supervised._generation.prompts import prompt_for
+from trax_torch.supervised._generation.ragged import RaggedRun
 from trax_torch.supervised._generation.symbols import own
 
 
@@ -22,6 +24,7 @@ def run_for(
     eval_length: int | None,
     n_beams: int = 1,
     n_samples: int = 1,
+    draft: Any = None,
 ) -> Any:
     """Returns the run of a model that a call asks for.
 
@@ -35,14 +38,20 @@ def run_for(
       n_beams: how many beams a row will have.
       n_samples: how many sequences of each row will be drawn; then there are no beams. They go on
         side by side, as beams do, or in rows of their own where there is no cache to share.
+      draft: "prompt", or a layer, or None.
 
     Returns:
-      A `PredictRun` or an `EvalRun`, whose `given` are the tokens of the prompts, (batch, length),
-      without a start symbol, and how many of each count, (batch,), or None for all.
+      A `DraftedRun`, if there are drafts; else a `PredictRun` or an `EvalRun`, whose `given` are
+      the tokens of the prompts, (batch, length), without a start symbol, and how many of each
+      count, (batch,), or None for all.
     """
-    wish = None if accelerate else False
-    if isinstance(layer, tl.Accelerate):
-        wish, backend, layer = accelerate, layer.backend, layer.sublayer
+    if draft is not None:
+        if eval_length is not None or n_beams > 1:
+            what = "eval_mode" if n_beams == 1 else "n_beams"
+            raise ValueError(f"draft= is for samples in predict mode; leave {what} out, or draft.")
+        call = (inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, n_samples)
+        return _drafted(layer, backend, draft, call)
+    layer, wish, backend = _wish_of(layer, accelerate, backend)
     asked = prompt_for(layer, inputs, batch_size, start_id, prompt_lengths)
     given = asked.given()
     has_rows = eval_length is not None or next(_predict.foreign_caches(layer), None) is not None
@@ -70,3 +79,37 @@ def run_for(
         run = PredictRun(layer, source, prompt, lengths, n_steps, side_by_side, wish, backend)
     run.given = given
     return run
+
+
+def _wish_of(layer: Any, accelerate: bool, backend: Any) -> tuple[Any, bool | None, Any]:
+    """Returns the layer to run, whether it is to be compiled, and by what."""
+    if isinstance(layer, tl.Accelerate):
+        return layer.sublayer, accelerate, layer.backend
+    return layer, None if accelerate else False, backend
+
+
+def _drafted(layer: Any, backend: Any, draft: Any, asked: tuple[Any, ...]) -> DraftedRun:
+    """Returns the run of a model with drafts."""
+    if isinstance(draft, str) and draft != "prompt":
+        raise ValueError(
+            f"draft is 'prompt', for drafts of a row's own text, or a small model of the same "
+            f"vocabulary; got {draft!r}."
+        )
+    big = _ragged(layer, backend, asked, N_DRAFTED + 1)
+    if isinstance(draft, str):
+        return DraftedRun(big, None)
+    if draft.n_in != layer.n_in:
+        raise TypeError(
+            f"A model that makes drafts takes what the model takes, which has n_in={layer.n_in}; "
+            f"{draft.name} has n_in={draft.n_in}. Give one of the same kind, or 'prompt'."
+        )
+    return DraftedRun(big, _ragged(draft, backend, asked, 2))
+
+
+def _ragged(layer: Any, backend: Any, asked: tuple[Any, ...], n_most: int) -> RaggedRun:
+    inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, n_samples = asked
+    layer, wish, backend = _wish_of(layer, accelerate, backend)
+    prompts = prompt_for(layer, inputs, batch_size, start_id, prompt_lengths)
+    source, prompt, lengths, _ = prompts.repeated(n_samples)
+    n_steps = None if max_length is None else max_length - 1
+    return RaggedRun(layer, source, prompt, lengths, n_steps, wish, backend, n_most)

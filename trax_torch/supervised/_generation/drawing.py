@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from trax_torch.supervised._generation.drafted import DraftedRun
 from trax_torch.supervised._generation.logits_processors import Processing, Rules
 from trax_torch.supervised._generation.nan_check import NanCheck
 from trax_torch.supervised._generation.sampling import Sampler, doubts_in, log_probs_of
@@ -87,6 +88,9 @@ class Drawing:
         The latter are None where nobody wants them.
         A row is a sequence; those of a prompt are one after another.
         """
+        if isinstance(run, DraftedRun):
+            yield from self._drafted(run, endings)
+            return
         sampler, n_beams, width = self.sampler, run.n_beams, self.n_samples or 1
         logits = run.begin()
         if n_beams > 1:
@@ -119,3 +123,19 @@ class Drawing:
             if ended is not None and n_beams > 1:
                 ended = ended.view(-1, n_beams).all(dim=1)
             logits = run.go_on(tokens.view(-1, n_beams), ended=ended).flatten(0, 1)
+
+    def _drafted(
+        self, run: DraftedRun, endings: Endings
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Yields the same with drafts."""
+        if not self.rules.are_none:
+            raise ValueError(
+                "draft= is for tokens that the model's own logits choose: leave it out, or "
+                "penalties, logits_processor, banned and forced."
+            )
+        for item in run.steps(self.sampler, self.max_length, self.log_probs, self.ends, endings):
+            if endings:
+                endings.meet(item[0][:, 0])
+            yield item
+            if endings.all_have_ended():
+                return

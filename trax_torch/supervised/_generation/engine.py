@@ -57,6 +57,7 @@ class PredictRun(_predict.Block):
     """
 
     given: Any = None
+    _n_ahead = 0  # slots for positions that may turn out to be none
 
     def __init__(
         self,
@@ -210,9 +211,7 @@ class PredictRun(_predict.Block):
             self._n += 1
             return logits.view(*tokens.shape, -1)
         if self.is_full and self._is_short_of_room(ended):  # a layer that counts for itself says so
-            for memory in self._positions():
-                memory.moment, memory.filled = None, int(self._n_places)
-            return step(self._layer, self._source, tokens[:, :1])
+            return self.without_room(tokens[:, :1])
         self._advance(parents)
         if self.is_full:
             assert self._moment is not None
@@ -221,6 +220,12 @@ class PredictRun(_predict.Block):
         logits = self._ask(tokens)
         self._n += 1
         return logits
+
+    def without_room(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Has the layers themselves refuse tokens (batch, 1) beyond the last place."""
+        for memory in self._positions():
+            memory.moment, memory.filled = None, int(self._n_places)
+        return step(self._layer, self._source, tokens)
 
     def _ask(self, tokens: torch.Tensor) -> torch.Tensor:
         """Returns the logits for the tokens after these, by the step that was chosen."""
@@ -236,6 +241,22 @@ class PredictRun(_predict.Block):
         alone = contextlib.nullcontext() if self._calls.are_known else hooks_lock
         with alone:  # a program that is made now is to know of no other call's hooks
             return self._compiled(self._layer, self._source, tokens, self._calls)
+
+    def try_steps(self, n: int) -> None:
+        """Reads the prompt and takes n steps, so that there is a program; see `decoding.warmup`.
+
+        Raises:
+          ValueError: if there cannot be one.
+        """
+        tokens = self.begin().argmax(-1, keepdim=True).expand(-1, self.n_beams)
+        if not self.can_compile:
+            raise ValueError(
+                f"The steps of {self._layer.name} cannot be compiled: it keeps a cache of its own, "
+                f"or its layers count positions in different ways. Build it of this package's "
+                f"layers."
+            )
+        for _ in range(n):
+            self.go_on(tokens, torch.zeros_like(tokens))
 
     @property
     def is_full(self) -> bool:
@@ -286,6 +307,7 @@ class PredictRun(_predict.Block):
         n_slots: float = 1  # a carry has no length
         if self._caches:
             n_slots = n + self.n_beams * max(0, min(self._n_steps, self._limit - n))
+            n_slots += self._n_ahead
         self._most_slots = n_slots
         if math.isfinite(n_slots):
             self._most_slots = n_slots = self._choose_step(int(n_slots))
@@ -298,15 +320,17 @@ class PredictRun(_predict.Block):
 
     def _choose_step(self, n_slots: int) -> int:
         """Chooses the step for caches of so many slots; returns how many they will have."""
+        return self._choose_kind(self.n_beams, self._lengths is not None, n_slots)
+
+    def _choose_kind(self, n: int, form: bool | str, n_slots: int) -> int:
+        """The same for a step with n tokens a row; `form` says what else differs in a moment."""
         source = None if self._source is None else (self._source.shape[1] > 1)
-        is_padded = self._lengths is not None
-        sizes = (len(self._rows), self.n_beams, is_padded, source, self._prompt.dtype)
+        sizes = (len(self._rows), n, form, source, self._prompt.dtype)
         with hooks_lock:
             self._compiled, n_slots = compiled_step.step_for(
                 self._layer, sizes, n_slots, self._wish, self._backend
             )
-        if self._compiled is None and self._wish is not False:
-            self._sizes = sizes
+        self._sizes = sizes if self._compiled is None and self._wish is not False else None
         return n_slots
 
     def _share(self) -> None:
@@ -317,7 +341,7 @@ class PredictRun(_predict.Block):
         n_slots = self._n_slots
         self._ruler = torch.arange(n_slots if math.isfinite(n_slots) else 1, device=device)
         self._first = torch.full((1,), n, device=device) if lengths is None else lengths[:, None]
-        self._is_exact = self._compiled is None or _cuts_out(device)
+        self._is_exact = self._attends_to_filled()
         self._visible: torch.Tensor | None = None
         if self._caches and (k > 1 or lengths is not None or not self._is_exact):
             counts = self._first if lengths is not None else self._first[:, None]
@@ -330,6 +354,10 @@ class PredictRun(_predict.Block):
         self._moment = _predict.Moment(self._ruler, self._ruler, self._first)
         for memory in self._positions():
             memory.moment = self._moment
+
+    def _attends_to_filled(self) -> bool:
+        """Tells whether a step is given what is filled of a cache alone."""
+        return self._compiled is None or _cuts_out(self._prompt.device)
 
     def _grow(self, end: int) -> None:
         """Has all that is as long as the caches reach to a slot, and as far again."""

@@ -20,5 +20,7 @@ OF_DECODING = {
     **dict.fromkeys(("forced_tokens", "forced_bos_token_id"), "forced={0: 5}, by places"),
     **dict.fromkeys(("logits_processors", "logit_bias"), "logits_processor=f, of (tokens, logits)"),
     **dict.fromkeys(("num_beam_groups", "beam_groups"), "n_groups=2, of beam_search"),
+    **dict.fromkeys(("assistant_model", "draft_model", "speculative_model"), "draft=small_model"),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "prompt_lookup"), "draft='prompt'"),
     **dict.fromkeys(("use_cache", "mode"), "eval_mode=True for a model that cannot predict"),
 }

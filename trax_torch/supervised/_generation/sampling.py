@@ -114,12 +114,22 @@ class Sampler:
         """Returns the next Gumbel noise, float32 (batch, n_symbols); None at temperature 0."""
         if not self.temperature:
             return None
-        if not self._generators:
-            self._generators = [_seeds.generator(*key, device=device) for key in self._keys]
         bits = torch.empty(self.batch_size, n_symbols, dtype=torch.int32, device=device)
-        for row, generator in zip(bits, self._generators, strict=True):
-            row.random_(generator=generator)
+        for row in range(self.batch_size):
+            self._draw(row, bits[row])
         return gumbel(bits)
+
+    def noise_of(self, row: int, n_symbols: int, device: torch.device | str) -> torch.Tensor:
+        """Returns a row's next Gumbel noise, float32 (n_symbols,); for a temperature above 0."""
+        bits = torch.empty(n_symbols, dtype=torch.int32, device=device)
+        self._draw(row, bits)
+        return gumbel(bits)
+
+    def _draw(self, row: int, bits: torch.Tensor) -> None:
+        """Fills bits (n_symbols,) from the row's generator, as for each of its tokens in turn."""
+        if not self._generators:
+            self._generators = [_seeds.generator(*key, device=bits.device) for key in self._keys]
+        bits.random_(generator=self._generators[row])
 
     def choose(self, logits: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
         """Returns what a call returns, for given noise; it looks at no value, so it compiles."""

@@ -61,6 +61,7 @@ class SampleStream(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        draft: nn.Module | Literal["prompt"] | None = None,
     ) -> Iterator[Any]: ...
 
     @overload
@@ -91,6 +92,7 @@ class SampleStream(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        draft: nn.Module | Literal["prompt"] | None = None,
     ) -> Iterator[torch.Tensor]: ...
 
     @overload
@@ -121,6 +123,7 @@ class SampleStream(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        draft: nn.Module | Literal["prompt"] | None = None,
     ) -> Iterator[Pair]: ...
 
     @overload
@@ -151,6 +154,7 @@ class SampleStream(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        draft: nn.Module | Literal["prompt"] | None = None,
     ) -> Iterator[torch.Tensor] | Iterator[Pair]: ...
 
 
@@ -186,6 +190,7 @@ class Sample(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        draft: nn.Module | Literal["prompt"] | None = None,
     ) -> Any: ...
 
     @overload
@@ -217,6 +222,7 @@ class Sample(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        draft: nn.Module | Literal["prompt"] | None = None,
     ) -> torch.Tensor: ...
 
     @overload
@@ -248,6 +254,7 @@ class Sample(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        draft: nn.Module | Literal["prompt"] | None = None,
     ) -> Pair: ...
 
     @overload
@@ -279,6 +286,7 @@ class Sample(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        draft: nn.Module | Literal["prompt"] | None = None,
     ) -> torch.Tensor | Pair: ...
 
 
