@@ -22,9 +22,9 @@ MAKERS = {
 }
 
 
-def lively(name, seed=4, dtype=torch.float64):
+def lively(name, seed=4, dtype=torch.float64, makers=MAKERS):
     """A model whose rows differ, though nobody trained it."""
-    model = MAKERS[name]()
+    model = makers[name]()
     one = torch.ones(1, 2, dtype=torch.int64)
     model.init(one if model.n_in == 1 else (one, one), rng=seed)
     for p in model.parameters():

@@ -1,18 +1,15 @@
 """Models that drafts are made for, of all memories that can go back, and calls drawn at random."""
 
+import functools
 import random
 
+import compiled_decoding
 import torch
-from compiled_decoding import VOCAB
+from compiled_decoding import VOCAB, around
 
 from trax_torch import layers as tl
 from trax_torch import models
 from trax_torch.supervised import decoding
-
-
-def around(*layers):
-    return tl.Serial(tl.ShiftRight(), tl.Embedding(VOCAB, 8), *layers, tl.Dense(VOCAB))
-
 
 MAKERS = {
     "attention": lambda: around(tl.PositionalEncoding(80), tl.CausalAttention(8, n_heads=2)),
@@ -29,15 +26,7 @@ MAKERS = {
     "encoder-decoder": lambda: models.Transformer(VOCAB, None, 8, 8, 1, 1, 2, max_len=80),
 }
 
-
-def lively(name, seed=4, dtype=torch.float64):
-    """A model whose rows differ, though nobody trained it."""
-    model = MAKERS[name]()
-    one = torch.ones(1, 2, dtype=torch.int64)
-    model.init(one if model.n_in == 1 else (one, one), rng=seed)
-    for p in model.parameters():
-        p.data *= 3
-    return model.to(dtype)
+lively = functools.partial(compiled_decoding.lively, makers=MAKERS)
 
 
 def all_models():

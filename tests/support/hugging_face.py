@@ -142,38 +142,28 @@ def t5(**settings):
 
 def bart(**settings):
     """Fewer learned positions than tokens."""
-    layers = {f"{part}_layers": 2 for part in ("encoder", "decoder")}
-    heads = {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
-    widths = {f"{part}_ffn_dim": 32 for part in ("encoder", "decoder")}
-    config = transformers.BartConfig(
-        vocab_size=VOCAB,
-        d_model=16,
-        max_position_embeddings=24,
-        decoder_start_token_id=2,
-        tie_word_embeddings=False,
-        **{"forced_eos_token_id": None, **layers, **heads, **widths, **SYMBOLS, **settings},
-    )
-    return lively(made(transformers.BartForConditionalGeneration, config))
+    own = {"decoder_start_token_id": 2, **settings}
+    return translator(transformers.BartForConditionalGeneration, transformers.BartConfig, **own)
 
 
 def marian():
     """Its positions are sines, and it begins with its padding."""
+    own = {"decoder_start_token_id": 0}
+    return translator(transformers.MarianMTModel, transformers.MarianConfig, **own)
+
+
+def translator(kind, config_kind, **settings):
     layers = {f"{part}_layers": 2 for part in ("encoder", "decoder")}
     heads = {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
     widths = {f"{part}_ffn_dim": 32 for part in ("encoder", "decoder")}
-    config = transformers.MarianConfig(
+    config = config_kind(
         vocab_size=VOCAB,
         d_model=16,
         max_position_embeddings=24,
-        decoder_start_token_id=0,
-        forced_eos_token_id=None,
         tie_word_embeddings=False,
-        **layers,
-        **heads,
-        **widths,
-        **SYMBOLS,
+        **{"forced_eos_token_id": None, **layers, **heads, **widths, **SYMBOLS, **settings},
     )
-    return lively(made(transformers.MarianMTModel, config))
+    return lively(made(kind, config))
 
 
 def made(kind, config):
