@@ -89,7 +89,8 @@ class _Again(torch.autograd.Function):
         wanted = tuple(
             w and _can_have_grad(x) for w, x in zip(ctx.needs_input_grad[2:], saved, strict=True)
         )
-        found = iter(_Gradients.apply(ctx.again, wanted, *saved, *grads))  # type: ignore[no-untyped-call]
+        apply: Any = _Gradients.apply  # has types in torch 2.14 alone
+        found = iter(apply(ctx.again, wanted, *saved, *grads))
         return None, None, *(next(found) if w else None for w in wanted)
 
 
