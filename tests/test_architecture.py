@@ -34,6 +34,7 @@ FLOORS = [
     {"_nest", "_seeds", "_signals", "_errors", "_durable", "_torch_private", "_version"}
     | {
         "_memory_order",
+        "_public_names",
         "_mistakes",
         "_generators",
         "_extras",

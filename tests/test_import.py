@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import pkgutil
 import subprocess
@@ -68,6 +69,42 @@ def test_every_exported_name_is_there(package):
 
     assert sorted(set(module.__all__)) == sorted(module.__all__)
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def public_modules():
+    """All but programs, which are run."""
+    names = ["trax_torch", *modules()]
+    inside = [n for n in names if not any(part.startswith("_") for part in n.split("."))]
+    return [n for n in inside if not n.startswith("trax_torch.examples")]
+
+
+SHOWN = """
+import importlib, json, sys
+modules = [importlib.import_module(name) for name in json.loads(sys.argv[1])]
+print(json.dumps({m.__name__: [[n, hasattr(m, n)] for n in dir(m)] for m in modules}))
+"""
+
+
+def test_dir_of_public_modules_shows_public_names_alone():
+    """And all of `__all__`; nothing that a module imports for itself. In a process of its own."""
+    command = [sys.executable, "-c", SHOWN, json.dumps(public_modules())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+
+    assert set(found) >= {"trax_torch", "trax_torch.layers.core", "trax_torch.as_trax"}
+    strangers = {"np", "numpy", "torch", "nn", "Any", "Callable", "functools", "dataclass"}
+    for name, names in found.items():
+        module = importlib.import_module(name) if name != "trax_torch.as_trax" else None
+        shown = [n for n, _ in names]
+        assert shown, name
+        assert all(is_there for _, is_there in names), name
+        assert [n for n in shown if n.startswith("_") and n != "__version__"] == [], name
+        if not name.startswith("trax_torch.fastmath"):
+            assert not strangers & set(shown), name
+        assert set(getattr(module, "__all__", ())) <= set(shown), name
+    assert [n for n, _ in found["trax_torch.as_trax"]] == ["main"]
+    assert "Dense" in dict(found["trax_torch.layers.core"])
+    assert {"sum", "float32"} <= dict(found["trax_torch.fastmath.numpy"]).keys()
 
 
 def imports_of(path):

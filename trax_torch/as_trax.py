@@ -18,7 +18,9 @@ import os
 import runpy
 import sys
 
-from trax_torch import _as_trax
+from trax_torch import _as_trax, _public_names
+
+__dir__ = _public_names.names_of(__name__)
 
 _USAGE = "python -m trax_torch.as_trax [--replace] (script.py | -m module) [ARGS ...]"
 

@@ -28,6 +28,8 @@ from trax_torch.data._pipeline import (
 )
 from trax_torch.data._vocabularies import Tokenizer
 
+__all__ = ["TFDS", "Tokenize", "data_streams", "detokenize", "tokenize", "vocab_size"]
+
 
 def tokenize(
     stream: Iterable[Any],

@@ -81,6 +81,10 @@ def __getattr__(name: str) -> Any:
     )
 
 
+def __dir__() -> list[str]:
+    return [*__all__, *_ALL, *_DTYPES.split()]
+
+
 # Last, since numpy's names hide Python's own.
 _ALL = _alike.names(np, {**_math_of_tensors.FUNCTIONS, **_shapes_of_tensors.FUNCTIONS})
 globals().update(_ALL, **{name: DType(name) for name in _DTYPES.split()})

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from trax_torch import _extras
+from trax_torch import _extras, _public_names
+
+__dir__ = _public_names.names_of(__name__)
 
 
 class Grammar:

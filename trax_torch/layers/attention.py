@@ -10,12 +10,30 @@ import torch
 
 from trax_torch.layers import _predict
 from trax_torch.layers._dropout import attend
-from trax_torch.layers._positional_encoding import PositionalEncoding as PositionalEncoding
-from trax_torch.layers._positional_encoding import ShiftRight as ShiftRight
+from trax_torch.layers._positional_encoding import PositionalEncoding, ShiftRight
 from trax_torch.layers._promotion import as_float
 from trax_torch.layers.base import Layer, Mode, PureLayer
 from trax_torch.layers.combinators import Branch, Cache, Parallel, Select, Serial
 from trax_torch.layers.core import Dense, is_of_few_rows
+
+__all__ = [
+    "Attention",
+    "AttentionQKV",
+    "CausalAttention",
+    "ConfigurableAttention",
+    "DotProductAttention",
+    "DotProductCausalAttention",
+    "EncoderDecoderMask",
+    "MergeHeads",
+    "PaddingMask",
+    "PositionalEncoding",
+    "PureAttention",
+    "ShiftRight",
+    "SplitIntoHeads",
+    "attend_to_past",
+    "attend_where_shown",
+    "checked_dropout",
+]
 
 
 def Attention(
