@@ -178,6 +178,11 @@ MISTAKES = [
     # settings
     ("'mse' for a loss", lambda p: task(net(), loss="mse"), "nn.MSELoss()"),
     ("a class for a loss", lambda p: task(net(), loss=CE), "CrossEntropyLoss(...)"),
+    (
+        "a loss that must be told how many items there are",
+        lambda p: task(net(), loss=lambda outputs, targets, num_items_in_batch: outputs.sum()),
+        "Give it a default of None",
+    ),
     ("'adam'", lambda p: Loop(net(), task(net(), optimizer="adam")), "optimizers.Adam(0.001)"),
     (
         "an optimizer of another model",

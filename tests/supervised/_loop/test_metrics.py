@@ -237,8 +237,21 @@ def test_scikit_learns_functions_are_those_of_all_rows():
         "f1": pytest.approx(metrics.f1_score(y, outputs.argmax(1), average="macro")),
         "log_loss": pytest.approx(metrics.log_loss(y.numpy(), outputs.numpy()), rel=1e-6),
     }
-    direct = measured([EpochMetric(metrics.roc_auc_score)], in_batches(*sorted_rows(), 2))
-    assert direct == {"roc_auc_score": 1.0}
+    data = in_batches(*sorted_rows(), 2)
+    assert measured([EpochMetric(metrics.roc_auc_score)], data) == {"roc_auc_score": 1.0}
+    assert measured([metrics.roc_auc_score], data) == {"roc_auc_score": 1.0}
+
+
+def test_a_function_that_takes_targets_first_is_one_of_all_rows():
+    """As scikit-learn's are: given it batch by batch, outputs first, it would say something else."""
+
+    def asymmetric(y_true, y_pred):
+        return (y_true == 1).sum() + 100 * len(y_pred)
+
+    model = nn.Flatten(0)
+    data = in_batches(torch.zeros(5, 1), torch.tensor([1, 1, 1, 0, 0]), 2)
+    for metric in (asymmetric, functools.partial(asymmetric)):
+        assert measured([metric], data, model) == {"asymmetric": 503.0}
 
 
 def test_logits_that_torchmetrics_takes_for_probabilities_in_some_batches_are_told_of():

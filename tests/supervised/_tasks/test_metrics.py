@@ -116,6 +116,21 @@ def test_a_function_that_calls_targets_y_true_gets_them_first_as_arrays():
     assert y_pred.tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
+def test_a_failing_function_tells_what_it_was_given_and_how_to_give_classes():
+    def score(y_true, y_pred):
+        raise ValueError("a mix of kinds")
+
+    metric = EpochMetric(score)
+    metric.update(torch.ones(2, 3), torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="a mix of kinds") as caught:
+        metric.compute()
+    assert caught.value.__notes__ == [
+        "score was given outputs and targets of all rows: float32 of shape (2, 3), int64 of shape "
+        "(2,). If it wants classes, give EpochMetric(lambda outputs, targets: score(targets, "
+        "outputs.argmax(1)))."
+    ]
+
+
 def test_a_function_of_three_gets_weights_too():
     metric = EpochMetric(lambda outputs, targets, weights: (outputs * weights).sum())
     metric.update(torch.ones(2), torch.ones(2), torch.tensor([3.0, 4.0]))

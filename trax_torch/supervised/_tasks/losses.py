@@ -80,8 +80,14 @@ def as_loss(given: Any, what: str = "loss") -> tl.Layer:
         )
     if inspect.isclass(given) or not callable(given):
         raise TypeError(f"{forms}. {not_a_module(given)}")
+    name = getattr(given, "__name__", type(given).__name__)
+    if "num_items_in_batch" in required_of(given):
+        raise ValueError(
+            f"num_items_in_batch is given to a model that computes its own loss; {name} asks for "
+            f"it, too. Give it a default of None, and take a mean over what counts then: parts of a "
+            f"batch, and ranks, are weighed by what that is found to be."
+        )
     if not required_of(given):
-        name = getattr(given, "__name__", type(given).__name__)
         raise ValueError(
             f"{forms}; got {name}, which takes no outputs. If it makes a {what}, call it: {name}()."
         )

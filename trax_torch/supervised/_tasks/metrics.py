@@ -4,6 +4,7 @@ Which objects are such metrics, what they are given, and which numbers they come
 their states together, `_loop.metrics` knows.
 """
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,8 @@ class EpochMetric:
 
     For `EvalTask(metrics=)`, as `EpochMetric(sklearn.metrics.roc_auc_score)`. The function is
     called once an eval, with what came for all rows that were measured, on all ranks, joined along
-    the first axis; rows are in the order of ranks, and of batches within each.
+    the first axis; rows are in the order of ranks, and of batches within each. `EvalTask` makes one
+    of each function that calls its first argument y_true or labels_true.
 
     Args:
       function: takes (outputs, targets), or (outputs, targets, weights), as tensors on the CPU,
@@ -88,10 +90,18 @@ class EpochMetric:
     def compute(self) -> Any:
         """Returns what the function makes of all batches."""
         joined = [self._joined(parts) for parts in zip(*self._batches, strict=True)]
-        if self._is_targets_first:
-            outputs, targets = _nest.to_arrays(joined)
-            return self._function(targets, outputs)
-        return self._function(*joined)
+        try:
+            if self._is_targets_first:
+                outputs, targets = _nest.to_arrays(joined)
+                return self._function(targets, outputs)
+            return self._function(*joined)
+        except Exception as error:
+            error.add_note(
+                f"{self.name} was given outputs and targets of all rows: "
+                f"{', '.join(map(_form, joined))}. If it wants classes, give "
+                f"EpochMetric(lambda outputs, targets: {self.name}(targets, outputs.argmax(1)))."
+            )
+            raise
 
     def _joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         if len({part.shape[1:] for part in parts}) > 1:
@@ -199,6 +209,9 @@ def as_stateful(metric: Any) -> StatefulMetric | None:
         return metric
     if isinstance(metric, tl.Wrapped) and is_stateful(metric.module):
         return StatefulMetric(metric.module, metric.n_in, metric.name)
+    if inspect.isroutine(metric) or isinstance(metric, functools.partial):
+        if _arguments(metric)[1] in _TARGETS_FIRST:  # a mean over batches would be another number
+            return StatefulMetric(EpochMetric(metric))
     return StatefulMetric(metric) if is_stateful(metric) else None
 
 
