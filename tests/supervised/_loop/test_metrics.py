@@ -243,7 +243,7 @@ def test_scikit_learns_functions_are_those_of_all_rows():
 
 
 def test_a_function_that_takes_targets_first_is_one_of_all_rows():
-    """As scikit-learn's are: given it batch by batch, outputs first, it would say something else."""
+    """As scikit-learn's are: of batches, outputs first, it would say something else."""
 
     def asymmetric(y_true, y_pred):
         return (y_true == 1).sum() + 100 * len(y_pred)

@@ -83,8 +83,8 @@ def as_loss(given: Any, what: str = "loss") -> tl.Layer:
     name = getattr(given, "__name__", type(given).__name__)
     if "num_items_in_batch" in required_of(given):
         raise ValueError(
-            f"num_items_in_batch is given to a model that computes its own loss; {name} asks for "
-            f"it, too. Give it a default of None, and take a mean over what counts then: parts of a "
+            f"num_items_in_batch is given to models that compute their own loss, and {name} asks "
+            f"for it. Give it a default of None, and take a mean over what counts then: parts of a "
             f"batch, and ranks, are weighed by what that is found to be."
         )
     if not required_of(given):

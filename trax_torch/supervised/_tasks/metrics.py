@@ -209,9 +209,9 @@ def as_stateful(metric: Any) -> StatefulMetric | None:
         return metric
     if isinstance(metric, tl.Wrapped) and is_stateful(metric.module):
         return StatefulMetric(metric.module, metric.n_in, metric.name)
-    if inspect.isroutine(metric) or isinstance(metric, functools.partial):
-        if _arguments(metric)[1] in _TARGETS_FIRST:  # a mean over batches would be another number
-            return StatefulMetric(EpochMetric(metric))
+    is_function = inspect.isroutine(metric) or isinstance(metric, functools.partial)
+    if is_function and _arguments(metric)[1] in _TARGETS_FIRST:  # no mean over batches is its value
+        return StatefulMetric(EpochMetric(metric))
     return StatefulMetric(metric) if is_stateful(metric) else None
 
 

@@ -240,10 +240,10 @@ class EvalTask:
     its value for all rows together.
 
     That is what metrics with a state are for: those of torchmetrics as they are, any object with
-    `reset`, `update` and `compute`, and functions of all outputs and targets, scikit-learn's as they
-    are, others as `supervised.EpochMetric(function)`. They are reset before each eval, updated with
-    each batch, and computed once, from all batches of all ranks; they keep their state until the
-    next eval.
+    `reset`, `update` and `compute`, and functions of all outputs and targets: scikit-learn's as
+    they are, others as `supervised.EpochMetric(function)`. They are reset before each eval, updated
+    with each batch, and computed once, from all batches of all ranks; they keep their state until
+    the next eval.
     `update` gets outputs and targets, and weights if it needs three arguments. One that computes
     a dict is called '<metric>/<key>' for each of its numbers, one that computes a vector
     '<metric>/<index>'.
