@@ -37,10 +37,10 @@ FLOORS = [
         "_public_names",
         "_mistakes",
         "_generators",
-        "_extras",
         "supervised.lr_schedules",
         "supervised.history",
     },
+    {"_extras", "_tables"},
 ]
 
 

@@ -221,24 +221,24 @@ def test_print_shape_is_silent_in_compiled_code(capsys):
 def test_summary_scalar_keeps_its_last_value_and_passes_its_input_on():
     layer = tl.SummaryScalar("test")
     x = torch.tensor([[3.0, 5.0], [2.0, 6.0]], requires_grad=True)
-    assert layer.summary[1] == 0
+    assert layer.last_summary[1] == 0
 
     y = layer(x)
 
     assert y is x
-    assert layer.summary[0] == "summary_test"
-    assert layer.summary[1] == 4
-    assert not layer.summary[1].requires_grad
+    assert layer.last_summary[0] == "summary_test"
+    assert layer.last_summary[1] == 4
+    assert not layer.last_summary[1].requires_grad
     assert layer.state["summary_test"] == 4
     assert layer(np.array([1, 2])).tolist() == [1, 2]
-    assert layer.summary[1] == 1.5
+    assert layer.last_summary[1] == 1.5
     assert str(layer) == "summary_test"
 
 
 def test_summary_scalar_takes_another_aggregation_and_refuses_one_that_keeps_an_axis():
     layer = tl.SummaryScalar("largest", torch.max)
     layer(torch.tensor([1.0, 7.0]))
-    assert layer.summary[1] == 7
+    assert layer.last_summary[1] == 7
 
     with pytest.raises(tl.LayerError, match=r"shows one number.*shape \(2, 3\)"):
         tl.SummaryScalar("rows", lambda x: x.sum(dim=-1))(X)
@@ -251,8 +251,8 @@ def test_a_summary_is_state_that_can_be_set_and_no_part_of_a_checkpoint():
 
     twin.state = layer.state
 
-    assert twin.sublayers[0].summary[1] == 1
-    assert twin.sublayers[1].summary[1].shape == (2, 3, 3, 1)
+    assert twin.sublayers[0].last_summary[1] == 1
+    assert twin.sublayers[1].last_summary[1].shape == (2, 3, 3, 1)
     assert not twin.state_dict()
 
 
@@ -262,17 +262,17 @@ def test_a_summary_changes_in_a_pure_call_for_its_result_alone():
     _, new_state = layer.pure_fn(torch.tensor([2.0]), layer.weights, layer.state)
 
     assert new_state["summary_a"] == 2
-    assert layer.summary[1] == 0
+    assert layer.last_summary[1] == 0
 
 
 def test_summary_image_keeps_the_first_images_one_below_the_other():
     layer = tl.SummaryImage("test", 2, num_summaries=3, recover_fn=lambda image: image / 2)
     x, y = torch.rand(5, 4, 6, 3), torch.rand(5, 4, 6, 3)
-    assert len(layer.summary[1]) == 0
+    assert len(layer.last_summary[1]) == 0
 
     outputs = layer((x, y))
 
-    tag, images = layer.summary
+    tag, images = layer.last_summary
     assert outputs[0] is x
     assert outputs[1] is y
     assert tag == "summary_test"
@@ -286,7 +286,7 @@ def test_summary_image_takes_one_batch():
 
     layer(torch.rand(2, 4, 6, 3))
 
-    assert layer.summary[1].shape == (2, 4, 6, 3)
+    assert layer.last_summary[1].shape == (2, 4, 6, 3)
 
 
 def test_a_summary_follows_compiled_code():
@@ -294,8 +294,8 @@ def test_a_summary_follows_compiled_code():
 
     torch.compile(layer, backend="eager", fullgraph=True)(torch.full((2, 3, 3, 1), 5.0))
 
-    assert layer.sublayers[0].summary[1] == 5
-    assert layer.sublayers[1].summary[1].shape == (2, 3, 3, 1)
+    assert layer.sublayers[0].last_summary[1] == 5
+    assert layer.sublayers[1].last_summary[1].shape == (2, 3, 3, 1)
 
 
 # Functions of probabilities.

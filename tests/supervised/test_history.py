@@ -35,4 +35,3 @@ def test_a_history_survives_json():
     assert copy.to_dict() == history.to_dict() == {"_values": {"train": {"loss": [(1, 0.1)]}}}
     copy.append("train", "loss", 2, 0.2)
     assert history.get("train", "loss") == [(1, 0.1)]
-    assert str(history) == "{'train': {'loss': [(1, 0.1)]}}"

@@ -34,7 +34,7 @@ MODES = ("train", "eval", "predict")
 call = nn.Module.__call__
 
 
-class Layer(_protocol.InTraxOrder, _protocol.OwnGradient, HasPlace):  # pyright: ignore[reportIncompatibleMethodOverride]
+class Layer(_protocol.InTraxOrder, _protocol.OwnGradient, _protocol.Summarized, HasPlace):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A module that says how many tensors it takes and gives; base class of all layers.
 
     `n_in` tensors come in and `n_out` go out: one travels bare, several as a tuple, none as `()`.

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from trax_torch import _tables
+
 
 class History:
     """A record of metrics: for each mode and metric, the values and the steps they belong to.
@@ -92,5 +94,17 @@ class History:
                     news.setdefault(mode, {})[metric] = pairs
         return news
 
-    def __str__(self) -> str:
-        return str(self._values)
+    def __repr__(self) -> str:
+        rows = [
+            (mode, metric, f"{len(pairs):,}", f"{pairs[-1][0]:,}", _in_short(pairs[-1][1]))
+            for mode, metrics in sorted(self._values.items())
+            for metric, pairs in sorted(metrics.items())
+            if pairs
+        ]
+        if not rows:
+            return "History of nothing yet"
+        return _tables.table(("mode", "metric", "values", "last step", "value"), rows, (2, 3, 4))
+
+
+def _in_short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, (int, float)) else str(value)

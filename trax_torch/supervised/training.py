@@ -37,7 +37,7 @@ Model = TypeVar("Model", bound=nn.Module, default=Any, covariant=True)
 CallbackMaker = Callable[["Loop[Any]"], _loop.Callback]  # a class, or a partial of one
 
 
-class Loop(Generic[Model]):
+class Loop(_loop.Described, Generic[Model]):
     """Trains a model on one or more tasks, and measures, logs and saves it as it goes.
 
     At each step: take the step; save a checkpoint; save a permanent one; report training and run

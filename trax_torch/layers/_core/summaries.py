@@ -42,7 +42,7 @@ class _Summary(Layer):
         self.register_buffer("value", value, persistent=False)
 
     @property
-    def summary(self) -> tuple[str, torch.Tensor]:
+    def last_summary(self) -> tuple[str, torch.Tensor]:
         """`(tag, value)`: under which name to show what was seen last, and what it was."""
         return self._name, self.value
 
@@ -53,8 +53,8 @@ class _Summary(Layer):
 class SummaryScalar(_Summary):
     """Passes a tensor on, and keeps one number made of it to be shown in TensorBoard.
 
-    The number is under `summary_<name>` in the state, and in `layer.summary`; 0 before the first
-    call. No gradient flows through it.
+    The number is under `summary_<name>` in the state, and in `layer.last_summary`; 0 before
+    the first call. No gradient flows through it.
 
     Args:
       name: what it is shown as, after `summary_`.
@@ -66,7 +66,7 @@ class SummaryScalar(_Summary):
     Example:
       >>> layer = SummaryScalar('activations')
       >>> _ = layer(torch.tensor([1., 3.]))
-      >>> layer.summary
+      >>> layer.last_summary
       ('summary_activations', tensor(2.))
 
     Source: Trax `layers/core.py::SummaryScalar`.
@@ -92,7 +92,7 @@ class SummaryScalar(_Summary):
 class SummaryImage(_Summary):
     """Passes tensors on, and keeps the first of each batch to be shown in TensorBoard as images.
 
-    The images are under `summary_<name>` in the state, and in `layer.summary`: a tensor
+    The images are under `summary_<name>` in the state, and in `layer.last_summary`: a tensor
     (images, n_in * height, width, channels), without images before the first call. An image has
     its inputs one below the other.
 

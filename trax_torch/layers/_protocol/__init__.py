@@ -2,8 +2,8 @@
 
 `trees` and `trax_order` (weights and state as in Trax), `shape_pass` (how weights are made),
 `functional` (one call with other weights), `own_gradient`, `files` (save and load), `wrapping`
-(foreign functions and modules), `errors` (where a layer was created), `modes`, `hooks`, the data
-`stack`. Layers call it, and whoever looks inside one.
+(foreign functions and modules), `errors` (where a layer was created), `summary` (a table of it),
+`modes`, `hooks`, the data `stack`. Layers call it, and whoever looks inside one.
 """
 
 from trax_torch.layers._protocol import stack
@@ -22,6 +22,7 @@ from trax_torch.layers._protocol.hooks import has_hooks
 from trax_torch.layers._protocol.modes import Mode, modes_kept
 from trax_torch.layers._protocol.own_gradient import OwnGradient
 from trax_torch.layers._protocol.shape_pass import ShapePass
+from trax_torch.layers._protocol.summary import Summarized
 from trax_torch.layers._protocol.trax_order import InTraxOrder
 from trax_torch.layers._protocol.trees import (
     EMPTY_STATE,
@@ -57,6 +58,7 @@ __all__ = [
     "OwnGradient",
     "ShapePass",
     "Spread",
+    "Summarized",
     "check_n_in",
     "creation_site",
     "device_of",

@@ -294,5 +294,5 @@ def _owners(names: Sequence[Sequence[str]], tasks: Sequence[Any]) -> list[_Owner
 
 def summaries_of(model: nn.Module) -> dict[str, Any]:
     """Returns what SummaryScalar and SummaryImage layers saw last, by their 'summary_...' names."""
-    found = (getattr(module, "summary", None) for module in model.modules())
+    found = (getattr(module, "last_summary", None) for module in model.modules())
     return {name: value for name, value in filter(None, found) if value is not None}

@@ -4,7 +4,7 @@
 models, `build` makes what runs, spread over ranks by `data_parallel`; `steps` takes steps,
 `stopping` ends them, `after_step` does what then is due, `callback_list` tells callbacks, `saves`
 waits until it has, `losses`, `evaluator` and `evals` measure, `best` judges, `ambient` sees to
-torch's modes. `supervised.training` alone calls it.
+torch's modes, `described` tells of it all. `supervised.training` alone calls it.
 """
 
 from trax_torch.supervised._loop import habits
@@ -13,6 +13,7 @@ from trax_torch.supervised._loop.ambient import float32_precision
 from trax_torch.supervised._loop.best import Best
 from trax_torch.supervised._loop.build import build
 from trax_torch.supervised._loop.callback_list import Callback, CallbackList, hook
+from trax_torch.supervised._loop.described import Described
 from trax_torch.supervised._loop.evals import measured
 from trax_torch.supervised._loop.saves import Saves
 from trax_torch.supervised._loop.settings import (
@@ -40,6 +41,7 @@ __all__ = [
     "BestAt",
     "Callback",
     "CallbackList",
+    "Described",
     "LoopConfig",
     "OnNonfinite",
     "Precision",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from trax_torch import _mistakes, optimizers
 from trax_torch import layers as tl
 from trax_torch.data import _streams
-from trax_torch.supervised._tasks import events, habits, losses
+from trax_torch.supervised._tasks import events, habits, losses, words
 from trax_torch.supervised._tasks import metrics as _metrics
 from trax_torch.supervised._tasks.argument_types import (
     AnyOptimizer,
@@ -225,6 +225,17 @@ class TrainTask:
             return None
         return self._own_rate
 
+    def __repr__(self) -> str:
+        parts = [
+            words.of_data(self._labeled_data, self.stream.n_batches),
+            f"loss={self._loss_name}",
+            f"optimizer={words.of_maker(self._optimizer)}",
+        ]
+        how = self._lr_schedule or self._scheduler_maker
+        if how is not None:
+            parts.append(f"lr_schedule={words.of_maker(how)}")
+        return f"TrainTask({', '.join(parts)})"
+
 
 class EvalTask:
     """Labeled data and the metrics to measure on it.
@@ -363,6 +374,11 @@ class EvalTask:
             return
         for _ in range(self._n_eval_batches):
             yield self.next_batch()
+
+    def __repr__(self) -> str:
+        measured = words.of_layers(self._metrics, self._metric_names)
+        data = words.of_data(self._labeled_data, self.stream.n_batches)
+        return f"EvalTask({data}, {measured}, n_eval_batches={self._n_eval_batches})"
 
     def _first(self) -> Any:
         """Returns a batch to take shapes from."""
