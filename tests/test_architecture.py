@@ -40,6 +40,7 @@ FLOORS = [
         "supervised.lr_schedules",
         "supervised.history",
     },
+    {"_pictures"},
     {"_extras", "_tables"},
 ]
 

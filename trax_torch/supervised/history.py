@@ -1,8 +1,11 @@
 """What was measured, at which step."""
 
+import csv
+import os
+from collections.abc import Sequence
 from typing import Any
 
-from trax_torch import _tables
+from trax_torch import _extras, _pictures, _tables
 
 
 class History:
@@ -94,6 +97,87 @@ class History:
                     news.setdefault(mode, {})[metric] = pairs
         return news
 
+    def plot(self, names: Sequence[str] | None = None) -> Any:
+        """Returns a picture of what was measured: a panel for each metric, a line for each mode.
+
+        Args:
+          names: of metrics, as in `metrics_for_mode`, such as 'training/gradients_l2'; by default
+            all metrics, 'metrics/...', and the learning rate.
+
+        Returns:
+          A `matplotlib.figure.Figure`, which a notebook shows, and `savefig(path)` writes.
+
+        Raises:
+          ImportError: if there is no matplotlib; says how to install it.
+          ValueError: if a name was never recorded, or nothing was.
+
+        Example: `loop.history.plot().savefig("curves.png")`.
+        """
+        known = sorted({name for metrics in self._values.values() for name in metrics})
+        asked = [name for name in known if _is_shown(name)] if names is None else list(names)
+        unknown = [name for name in asked if name not in known]
+        if unknown or not asked:
+            what = f"no {unknown[0]!r}" if unknown else "nothing to show"
+            there = f"There are {', '.join(known)}." if known else "Run the loop first."
+            raise ValueError(f"The history has {what} yet. {there}")
+        n_columns = 1 if len(asked) < 3 else 2
+        figure, panels = _pictures.figure(len(asked), "History.plot", n_columns, (6, 2.6))
+        for name, panel in zip(asked, panels, strict=True):
+            modes = [mode for mode in ("train", *self.modes) if self.get(mode, name)]
+            for mode in dict.fromkeys(modes):
+                steps, values = zip(*self.get(mode, name), strict=True)
+                color = _pictures.COLORS[sorted({"train", *self.modes}, reverse=True).index(mode)]
+                dots = "o" if len(steps) < 20 else None
+                panel.plot(steps, values, color=color, label=mode, marker=dots, markersize=3)
+            title = name.replace("metrics/", "").replace("training/", "").replace("_", " ")
+            _pictures.label(panel, x="step", title=title, legend=True)
+        return figure
+
+    def to_dataframe(self) -> Any:
+        """Returns a `pandas.DataFrame`: a row for each step, a column for each mode and metric.
+
+        Columns are called 'train/metrics/L2Loss', as in files of loggers. What was not measured at
+        a step is NaN; of what was measured twice, the last counts.
+
+        Raises:
+          ImportError: if there is no pandas; says how to install it.
+        """
+        pandas = _extras.needed("pandas", "History.to_dataframe", "plot")
+        columns = self._columns()
+        made = pandas.DataFrame({n: pandas.Series(v, dtype=float) for n, v in columns.items()})
+        return made.sort_index().rename_axis("step")
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table of `to_dataframe`, without pandas; what was not measured is empty.
+
+        Numbers are written so that reading them gives the very same.
+
+        Example:
+          >>> import pathlib, tempfile
+          >>> history, path = History(), pathlib.Path(tempfile.mkdtemp(), 'history.csv')
+          >>> history.append('train', 'loss', 1, 0.5)
+          >>> history.append('eval', 'loss', 2, 0.25)
+          >>> history.to_csv(path)
+          >>> print(path.read_text())
+          step,eval/loss,train/loss
+          1,,0.5
+          2,0.25,
+          <BLANKLINE>
+        """
+        columns = self._columns()
+        steps = sorted({step for column in columns.values() for step in column})
+        rows = [[step, *(column.get(step, "") for column in columns.values())] for step in steps]
+        with open(os.path.expanduser(path), "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([["step", *columns], *rows])
+
+    def _columns(self) -> dict[str, dict[int, Any]]:
+        """Returns by 'mode/metric' the values by step."""
+        return {
+            f"{mode}/{metric}": dict(self.get(mode, metric))
+            for mode in self.modes
+            for metric in self.metrics_for_mode(mode)
+        }
+
     def __repr__(self) -> str:
         rows = [
             (mode, metric, f"{len(pairs):,}", f"{pairs[-1][0]:,}", _in_short(pairs[-1][1]))
@@ -104,6 +188,11 @@ class History:
         if not rows:
             return "History of nothing yet"
         return _tables.table(("mode", "metric", "values", "last step", "value"), rows, (2, 3, 4))
+
+
+def _is_shown(name: str) -> bool:
+    """Tells whether a picture shows a metric that nobody asked for by name."""
+    return "metrics/" in name or name.endswith("training/learning_rate")
 
 
 def _in_short(value: Any) -> str:

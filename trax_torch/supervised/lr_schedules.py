@@ -6,9 +6,11 @@ pickled, and it goes into `torch.optim.lr_scheduler.LambdaLR` as it is.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from trax_torch import _pictures
 
 _FACTORS = (
     "constant",
@@ -113,6 +115,32 @@ def multifactor(
         second_constant_step,
         minimum,
     )
+
+
+def plot(schedule: Any, n_steps: int) -> Any:
+    """Returns a picture of a schedule, or of several: the rate at each step from 1 to `n_steps`.
+
+    Args:
+      schedule: a function from a step to a learning rate; or several, by the names of their lines.
+      n_steps: how many steps; at least 1.
+
+    Returns:
+      A `matplotlib.figure.Figure`, which a notebook shows, and `savefig(path)` writes.
+
+    Raises:
+      ImportError: if there is no matplotlib; says how to install it.
+
+    Example: `plot({'short': warmup(10, 0.1), 'long': warmup(500, 0.1)}, 1000)`.
+    """
+    _check_steps("n_steps", n_steps, 1)
+    several = dict(schedule) if isinstance(schedule, Mapping) else {"": schedule}
+    figure, (panel,) = _pictures.figure(1, "lr_schedules.plot", size=(7, 3))
+    steps = sorted({round(1 + i * (n_steps - 1) / 1999) for i in range(2000)})
+    for i, (name, each) in enumerate(several.items()):
+        color = _pictures.COLORS[i % len(_pictures.COLORS)]
+        panel.plot(steps, [float(each(step)) for step in steps], color=color, label=name)
+    _pictures.label(panel, "step", "learning rate", legend=len(several) > 1 or "" not in several)
+    return figure
 
 
 def lambda_lr(optimizer: Any, schedule: Callable[[int], float]) -> Any:
