@@ -29,7 +29,7 @@ FLOORS = [
     {"interop.huggingface"},
     {"models", "optimizers", "data", "interop"},
     {"layers"},
-    {"interop._pickle", "fastmath"},
+    {"interop._pickle", "fastmath", "_sharding"},
     {"shapes", "_distributed", "_digest", "_recompute"},
     {"_nest", "_seeds", "_signals", "_errors", "_durable", "_torch_private", "_version"}
     | {

@@ -7,6 +7,7 @@ room to mend.
 import ast
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -694,6 +695,25 @@ def test_a_tensor_of_a_transform_is_known_where_that_is_set_aside():
     torch.func.grad(f)(torch.ones(1))
 
     assert found == {"within": (False, False), "below": (False, True)}
+
+
+def test_operands_are_seen_in_all_that_is_computed():
+    """torch shows operations otherwise: groups of weights cannot be told, and there are none."""
+    w, seen = torch.ones(2, 2), []
+    with private.operands_seen(seen.append) as is_known, torch.no_grad():
+        torch.cat([torch.nn.functional.linear(torch.ones(1, 2), w), w.T])
+
+    assert is_known
+    assert any(x is w for x in seen)
+    storage = w.untyped_storage().data_ptr()
+    assert sum(x.untyped_storage().data_ptr() == storage for x in seen) >= 3  # views, too
+
+
+def test_where_operands_cannot_be_seen_that_is_said(monkeypatch, said):
+    monkeypatch.setitem(sys.modules, "torch.utils._python_dispatch", None)
+    with private.operands_seen(print) as is_known:
+        assert not is_known
+    assert any("fsdp brings all weights of a model together" in line for line in said())
 
 
 # Processes.

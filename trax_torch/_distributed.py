@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -315,39 +315,6 @@ class World:
         finally:
             for p in unused:
                 p.requires_grad_(True)
-
-    def shard(self, module: nn.Module) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Has each rank keep a part of every weight of a module, and of its gradient and slots.
-
-        A child's weights are brought together while it computes. Weights become the chief's.
-
-        Args:
-          module: is changed in place: its weights become `DTensor`s.
-
-        Returns:
-          What makes a context in which backward passes stay with their rank.
-        """
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        self.copy_from_chief_([*module.parameters(), *module.buffers()])
-        mesh = init_device_mesh(self.device.type, (self.size,))
-        children = [child for child in module.children() if any(True for _ in child.parameters())]
-        owned = [id(p) for child in children for p in child.parameters()]
-        if len(owned) == len(set(owned)):  # what children share must be brought together by all
-            for child in children:
-                fully_shard(child, mesh=mesh)
-        whole = fully_shard(module, mesh=mesh)
-
-        @contextlib.contextmanager
-        def apart() -> Generator[None]:
-            whole.set_requires_gradient_sync(False)
-            try:
-                yield
-            finally:
-                whole.set_requires_gradient_sync(True)
-
-        return apart
 
 
 def join(

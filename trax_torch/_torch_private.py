@@ -17,7 +17,7 @@ import logging
 import math
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -220,6 +220,36 @@ def is_forward_mode() -> bool:
         _say("forward_ad._current_level", "reversible layers keep activations")
         return True
     return bool(level >= 0)
+
+
+@contextlib.contextmanager
+def operands_seen(see: Callable[[torch.Tensor], Any]) -> Generator[bool]:
+    """Has a function see every tensor that an operation of its block is given, views included.
+
+    Gives whether it does: not where torch has no such mode.
+    """
+    try:
+        from torch.utils._python_dispatch import TorchDispatchMode
+    except ImportError:
+        _say("TorchDispatchMode", "fsdp brings all weights of a model together")
+        yield False
+        return
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            waiting = [*args, *(kwargs or {}).values()]
+            while waiting:
+                x = waiting.pop()
+                if isinstance(x, torch.Tensor):
+                    see(x)
+                elif isinstance(x, (list, tuple)):
+                    waiting += x
+            return func(*args, **(kwargs or {}))
+
+    with Seeing():
+        yield True
 
 
 def version(tensor: torch.Tensor) -> int:

@@ -6,7 +6,7 @@ trains in less of it. `supervised` builds on all of them.
 """
 
 from trax_torch.optimizers._adasum import adasum_
-from trax_torch.optimizers._buffers import try_out
+from trax_torch.optimizers._buffers import run_through, try_out
 from trax_torch.optimizers._memory import (
     Blocks,
     ChunkedLoss,
@@ -18,7 +18,7 @@ from trax_torch.optimizers._memory import (
 from trax_torch.optimizers._microbatches import Count, Shares
 from trax_torch.optimizers.adafactor import Adafactor
 from trax_torch.optimizers.adam import Adam
-from trax_torch.optimizers.base import SGD, Optimizer, clip_norm_of
+from trax_torch.optimizers.base import SGD, Optimizer, bind, clip_norm_of
 from trax_torch.optimizers.momentum import Momentum
 from trax_torch.optimizers.rms_prop import RMSProp
 from trax_torch.optimizers.sm3 import SM3
@@ -43,7 +43,9 @@ __all__ = [
     "Shares",
     "Trainer",
     "adasum_",
+    "bind",
     "clip_norm_of",
+    "run_through",
     "split_head",
     "try_out",
 ]

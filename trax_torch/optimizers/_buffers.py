@@ -3,7 +3,8 @@
 This room runs passes that leave everything as it was; it never moves a weight.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -62,17 +63,41 @@ def try_out(
     Returns:
       For each parameter of the layer that is trained: whether the loss depends on it.
     """
-    places = _places_of_buffers(layer)
-    kept = [buffers[name].clone() for buffers, name in places]
     params = [p for p in layer.parameters() if p.requires_grad]
     try:
-        with modes_kept(layer), _seeds.Keyed(params[0].device if params else None)(seed):
+        with _left_as_it_is(layer, seed):
             layer.train()
             forward(batch).backward()
         return [p.grad is not None for p in params]
     finally:
         for p in params:
             p.grad = None
+
+
+def run_through(layer: tl.Layer, batch: Any, seed: int, training: bool) -> None:
+    """Runs forward on a batch, without gradients, and leaves everything as it was.
+
+    Args:
+      layer: model and loss.
+      batch: a batch.
+      seed: of the random numbers.
+      training: whether in train mode.
+    """
+    with _left_as_it_is(layer, seed), torch.no_grad():
+        layer.train(training)
+        layer(batch)
+
+
+@contextlib.contextmanager
+def _left_as_it_is(layer: tl.Layer, seed: int) -> Generator[None]:
+    """Puts modes, buffers and generators back after its block."""
+    places = _places_of_buffers(layer)
+    kept = [buffers[name].clone() for buffers, name in places]
+    device = next((p.device for p in layer.parameters() if p.requires_grad), None)
+    try:
+        with modes_kept(layer), _seeds.Keyed(device)(seed):
+            yield
+    finally:
         with torch.no_grad():
             for (buffers, name), before in zip(places, kept, strict=True):
                 buffers[name].copy_(before)

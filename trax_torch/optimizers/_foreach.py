@@ -127,7 +127,8 @@ class BoundRule(torch.optim.Optimizer):
                 )
             slots = self.state[p]
             # The number of axes decides which slots there are.
-            key = (p.device, p.dtype, grad.dtype, p.dim(), slots.get("step"))
+            kind = (p.device, p.dtype, _distributed.is_shard(p))
+            key = (*kind, grad.dtype, p.dim(), slots.get("step"))
             limit = _ELEMENTS_ON_CPU if p.is_cpu else _ELEMENTS_ELSEWHERE
             if key in bundles and sizes[key] + n > limit:
                 yield bundles.pop(key)
@@ -191,7 +192,7 @@ def shrink_(params: Iterable[torch.Tensor], rate: float, found_inf: torch.Tensor
       found_inf: 1 element on the parameters' device; not 0 leaves everything as it is, as the
         fused kernels do; None is 0.
     """
-    weights = [p for p in params if p.grad is not None]
+    weights = [_distributed.local(p.detach()) for p in params if p.grad is not None]
     if not rate or not weights:
         return
     if found_inf is None:

@@ -35,10 +35,16 @@ class Gradients:
     def norm(self, tensors: list[Any]) -> Any:
         """Returns the L2 norm of all tensors together: a float on a CPU, else a scalar."""
         tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-        norms = foreach.norm(tensors) if tensors else ()
-        if self.is_sharded and norms:
+        shards = [t for t in tensors if _distributed.is_shard(t)] if self.is_sharded else []
+        if shards:
+            norms = foreach.norm(shards)
             total = _distributed.whole(torch.linalg.vector_norm(torch.stack(norms)))
+            whole = [t for t in tensors if not _distributed.is_shard(t)]
+            if whole:
+                rest = torch.linalg.vector_norm(torch.stack(foreach.norm(whole)))
+                total = torch.hypot(total, rest.to(total))
             return total.item() if self.on_cpu else total
+        norms = foreach.norm(tensors) if tensors else ()
         if self.on_cpu:
             return math.hypot(*[n.item() for n in norms])
         if not norms:
@@ -57,7 +63,7 @@ class Gradients:
                 factor: Any = self.max_norm / max(float(norm), self.max_norm)
             else:
                 factor = torch.where(norm >= self.max_norm, self.max_norm / norm, 1.0)
-            foreach.mul_(grads, factor)
+            foreach.mul_([_distributed.local(g) for g in grads], factor)
         if self.max_value is not None:
             self.clip_values_(grads)
 
@@ -69,7 +75,7 @@ class Gradients:
             whole = sparse.coalesce()  # what several rows of it say of one is added up first
             self._into_range_([whole.values()])
             sparse.copy_(whole)
-        self._into_range_([g for g in grads if not g.is_sparse])
+        self._into_range_([_distributed.local(g) for g in grads if not g.is_sparse])
 
     def _into_range_(self, tensors: list[torch.Tensor]) -> None:
         if tensors:

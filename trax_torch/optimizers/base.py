@@ -282,6 +282,8 @@ def advice_of(optimizer: Any, clip_grad_norm: float | None = None) -> str:
 def can_fuse(params: list[Any]) -> bool:
     """Tells whether torch's fused kernels take these parameters."""
     params = [p for g in params for p in (g["params"] if isinstance(g, dict) else (g,))]
+    if len({_distributed.is_shard(p) for p in params}) > 1:  # they take one kind or the other
+        return False
     return bool(params) and all(
         p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params
     )

@@ -24,7 +24,7 @@ from reversible_rows import (
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from trax_torch import _distributed
+from trax_torch import _distributed, _sharding
 from trax_torch import layers as tl
 from trax_torch.layers._reversible import rematerialization
 
@@ -285,7 +285,7 @@ def sharded_gradients(rank, inside):
             fully_shard(dense)
         fully_shard(model)
     else:
-        world.shard(model)
+        _sharding.shard(world, model, list(model.children()))
     # The inner Serial's row: where it is sharded whole, its weights come together before it runs.
     assert keeps_nothing(model(inputs)) == (not inside)
     got = gradients(model, model, inputs)

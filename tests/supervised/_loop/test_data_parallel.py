@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from toys import batches, history_of, line_loop, state_of
 
+from trax_torch import _distributed, optimizers
 from trax_torch import layers as tl
-from trax_torch import optimizers
 from trax_torch.supervised import EvalTask, TrainTask
 from trax_torch.supervised import callbacks as callback_classes
 from trax_torch.supervised._checkpoint import storage
@@ -281,6 +281,69 @@ def test_what_does_not_go_with_parts_of_weights_is_refused():
         line_loop(strategy="fsdp", model=model, task=task)
     with pytest.raises(ValueError, match="strategy is 'ddp' or 'fsdp'; got 'zero'"):
         line_loop(strategy="zero")
+
+
+class Whole(torch.optim.Optimizer):
+    """Goes by the norm of what a rank has of a gradient."""
+
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            grad = _distributed.local(p.grad)
+            _distributed.local(p).sub_(0.01 * grad / grad.norm())
+
+
+def parts_and_more(rank):
+    """What is said of optimizers that parts are not for, of a second Loop, and what is set."""
+    said = {}
+    makers = {
+        "Adafactor": torch.optim.Adafactor,
+        "Whole": Whole,
+        "Muon": torch.optim.Muon,
+        "of a row": torch.optim.Muon,
+    }
+    for name, maker in makers.items():
+        model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.AdaptiveAvgPool1d(1))
+        if name == "of a row":
+            model = nn.Sequential(model[0], nn.Linear(8, 1, bias=False))
+        task = TrainTask(rows(uneven(), rank, 2), tl.L2Loss(), maker)
+        try:
+            line_loop(task=task, model=model, strategy="fsdp", evals=[]).run(2)
+            said[name] = ""
+        except ValueError as error:
+            said[name] = str(error)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    loop = law_loop(rank, 2, model=model, strategy="fsdp")
+    for strategy in ("fsdp", "ddp"):
+        try:
+            law_loop(rank, 2, model=model, strategy=strategy)
+        except ValueError as error:
+            said[strategy] = str(error)
+    loop.run(1)
+    given = {k: torch.full(p.shape, 0.25) for k, p in model.named_parameters()}
+    loop.update_weights_and_state(weights=given)
+    whole = [_distributed.whole(p.detach()) for p in model.parameters()]
+    loop.update_weights_and_state(weights=dict(model.named_parameters()))
+    after = [_distributed.whole(p.detach()) for p in model.parameters()]
+    loop.run(1)
+    return said, [
+        bool((w == 0.25).all() and (a == 0.25).all()) for w, a in zip(whole, after, strict=True)
+    ]
+
+
+def test_parts_of_weights_are_refused_at_the_start_where_they_would_fail_later(tmp_path):
+    """Optimizers that look across a weight, and a model that was cut before; and they are set."""
+    for said, is_set in ranks.values(tmp_path, 2, parts_and_more):
+        assert "which Adafactor of torch.optim fails on" in said["Adafactor"]
+        assert "comes to other weights than for whole ones" in said["Whole"]
+        assert said["Muon"] == ""
+        assert "which Muon of torch.optim fails on" in said["of a row"]
+        for strategy in ("fsdp", "ddp"):
+            assert "cut into parts already, by an earlier Loop" in said[strategy]
+        assert is_set == [True] * 4
 
 
 class Switched(nn.Module):

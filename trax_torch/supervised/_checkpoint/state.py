@@ -413,7 +413,9 @@ def put_named(model: tl.Layer, kind: str, mapping: Any) -> None:
     _compare(kind, mine, given)
     with torch.no_grad():
         for name, tensor in mine.items():
-            tensor.copy_(given[name])
+            value = given[name]
+            is_part = _distributed.is_shard(value)  # one of a model that is cut alike
+            tensor.copy_(value if is_part else _distributed.shard_like(value, tensor))
 
 
 def put_trees(model: tl.Layer, weights: Any, state: Any) -> None:

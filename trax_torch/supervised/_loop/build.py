@@ -110,6 +110,7 @@ def build(
     """
     seed = _seeds.derive(seed, "init")
     layer = tl.as_layer(model)
+    data_parallel.check_whole(layer)
     warn_of_unseen(layer)
     with world.together():
         meetings = [_met(layer, task, compute_loss) for task in tasks]
@@ -123,7 +124,8 @@ def build(
         check_task(each, met, task, config)
     shares, said = counting.shares_of_all(models, meetings, tasks, config, world)
     counts = counting.counts_in_evals(layer, eval_tasks, sample, world)
-    apart = data_parallel.shard(layer, tasks, world, config)
+    samples = [_sample(*each) for each in zip(models, meetings, tasks, strict=True)]
+    apart = data_parallel.shard(layer, tasks, samples, world, config)
     runs = Running(config, residence)
     with world.watched():
         trainers = [
@@ -182,6 +184,12 @@ def _met(
     if compute_loss is not None:
         return _meet.hooked(compute_loss, layer, task.loss_layer, task.sample_batch)
     return _meet.meet(layer, task.loss_layer, task.sample_batch)
+
+
+def _sample(model: tl.Layer, met: Meeting, task: _tasks.TrainTask) -> tuple[tl.Layer, Any]:
+    """Returns model and loss in series, and a sample that is arranged for them."""
+    loss = met.loss if met.compute is None else _tasks.OwnLoss()
+    return tl.Serial(model, loss), met.arranged(task.sample_batch)
 
 
 def prepare_model(

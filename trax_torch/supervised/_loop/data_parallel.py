@@ -1,15 +1,27 @@
 """Data parallelism: whose weights a rank has (DDP, FSDP), and how gradients are all-reduced."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 
-from trax_torch import _distributed, _nest, optimizers
+from trax_torch import _distributed, _nest, _sharding, optimizers
 from trax_torch import layers as tl
 from trax_torch.supervised import _checkpoint, _tasks
+from trax_torch.supervised._loop import shard_groups, sharded_update
 from trax_torch.supervised._loop.settings import LoopConfig
+
+
+def check_whole(model: torch.nn.Module) -> None:
+    """Raises ValueError if a model's weights are cut into parts already."""
+    if any(map(_distributed.is_shard, model.parameters())):
+        raise ValueError(
+            "The model's weights are cut into parts already, by an earlier Loop or by "
+            "fully_shard, and Loop takes whole ones. Build the model anew, and fill it: "
+            "supervised.load_weights(model, 'run') reads a checkpoint; or go on with that Loop."
+        )
 
 
 def check_world(world: _distributed.World, config: LoopConfig) -> None:
@@ -22,17 +34,46 @@ def check_world(world: _distributed.World, config: LoopConfig) -> None:
 
 
 def shard(
-    model: tl.Layer, tasks: list[_tasks.TrainTask], world: _distributed.World, config: LoopConfig
+    model: tl.Layer,
+    tasks: list[_tasks.TrainTask],
+    samples: list[tuple[tl.Layer, Any]],
+    world: _distributed.World,
+    config: LoopConfig,
 ) -> Callable[[], Any]:
     """Cuts the weights into parts, one for each rank, if that is wanted.
+
+    Args:
+      model: whose weights.
+      tasks: their losses may have weights, too.
+      samples: for each task model and loss in series, and a sample that is arranged for them.
+      world: the ranks.
+      config: says whether.
+
+    Raises:
+      ValueError: if weights cannot be cut into parts, with the reason.
 
     Returns:
       What makes a context in which backward passes stay with their rank.
     """
     if world.size == 1 or config.strategy != "fsdp":
         return contextlib.nullcontext
-    losses = [task.loss_layer for task in tasks if any(True for _ in task.loss_layer.parameters())]
-    aparts = [world.shard(_checkpoint.bare(layer)) for layer in (model, *losses)]
+    device = world.device
+    batches = [(both, _nest.to_tensors(sample, device)) for both, sample in samples]
+    passes = [functools.partial(optimizers.run_through, *each, 0, True) for each in batches]
+    passes += [functools.partial(_measured, *each) for each in batches]
+    found = [shard_groups.find(_checkpoint.bare(model), passes, world)]
+    bares = [_checkpoint.bare(model)]
+    for task in tasks:
+        if any(True for _ in task.loss_layer.parameters()):
+            bares.append(_checkpoint.bare(task.loss_layer))
+            found.append(shard_groups.alone(bares[-1]))
+    aparts = [
+        _sharding.shard(world, module, each.modules, each.whole)
+        for module, each in zip(bares, found, strict=True)
+    ]
+
+    for (both, _), task in zip(samples, tasks, strict=True):
+        sharded_update.check(task.optimizer, list(both.parameters()), world)
 
     @contextlib.contextmanager
     def apart() -> Generator[None]:
@@ -42,6 +83,12 @@ def shard(
             yield
 
     return apart
+
+
+def _measured(both: tl.Layer, batch: Any) -> None:
+    """Runs a model in eval mode, where that can be done with a batch of training."""
+    with contextlib.suppress(Exception):
+        optimizers.run_through(both, batch, 0, False)
 
 
 def over_ranks(
@@ -80,23 +127,20 @@ def over_ranks(
         return optimizers.Ranks(world.rank, world.size, begin, apart, merge, world.all_agree)
 
     if config.strategy == "fsdp":
-        return module, ranks(take_buffers, apart, leave)
+        whole = [p for p in both.parameters() if not _distributed.is_shard(p)]
+        merge = functools.partial(_merge, whole, world) if whole else leave
+        return module, ranks(take_buffers, apart, merge)
     world.copy_from_chief_([*both.parameters(), *buffers])
     if config.adasum or config.use_memory_efficient_trainer:
 
-        def merge(params: list[torch.nn.Parameter]) -> None:
-            used = world.sum([float(p.grad is not None) for p in params])
-            merged = [p for p, n in zip(params, used, strict=True) if n]
-            for p in merged:
-                if p.grad is None:  # another rank's loss depends on it
-                    p.grad = torch.zeros_like(p)
-            gradients = [p.grad for p in merged if p.grad is not None]
+        def merge_all(params: list[torch.nn.Parameter]) -> None:
+            gradients = _gradients_anywhere(params, world)
             if config.adasum:
                 optimizers.adasum_(gradients, world.rank, world.size, world.exchange, world.mean_)
             else:
                 world.means_(gradients)
 
-        return module, ranks(take_buffers, apart, merge)
+        return module, ranks(take_buffers, apart, merge_all)
     batch = _nest.to_tensors(sample, world.device)
     params = [p for p in both.parameters() if p.requires_grad]
     used = world.sum([float(u) for u in optimizers.try_out(module, both, batch, seed=0)])
@@ -109,3 +153,22 @@ def over_ranks(
     no_sync: Any = parallel.no_sync
     # DistributedDataParallel sees to buffers itself.
     return parallel, ranks(lambda: None, no_sync, leave)
+
+
+def _merge(
+    whole: list[torch.nn.Parameter], world: _distributed.World, params: list[torch.nn.Parameter]
+) -> None:
+    """Adds up the gradients of weights that are whole on all ranks, where others are in parts."""
+    world.means_(_gradients_anywhere([p for p in whole if p.requires_grad], world))
+
+
+def _gradients_anywhere(
+    params: list[torch.nn.Parameter], world: _distributed.World
+) -> list[torch.Tensor]:
+    """Returns the gradients of weights that have one on any rank."""
+    used = world.sum([float(p.grad is not None) for p in params])
+    merged = [p for p, n in zip(params, used, strict=True) if n]
+    for p in merged:
+        if p.grad is None:  # another rank's loss depends on it
+            p.grad = torch.zeros_like(p)
+    return [p.grad for p in merged if p.grad is not None]

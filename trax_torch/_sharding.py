@@ -1,0 +1,68 @@
+"""Weights of which each rank keeps a part: torch's `fully_shard`, and how it is asked.
+
+This room knows how parts are cut and brought together, never which weights go together.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trax_torch import _distributed
+
+Apart = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+def shard(
+    world: _distributed.World,
+    module: nn.Module,
+    groups: Sequence[nn.Module] = (),
+    whole: Sequence[nn.Parameter] = (),
+) -> Apart:
+    """Has each rank keep a part of every weight of a module, and of its gradient and slots.
+
+    Weights become the chief's.
+
+    Args:
+      world: the ranks.
+      module: is changed in place: its weights become `DTensor`s.
+      groups: modules inside, the inner ones first; the weights of each, but for those of groups in
+        it, are brought together while it computes. The rest is while all of `module` does.
+      whole: weights that every rank keeps whole; their gradients are not added up.
+
+    Returns:
+      What makes a context in which backward passes stay with their rank.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    world.copy_from_chief_([*module.parameters(), *module.buffers()])
+    for p in module.parameters():
+        p.data = p.data.contiguous()  # fully_shard takes no other order in memory
+    # It warns of outputs that are views, since what is done to them in place goes wrong. Where that
+    # is done, there is no group; see `shard_groups`.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for each in (*groups, module):
+        fully_shard(each, mesh=mesh, ignored_params=set(whole))
+    outermost: Any = module
+    module.register_forward_hook(_part_again)
+
+    @contextlib.contextmanager
+    def apart() -> Generator[None]:
+        outermost.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            outermost.set_requires_gradient_sync(True)
+
+    return apart
+
+
+def _part_again(module: Any, args: Any, outputs: Any) -> None:
+    """Frees the whole weights of the outermost group where no backward pass does it."""
+    if not torch.is_grad_enabled():
+        module.reshard()
