@@ -4,17 +4,18 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trax_torch import _mistakes, _torch_private
+from trax_torch import _mistakes
 from trax_torch import layers as tl
-from trax_torch.interop import huggingface
 from trax_torch.supervised import _generation
-from trax_torch.supervised._generation import CachedModule, Rules, Sampler
+from trax_torch.supervised._generation import CachedModule, Generated, Rules, Sampler, generate
 
 __all__ = [
     "CachedModule",
+    "Generated",
     "autoregressive_sample",
     "autoregressive_sample_stream",
     "beam_search",
+    "generate",
     "generate_text",
     "quantize",
     "warmup",
@@ -133,7 +134,7 @@ def autoregressive_sample_stream(
     _generation.check_counts(batch_size=batch_size, eval_min_length=eval_min_length, pad_id=pad_id)
     given = {"max_length": max_length, "n_samples": n_samples}
     _generation.check_counts(**{name: n for name, n in given.items() if n is not None})
-    layer = _layer_of(model)
+    layer = _generation.layer_of(model)
     n_rows = batch_size * (n_samples or 1)
     sampler = Sampler(temperature, n_rows, seed, top_k=top_k, top_p=top_p, min_p=min_p)
     rules = Rules(
@@ -229,7 +230,7 @@ def autoregressive_sample(
     _generation.check_counts(eos_id=eos_id, pad_id=pad_id)
     if n_samples is not None:
         _generation.check_counts(n_samples=n_samples)
-    layer = _layer_of(model)
+    layer = _generation.layer_of(model)
     ends, padding = _generation.ends_and_padding(layer, eos_id, pad_id)
     n_rows = batch_size * (n_samples or 1)
     sampler = Sampler(temperature, n_rows, seed, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -326,7 +327,7 @@ def beam_search(
     """
     _generation.check_counts(batch_size=batch_size, max_length=max_length, n_beams=n_beams)
     _generation.check_counts(eos_id=eos_id, pad_id=pad_id)
-    layer = _layer_of(model)
+    layer = _generation.layer_of(model)
     ends, padding = _generation.ends_and_padding(layer, eos_id, pad_id)
     rules = Rules(
         repetition_penalty, presence_penalty, frequency_penalty, logits_processor, banned, forced
@@ -389,6 +390,7 @@ def warmup(
     n_beams: int = 1,
     prompt_lengths: Any = None,
     draft: Any = None,
+    many_prompts: bool = False,
 ) -> None:
     """Compiles a model for later calls of this kind, which are then fast from their first token.
 
@@ -407,6 +409,7 @@ def warmup(
       n_beams: more than 1 is for `beam_search`, or for so many `n_samples`.
       prompt_lengths: any, for calls that have some.
       draft: of those calls; its steps are compiled, too.
+      many_prompts: is for `generate`; calls are of the same kind whose prompts take no more places.
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`; if the model has a cache of
@@ -423,8 +426,11 @@ def warmup(
         raise ValueError(f"The first token needs no compiled step: give more; got {max_length}.")
     fast, draft = _to_compile(model), _to_compile(draft)
     start = _generation.START
-    asked = (fast, inputs, batch_size, start, True, prompt_lengths, max_length, None, n_beams)
-    run = _run(*asked, draft=draft)
+    if many_prompts:
+        run = _generation.refilled_run(fast, inputs, batch_size, max_length)
+    else:
+        asked = (fast, inputs, batch_size, start, True, prompt_lengths, max_length, None, n_beams)
+        run = _run(*asked, draft=draft)
     with contextlib.closing(run), run:
         run.try_steps(min(2, max_length - 1))
 
@@ -463,7 +469,7 @@ def quantize(model: Any) -> tl.Layer:
       >>> autoregressive_sample(small, temperature=0.0, eos_id=-1, max_length=3).shape
       torch.Size([1, 3])
     """
-    small = _generation.with_int8(_layer_of(model))
+    small = _generation.with_int8(_generation.layer_of(model))
     if not any(isinstance(m, _generation.Int8Dense) for m in small.modules()):
         raise ValueError(
             f"Weights of 8 bits are for tl.Dense layers themselves, without hooks; {small.name} "
@@ -472,19 +478,11 @@ def quantize(model: Any) -> tl.Layer:
     return small
 
 
-def _layer_of(model: Any) -> Any:
-    """Returns a model as a layer; of what `torch.compile` made, the model inside."""
-    # It hands on attributes such as init_cache, as if the memories were its own.
-    model = _torch_private.uncompiled(model)
-    inner = model.module if isinstance(model, tl.Wrapped) else model
-    return huggingface.as_layer(inner) if huggingface.is_model(inner) else tl.as_layer(model)
-
-
 def _to_compile(model: Any) -> Any:
     """Returns a model whose steps are to be compiled."""
     if model is None or isinstance(model, str):
         return model
-    layer = _layer_of(model)
+    layer = _generation.layer_of(model)
     fast = layer if isinstance(layer, tl.Accelerate) else tl.Accelerate(layer, backend=_BACKEND)
     _generation.steps_of(fast.sublayer).cannot = False  # whoever asks for it may have mended it
     return fast
@@ -492,5 +490,5 @@ def _to_compile(model: Any) -> Any:
 
 def _run(layer: Any, *asked: Any, draft: Any = None, **more: Any) -> Any:
     """Returns the run of a model that a call asks for; see `_generation.run_for`."""
-    small = draft if draft is None or isinstance(draft, str) else _layer_of(draft)
+    small = draft if draft is None or isinstance(draft, str) else _generation.layer_of(draft)
     return _generation.run_for(layer, _BACKEND, *asked, **{"draft": small, **more})

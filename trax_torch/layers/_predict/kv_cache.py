@@ -90,6 +90,9 @@ class Position(nn.Module):
     def follow(self, parents: torch.Tensor) -> None:
         """Changes nothing: a beam sees the slots of its own past."""
 
+    def put_row(self, row: int, other: Any) -> None:
+        """Lets a row go on from the one row of another memory of this kind; here it is counted."""
+
     def tree(self) -> Any:
         """The position, as a scalar of int32."""
         return torch.tensor(self.filled, dtype=torch.int32)
@@ -185,6 +188,12 @@ class KVCache(Position):
                 self._buffers[name] = buffer[parents]
             else:
                 buffer[..., :end, :] = buffer[parents][..., :end, :]
+
+    def put_row(self, row: int, other: Any) -> None:
+        """Lets a row go on from the one row of another cache: from a copy of what it holds."""
+        for mine, its in zip(self._first_slots(other.filled), other.tree(), strict=False):
+            n = len(its)  # more than one where heads are rows
+            mine[row * n : (row + 1) * n] = its
 
     def tree(self) -> Any:
         """`(keys, values, position)`, filled part alone; `()` before the first call."""
@@ -298,6 +307,10 @@ class Carry(nn.Module):
         rows = torch.arange(parents.shape[0], device=parents.device)[:, None] * self.n_beams
         self.reorder((rows + parents).flatten())
 
+    def put_row(self, row: int, other: Any) -> None:
+        """Lets a row go on from the one row of another memory, as `Kept` does."""
+        _put_row(self.tree(), row, other.tree())
+
     def tree(self) -> Any:
         """What was written, itself, as a tuple; `()` before the first call."""
         return tuple(getattr(self, f"held{position}") for position in range(self.n_held))
@@ -335,6 +348,14 @@ class Kept(nn.Module):
     def follow(self, parents: torch.Tensor) -> None:
         """Changes nothing."""
 
+    def put_row(self, row: int, other: Any) -> None:
+        """Lets a row use copies of what the one row of another memory uses.
+
+        Raises:
+          ValueError: if a tensor is not one of rows, or has another shape.
+        """
+        _put_row(self.held, row, other.held)
+
     def tree(self) -> Any:
         """What is kept, itself, as a tuple; `()` before the first call."""
         return self.held
@@ -358,6 +379,17 @@ def _put(buffer: torch.Tensor, slots: torch.Tensor, tensor: torch.Tensor) -> Non
     rows = torch.arange(len(slots), device=slots.device)[:, None]
     index: Any = (rows, *[slice(None)] * (buffer.dim() - 3), slots)
     buffer[index] = tensor.movedim(-2, 1)
+
+
+def _put_row(held: tuple[torch.Tensor, ...], row: int, others: tuple[torch.Tensor, ...]) -> None:
+    """Writes tensors of one row into tensors of several."""
+    for mine, its in zip(held, others, strict=True):
+        if not mine.dim() or its.shape != (1, *mine.shape[1:]):
+            raise ValueError(
+                f"What a layer remembers has a row for each sequence on its first axis; got "
+                f"{tuple(its.shape)} for one, and {tuple(mine.shape)} for all."
+            )
+        mine[row : row + 1] = its
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

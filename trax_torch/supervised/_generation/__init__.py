@@ -1,18 +1,20 @@
 """How tokens come out of a model; `supervised.decoding` alone calls it.
 
 `asked` says which run it is, of what a user gives (`prompts`, `symbols`, `text`); `engine` runs a
-model along it: prefill, then token by token, by `compiled_step`; `ragged` reads several at once.
-`drawing` asks `sampling` for tokens, and `drafted` does by `drafts`, as long as `budget` says;
-`searching` lets `beams` choose survivors; `logits_processors` come before, `stop_sequences` end
-rows; `checks`, `piecewise` and `nan_check` refuse what cannot be decoded; `int8` is weights.
+model along it: prefill, then token by token, by `compiled_step`; `ragged` reads several at once, or
+rows are `refilled` as `generating` has it. `drawing` asks `sampling`, and `drafted` does by
+`drafts`, as long as `budget` says; `searching` lets `beams` choose. `logits_processors` come
+before, `stop_sequences` after; `checks`, `piecewise` and `nan_check` refuse; `int8` is weights.
 """
 
 from trax_torch.supervised._generation import habits
 from trax_torch.supervised._generation.answers import in_kind
-from trax_torch.supervised._generation.asked import run_for
+from trax_torch.supervised._generation.asked import layer_of, run_for
 from trax_torch.supervised._generation.cached_module import CachedModule
 from trax_torch.supervised._generation.compiled_step import steps_of
 from trax_torch.supervised._generation.drawing import Drawing
+from trax_torch.supervised._generation.generate import generate, refilled_run
+from trax_torch.supervised._generation.generating import Generated
 from trax_torch.supervised._generation.int8 import Int8Dense, with_int8
 from trax_torch.supervised._generation.logits_processors import Rules
 from trax_torch.supervised._generation.prompts import check_counts
@@ -33,17 +35,21 @@ __all__ = [
     "START",
     "CachedModule",
     "Drawing",
+    "Generated",
     "Int8Dense",
     "Rules",
     "Sampler",
     "Searching",
     "check_counts",
     "ends_and_padding",
+    "generate",
     "habits",
     "in_kind",
     "is_beam_search",
     "is_sample",
     "is_sample_stream",
+    "layer_of",
+    "refilled_run",
     "run_for",
     "steps_of",
     "stop_sequences",

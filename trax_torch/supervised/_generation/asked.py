@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from trax_torch import _torch_private
 from trax_torch import layers as tl
+from trax_torch.interop import huggingface
 from trax_torch.layers import _predict
 from trax_torch.supervised._generation.drafted import N_DRAFTED, DraftedRun
 from trax_torch.supervised._generation.engine import PredictRun
@@ -10,6 +12,14 @@ from trax_torch.supervised._generation.eval_run import EvalRun
 from trax_torch.supervised._generation.prompts import prompt_for
 from trax_torch.supervised._generation.ragged import RaggedRun
 from trax_torch.supervised._generation.symbols import own
+
+
+def layer_of(model: Any) -> Any:
+    """Returns a model as a layer; of what `torch.compile` made, the model inside."""
+    # It hands on attributes such as init_cache, as if the memories were its own.
+    model = _torch_private.uncompiled(model)
+    inner = model.module if isinstance(model, tl.Wrapped) else model
+    return huggingface.as_layer(inner) if huggingface.is_model(inner) else tl.as_layer(model)
 
 
 def run_for(
@@ -51,7 +61,7 @@ def run_for(
             raise ValueError(f"draft= is for samples in predict mode; leave {what} out, or draft.")
         call = (inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, n_samples)
         return _drafted(layer, backend, draft, call)
-    layer, wish, backend = _wish_of(layer, accelerate, backend)
+    layer, wish, backend = wish_of(layer, accelerate, backend)
     asked = prompt_for(layer, inputs, batch_size, start_id, prompt_lengths)
     given = asked.given()
     has_rows = eval_length is not None or next(_predict.foreign_caches(layer), None) is not None
@@ -81,7 +91,7 @@ def run_for(
     return run
 
 
-def _wish_of(layer: Any, accelerate: bool, backend: Any) -> tuple[Any, bool | None, Any]:
+def wish_of(layer: Any, accelerate: bool, backend: Any) -> tuple[Any, bool | None, Any]:
     """Returns the layer to run, whether it is to be compiled, and by what."""
     if isinstance(layer, tl.Accelerate):
         return layer.sublayer, accelerate, layer.backend
@@ -108,7 +118,7 @@ def _drafted(layer: Any, backend: Any, draft: Any, asked: tuple[Any, ...]) -> Dr
 
 def _ragged(layer: Any, backend: Any, asked: tuple[Any, ...], n_most: int) -> RaggedRun:
     inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, n_samples = asked
-    layer, wish, backend = _wish_of(layer, accelerate, backend)
+    layer, wish, backend = wish_of(layer, accelerate, backend)
     prompts = prompt_for(layer, inputs, batch_size, start_id, prompt_lengths)
     source, prompt, lengths, _ = prompts.repeated(n_samples)
     n_steps = None if max_length is None else max_length - 1

@@ -82,9 +82,7 @@ class PredictRun(_predict.Block):
         self._context = layer.predict(batch, room)
         with contextlib.closing(self._context), self._context:
             memories = list(layer._memories())
-            self._shares = not self._foreign and all(
-                isinstance(m, _MEMORIES) and getattr(m, "can_branch", True) for m in memories
-            )
+            self._shares = not self._foreign and all(map(self._can_share, memories))
         self._is_foreign = bool(self._foreign) and not memories  # as a whole
         self._check_lengths()
         self._expanded = n_beams > 1 and not self._shares
@@ -106,7 +104,7 @@ class PredictRun(_predict.Block):
             for memory in positions:
                 # A cache's own limit is that of this call: its advice is right.
                 if memory.max_length == self._n_places and memory not in self._caches:
-                    memory.advice = _what_fits(memory.max_length, n)
+                    memory.advice = what_fits(memory.max_length, n)
         self._wish, self._backend = wish, backend
         self._compiled: compiled_step.CompiledStep | None = None
         self._sizes: Any = None  # where uncompiled steps are counted: what they are counted by
@@ -137,7 +135,7 @@ class PredictRun(_predict.Block):
         """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
         layer, lengths, (batch, n) = self._layer, self._lengths, self._prompt.shape
         if n > self._foreign.n_places:
-            raise ValueError(_what_fits(int(self._n_places), n))
+            raise ValueError(what_fits(int(self._n_places), n))
         self._foreign.begin_prompt(lengths)
         for memory in self._memories:
             if isinstance(memory, _predict.Carry):
@@ -206,7 +204,7 @@ class PredictRun(_predict.Block):
             if parents is not None:
                 self._layer.reorder_cache((self._rows + parents).flatten())
             if self.is_full and self._is_short_of_room(ended):
-                raise ValueError(_what_fits(int(self._n_places), self._prompt.shape[1]))
+                raise ValueError(what_fits(int(self._n_places), self._prompt.shape[1]))
             logits = self._ask(tokens.reshape(-1, 1))
             self._n += 1
             return logits.view(*tokens.shape, -1)
@@ -275,6 +273,10 @@ class PredictRun(_predict.Block):
     def can_compile(self) -> bool:
         """Whether the steps after the prompt may be compiled; known after the prompt."""
         return self._shares or (self._is_foreign and self._foreign.can_compile)
+
+    def _can_share(self, memory: Any) -> bool:
+        """Tells whether a memory goes by what all layers share."""
+        return isinstance(memory, _MEMORIES) and getattr(memory, "can_branch", True)
 
     def _positions(self) -> list[_predict.Position]:
         """Returns the memories that count positions."""
@@ -437,7 +439,7 @@ def _ordinary_tensors() -> contextlib.AbstractContextManager[None]:
     return torch.inference_mode(False) if on else contextlib.nullcontext()
 
 
-def _what_fits(limit: int, n: int) -> str:
+def what_fits(limit: int, n: int) -> str:
     """Returns what to do where a model's own limit is too low for a prompt of n and its tokens."""
     built = f"The model is built for {limit} (max_len), and the prompt takes {n}, start included"
     if n > limit:

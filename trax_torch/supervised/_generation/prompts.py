@@ -204,6 +204,24 @@ def tokens_of(inputs: Any, batch_size: int, device: torch.device) -> torch.Tenso
     return _of_batch(tokens, "inputs", batch_size)
 
 
+def row_of(prompt: Any, index: int, device: torch.device) -> torch.Tensor:
+    """Returns one of many prompts as int64 (1, length) on the device.
+
+    Args:
+      prompt: integers (length,), or what a tokenizer gives for one text.
+      index: which it is.
+    """
+    needed = f"A prompt is integers of shape (length,), as prompt {index} is not"
+    ids = prompt.get("input_ids") if isinstance(prompt, Mapping) else prompt
+    advice = "Give the token ids of one sequence, as a list, an array or a tensor."
+    if isinstance(ids, str):
+        advice = "Encode the text, with the tokenizer that the model was trained with."
+    tokens = _integers(ids, needed, advice, device)
+    if tokens.dim() != 1:
+        raise ValueError(f"{needed}; got shape {tuple(tokens.shape)}. {advice}")
+    return tokens[None]
+
+
 def _of_batch(tokens: torch.Tensor, name: str, batch_size: int) -> torch.Tensor:
     if len(tokens) != batch_size:
         raise ValueError(

@@ -105,7 +105,7 @@ class RaggedRun(PredictRun):
           Floats (batch, n, vocab).
         """
         n = tokens.shape[1]
-        is_level = len(set(self._at)) == 1 and (n == 1 or len(tokens) == 1)
+        is_level = self._is_level(n)
         kind = self._kinds.get((n, is_level))
         if kind is None:
             kind = self._kinds[n, is_level] = self._like_the_longest(n, is_level)
@@ -142,14 +142,21 @@ class RaggedRun(PredictRun):
         """Tells whether steps of n tokens are compiled, as far as it is known."""
         return any(k.compiled is not None for (m, _), k in self._kinds.items() if m == n)
 
+    def _is_level(self, n: int) -> bool:
+        """Tells whether a step of n tokens finds all rows at one place."""
+        return len(set(self._at)) == 1 and (n == 1 or len(self._prompt) == 1)
+
+    def _forms(self) -> list[tuple[int, bool]]:
+        """Returns which steps there are: of how many tokens, and whether rows are at one place."""
+        if len(self._prompt) > 1:
+            return [(1, True), (1, False), (self._n_most, False)]
+        return [(1, True), (self._n_most, True)]
+
     def _choose_step(self, n_slots: int) -> int:
         """Chooses steps of all kinds, whose programs are of caches of one length."""
-        forms: list[tuple[int, bool]] = [(1, True), (self._n_most, True)]
-        if len(self._prompt) > 1:
-            forms = [(1, True), (1, False), (self._n_most, False)]
         while True:
             lengths = []
-            for n, is_level in forms:
+            for n, is_level in self._forms():
                 # One token of rows at one place is the step of a run without drafts.
                 form = False if n == 1 and is_level else ("level" if is_level else "ragged")
                 length = self._choose_kind(n, form, n_slots)
@@ -176,6 +183,7 @@ class RaggedRun(PredictRun):
         length = int(self._n_slots) if self._caches else 1
         self._ruler = torch.arange(length, device=self.device)
         self._visible = None
+        self._is_exact = self._attends_to_filled()
         self._moment = _predict.Moment(self._ruler, self._ruler, self._ruler)
         for memory in self._positions():
             memory.moment = self._moment

@@ -290,7 +290,7 @@ def _keys_of_rows(seed: Any, batch_size: int, draws: bool) -> list[tuple[Any, ..
         seed = _seeds.ambient_seed() if draws else 0
     given = seed.tolist() if hasattr(seed, "tolist") else seed
     if isinstance(given, numbers.Integral):
-        return [(given, "sample", row) for row in range(batch_size)]
+        return [key_of(int(given), row) for row in range(batch_size)]
     try:
         seeds = [operator.index(s) for s in given]
     except TypeError:
@@ -299,4 +299,9 @@ def _keys_of_rows(seed: Any, batch_size: int, draws: bool) -> list[tuple[Any, ..
         ) from None
     if len(seeds) != batch_size:
         raise ValueError(f"Give one seed, or one a row; got {len(seeds)} for {batch_size} rows.")
-    return [(s, "sample") for s in seeds]
+    return [key_of(s) for s in seeds]
+
+
+def key_of(seed: int, place: int | None = None) -> tuple[Any, ...]:
+    """Returns what keys a row's generator: a seed of its own, or one for all rows and its place."""
+    return (seed, "sample") if place is None else (seed, "sample", place)

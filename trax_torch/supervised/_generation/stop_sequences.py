@@ -41,6 +41,11 @@ def _listed(given: Any, needed: str) -> list[Any]:
     return list(given)
 
 
+def n_stopped(tokens: list[int], stops: tuple[tuple[int, ...], ...]) -> int:
+    """Returns how many tokens at the end of those of a row are a stop sequence; 0 for none."""
+    return max((len(stop) for stop in stops if tuple(tokens[-len(stop) :]) == stop), default=0)
+
+
 class Endings:
     """Which rows of a run have ended, and how long they are.
 
