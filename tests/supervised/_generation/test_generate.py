@@ -57,11 +57,12 @@ def alone(model, prompt, **settings):
 def assert_as_alone(model, prompts, results, settings):
     """Asserts that each of the results is what its prompt becomes alone; settings as of `drawn`."""
     assert sorted(result.index for result in results) == list(range(len(prompts)))
-    for index, tokens, log_probs in results:
-        own = {"max_length": settings["max_length"][index], "seed": [settings["seed"][index]]}
-        want = alone(model, prompts[index], **{**settings, **own, "batch_size": 1})
-        assert tokens.tolist() == want[0][0].tolist(), (index, settings)
-        np.testing.assert_allclose(log_probs, want[1][0], rtol=1e-5, atol=1e-5)
+    for result in results:
+        i = result.index
+        own = {"max_length": settings["max_length"][i], "seed": [settings["seed"][i]]}
+        want = alone(model, prompts[i], **{**settings, **own, "batch_size": 1})
+        assert result.tokens.tolist() == want[0][0].tolist(), (i, settings)
+        np.testing.assert_allclose(result.log_probs, want[1][0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ONE_INPUT)

@@ -8,7 +8,7 @@ import operator
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -33,7 +33,8 @@ _NOT_NUMBERS = (
 )
 
 
-class Generated(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Generated:
     """What a model made of one of many prompts.
 
     Attributes:
