@@ -21,7 +21,8 @@ FLOORS = [
     {"supervised.callbacks", "supervised.trainer_lib"},
     {"supervised._series_evaluation"},
     {"supervised._callback"},
-    {"supervised.training", "supervised.decoding", "supervised.loggers"},
+    {"supervised.training", "supervised.decoding", "supervised.loggers"}
+    | {"supervised._rate_search"},
     {"supervised._loop", "supervised._generation"},
     {"supervised._checkpoint"},
     {"supervised._logging"},

@@ -279,6 +279,10 @@ class Trainer:
         if n_bad and self.n_skipped > self._n_skips:
             raise NonFiniteError(self._complaint(int(step), loss, norm), loss)
 
+    def forget_verdicts(self) -> None:
+        """Takes no account of bad steps that `check` has not asked for yet."""
+        self._verdicts = None
+
     def _in_parts(self, batch: Any, total_weight: float | None) -> torch.Tensor:
         """Adds up the gradients of the parts of a batch, over ranks too; returns its own share.
 

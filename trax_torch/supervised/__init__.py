@@ -10,6 +10,7 @@ from trax_torch.supervised import (
     trainer_lib,
     training,
 )
+from trax_torch.supervised._rate_search import RateSearch, find_learning_rate
 from trax_torch.supervised._tasks import EpochMetric
 from trax_torch.supervised.callbacks import TrainingStepCallback
 from trax_torch.supervised.history import History
@@ -21,11 +22,13 @@ __all__ = [
     "EvalTask",
     "History",
     "Loop",
+    "RateSearch",
     "TrainTask",
     "Trainer",
     "TrainingStepCallback",
     "callbacks",
     "decoding",
+    "find_learning_rate",
     "history",
     "loggers",
     "lr_schedules",

@@ -4,7 +4,7 @@
 models, `build` makes what runs, spread over ranks by `data_parallel`; `steps` takes steps,
 `stopping` ends them, `after_step` does what then is due, `callback_list` tells callbacks, `saves`
 waits until it has, `losses`, `evaluator` and `evals` measure, `best` judges, `ambient` sees to
-torch's modes, `described` tells of it all. `supervised.training` alone calls it.
+torch's modes, `described` tells of it all; `rehearsal` leaves no trace. `supervised` calls it.
 """
 
 from trax_torch.supervised._loop import habits
@@ -15,6 +15,7 @@ from trax_torch.supervised._loop.build import build
 from trax_torch.supervised._loop.callback_list import Callback, CallbackList, hook
 from trax_torch.supervised._loop.described import Described
 from trax_torch.supervised._loop.evals import measured
+from trax_torch.supervised._loop.rehearsal import rehearsal
 from trax_torch.supervised._loop.saves import Saves
 from trax_torch.supervised._loop.settings import (
     BestAt,
@@ -60,5 +61,6 @@ __all__ = [
     "init_host_and_devices",
     "measured",
     "n_steps_of",
+    "rehearsal",
     "seed_of",
 ]
