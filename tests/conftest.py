@@ -14,6 +14,8 @@ import rounding
 import small_torchvision
 import torch
 
+from trax_torch import _torch_private
+
 collect_ignore_glob = ["support/typed/*"]  # programs for type checkers, which do not run
 
 
@@ -22,6 +24,12 @@ def _names_for_doctests(doctest_namespace):
     doctest_namespace["np"] = np
     doctest_namespace["torch"] = torch
     doctest_namespace["nn"] = torch.nn
+
+
+@pytest.fixture
+def bfloat16_as_fast_as_may_be(monkeypatch):
+    """Has any CPU compute in bfloat16 where a run asks for it."""
+    monkeypatch.setattr(_torch_private, "cpu_multiplies_bfloat16", lambda: True)
 
 
 doctest.ELLIPSIS_MARKER = "..."

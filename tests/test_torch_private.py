@@ -754,6 +754,13 @@ def test_errors_between_ranks_are_known_by_their_words(tmp_path):
     assert first["gone"][0] or issubclass(getattr(dist, first["gone"][1], int), dist.DistError)
 
 
+def test_torch_tells_whether_the_cpu_multiplies_bfloat16(monkeypatch, said):
+    assert isinstance(private.cpu_multiplies_bfloat16.__wrapped__(), bool)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)
+    assert private.cpu_multiplies_bfloat16.__wrapped__()
+    assert "computes in bfloat16 on any CPU" in said()[0]
+
+
 def test_numpy_is_refused_a_gradient_while_a_module_is_called():
     """The frames of a call of a module are those of the file that defines it."""
 

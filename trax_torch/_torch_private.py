@@ -431,6 +431,17 @@ def lacks_a_backend(error: RuntimeError) -> bool:
 _CALLS_MODULES = nn.Module.__call__.__code__.co_filename
 
 
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Tells whether this processor has a fast product of bfloat16; without, it takes ten times as
+    long as that of float32. Where torch does not know, it is taken to have one."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        _say("_is_mkldnn_bf16_supported", "precision='bf16' computes in bfloat16 on any CPU")
+        return True
+
+
 def refuse_to_lose_gradient(tensor: torch.Tensor) -> None:
     """Refuses a tensor to numpy within a module's call, where its gradient would be lost.
 

@@ -91,10 +91,10 @@ class Loop(_loop.Described, Generic[Model]):
       log_every: after how many steps training is logged, besides at evals, with means over the
         steps since the last time. None logs it with evals alone.
       precision: 'bf16' computes in bfloat16 where torch's autocast deems it safe, in training and
-        evals; weights, slots and losses stay as they are. 'fp16' computes in float16, with losses
-        scaled as by `torch.amp.GradScaler`: steps that overflow by it are skipped, and counted.
-        'fp32' has CUDA multiply float32 in full, 'tf32' may round factors to TensorFloat-32, and
-        torch is set back after. None computes in the weights' type, as torch is set.
+        evals; weights, slots and losses keep theirs. (A CPU that multiplies none says so, and goes
+        by None.) 'fp16' computes in float16, losses scaled as by `torch.amp.GradScaler`: steps that
+        overflow are skipped, and counted. 'fp32' has CUDA multiply float32 in full, 'tf32' may
+        round to TensorFloat-32. None computes in the weights' type, as torch is set.
       n_accumulation_steps: into how many parts a batch is cut, along its first axis, that go
         forward and backward one after another: activations of one alone take up memory. Loss and
         gradients are those of the whole batch, or it is refused. (Batch statistics are a part's.)

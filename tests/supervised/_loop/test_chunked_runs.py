@@ -135,6 +135,7 @@ def test_parts_of_batches_go_in_chunks(n_parts):
     assert_equal_runs(found, unchunked("TransformerLM", "SGD"))
 
 
+@pytest.mark.usefixtures("bfloat16_as_fast_as_may_be")
 def test_chunks_compute_in_bfloat16_where_the_rest_does():
     half = outcome(precision="bf16", n_steps=20)
     chunks = outcome(precision="bf16", n_steps=20, loss_chunk_size=7)

@@ -62,6 +62,7 @@ def test_a_summary_tells_what_is_due_next(tmp_path):
     assert repr(loop.summary()) == loop.summary()
 
 
+@pytest.mark.usefixtures("bfloat16_as_fast_as_may_be")
 def test_a_summary_tells_of_settings_and_of_what_never_comes():
     """Nothing about checkpoints where none are written."""
     loop = line_loop(

@@ -24,6 +24,7 @@ from trax_torch import optimizers
 from trax_torch.supervised import EvalTask, Loop, TrainTask, callbacks, share_of
 
 
+@pytest.mark.usefixtures("bfloat16_as_fast_as_may_be")
 @pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss(), LOSSES[4]])
 def test_batches_with_names_are_computed_in_bfloat16(loss):
     """In autocast, as in a bare loop."""

@@ -214,6 +214,7 @@ def test_the_loss_may_come_in_chunks(model, chunk, mode):
     assert_equal_to_rounding(run(mode=mode, loss_chunk_size=chunk), run(mode=False))
 
 
+@pytest.mark.usefixtures("bfloat16_as_fast_as_may_be")
 @pytest.mark.parametrize("mode", [True, 2])
 def test_half_precision_computes_again_in_half_precision(mode):
     assert_equal_to_rounding(*(after(6, mode=m, precision="bf16") for m in (mode, False)))

@@ -68,6 +68,7 @@ def test_plain_metrics_beside_those_with_a_state_keep_their_numbers():
     assert {k: v for k, v in both.items() if k != "Seen"} == alone
 
 
+@pytest.mark.usefixtures("bfloat16_as_fast_as_may_be")
 def test_updates_are_in_full_precision_without_gradients():
     metric = Seen()
     task = TrainTask(batches(), tl.L2Loss(), optimizers.SGD(0.1))

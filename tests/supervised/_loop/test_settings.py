@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import assert_resumes, batches, line_loop, losses_of
 
+from trax_torch import _torch_private, models, optimizers
 from trax_torch import layers as tl
-from trax_torch import models, optimizers
 from trax_torch.supervised import TrainingStepCallback, TrainTask, training
 from trax_torch.supervised._loop.settings import LoopConfig
 
@@ -131,6 +131,21 @@ class Types(TrainingStepCallback):
         dense.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
 
 
+def test_where_a_cpu_multiplies_no_bfloat16_float32_is_computed_and_that_is_said(
+    monkeypatch, capsys
+):
+    """It takes ten times as long there."""
+    monkeypatch.setattr(_torch_private, "cpu_multiplies_bfloat16", lambda: False)
+    plain, half = lm_loop(), lm_loop(precision="bf16", verbose=True)
+    for loop in (plain, half):
+        loop.run(3)
+
+    assert losses_of(half, "metrics/loss") == losses_of(plain, "metrics/loss")
+    assert "This CPU multiplies no bfloat16" in capsys.readouterr().out
+    assert "precision   float32, as this processor" in str(half.summary())
+
+
+@pytest.mark.usefixtures("bfloat16_as_fast_as_may_be")
 def test_bf16_computes_in_bfloat16_and_keeps_weights_and_losses_precise():
     """It learns as float32 does, to the precision of bfloat16; evals run in it too."""
     seen = set()
@@ -149,6 +164,7 @@ def test_bf16_computes_in_bfloat16_and_keeps_weights_and_losses_precise():
     assert evals[0] == pytest.approx(evals[1], rel=0.03)
 
 
+@pytest.mark.usefixtures("bfloat16_as_fast_as_may_be")
 @pytest.mark.parametrize("cell", [tl.GRU, tl.LSTM, tl.SRU])
 def test_bf16_trains_recurrent_models_as_float32_does(cell):
     def losses(precision):

@@ -148,6 +148,8 @@ def build(
             for task, count in zip(eval_tasks, counts, strict=True)
         ]
     accumulators = [_logging.Accumulators() for _ in tasks]
+    if config.stays_in_float32(world.device):
+        said.append("This CPU multiplies no bfloat16: precision='bf16' computes as without it.")
     return Parts(layer, measured, trainers, pacers, accumulators, evaluators, meetings, said)
 
 

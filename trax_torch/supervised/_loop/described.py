@@ -43,6 +43,8 @@ class Described:
         config, world, step = self._config, self._world, self._state.step
         names = {"fp16": "float16 with a scaled loss", "bf16": "bfloat16 by autocast"}
         precision = names.get(config.precision, config.precision or "that of the weights")
+        if config.stays_in_float32(world.device):
+            precision = "float32, as this processor does not multiply bfloat16"
         lines = [
             ("model", _of_model(self._parts.model)),
             ("step", f"{step:,}"),

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
+from trax_torch import _torch_private
 from trax_torch.supervised._tasks import At
 
 # The words that settings take, for type checkers to know.
@@ -255,9 +256,14 @@ class LoopConfig(StepConfig):
 
     def autocast(self, device: torch.device) -> Callable[[], Any]:
         """Returns what makes the context to compute in."""
-        if self.precision not in _TYPES:
+        if self.precision not in _TYPES or self.stays_in_float32(device):
             return contextlib.nullcontext
         return functools.partial(torch.autocast, device.type, dtype=_TYPES[self.precision])
+
+    def stays_in_float32(self, device: torch.device) -> bool:
+        """Tells whether bfloat16 is asked for, of a processor that has no fast product of it."""
+        is_wanted = self.precision == "bf16" and device.type == "cpu"
+        return is_wanted and not _torch_private.cpu_multiplies_bfloat16()
 
 
 @dataclass(frozen=True)
