@@ -14,6 +14,8 @@ PACKAGE = Path(trax_torch.__file__).parent
 # Ground floor last. Who lives on a floor imports from floors below, and from its own rooms.
 FLOORS = [
     {""},
+    {"__main__"},
+    {"_command"},
     {"as_trax"},
     {"_as_trax"},
     {"examples", "export"},

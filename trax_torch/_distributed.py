@@ -396,6 +396,16 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def backends() -> list[str]:
+    """Returns by what processes here can talk to each other: 'gloo', 'nccl', 'mpi'."""
+    if not dist.is_available():
+        return []
+    there = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+    return [
+        name for name, is_there in (there | {"mpi": dist.is_mpi_available()}).items() if is_there
+    ]
+
+
 def _meeting_place(limit: datetime.timedelta) -> dict[str, Any]:
     """Returns where ranks find each other, if that must be said.
 

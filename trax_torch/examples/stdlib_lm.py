@@ -121,6 +121,8 @@ def read_texts(path: str | None) -> tuple[np.ndarray, np.ndarray]:
       SystemExit: if there is nothing to read.
     """
     root = Path(path or sysconfig.get_path("stdlib")).expanduser()
+    if not root.exists():
+        raise SystemExit(f"There is no such file or folder: {root}. Give a text to learn from.")
     if root.is_file():
         data = np.frombuffer(root.read_bytes(), dtype=np.uint8)
         cut = data.size - data.size // HELD_OUT_EVERY

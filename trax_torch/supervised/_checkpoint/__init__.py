@@ -7,6 +7,7 @@ call it.
 """
 
 from trax_torch.supervised._checkpoint.checkpointer import Checkpointer, RunState
+from trax_torch.supervised._checkpoint.inventory import Found, found_in
 from trax_torch.supervised._checkpoint.optimizer_state import settings_of
 from trax_torch.supervised._checkpoint.packing import pack, unpack
 from trax_torch.supervised._checkpoint.state import (
@@ -23,6 +24,7 @@ from trax_torch.supervised._checkpoint.weights import export, load_weights
 
 __all__ = [
     "Checkpointer",
+    "Found",
     "Members",
     "RunState",
     "bare",
@@ -30,6 +32,7 @@ __all__ = [
     "differences",
     "export",
     "forms_of",
+    "found_in",
     "from_bytes",
     "load_weights",
     "pack",
