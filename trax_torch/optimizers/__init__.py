@@ -13,6 +13,7 @@ from trax_torch.optimizers._memory import (
     HostMemory,
     InBlocks,
     Residence,
+    recomputed,
     split_head,
 )
 from trax_torch.optimizers._microbatches import Count, Shares
@@ -45,6 +46,7 @@ __all__ = [
     "adasum_",
     "bind",
     "clip_norm_of",
+    "recomputed",
     "run_through",
     "split_head",
     "try_out",

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Container, Generator
+from collections.abc import Container, Generator, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -170,11 +170,6 @@ class ExponentialMovingAverage(TrainingStepCallback):
         super().__init__(loop)
         if not 0 <= decay < 1:
             raise ValueError(f"decay is a number from 0 to below 1; got {decay}.")
-        if any(map(_distributed.is_shard, loop.model.parameters())):
-            raise ValueError(
-                "ExponentialMovingAverage averages whole weights, and strategy='fsdp' gives each "
-                "rank parts of them. Leave one of the two out."
-            )
         self._decay = decay
         self._n_steps = 0
         self._averages: dict[str, torch.Tensor] = {}  # none until the first step
@@ -199,7 +194,7 @@ class ExponentialMovingAverage(TrainingStepCallback):
             self._averages = dict(zip(self._weights, map(torch.clone, weights), strict=True))
             return
         decay = min(self._decay, self._n_steps / (9 + self._n_steps))
-        foreach.lerp_(list(self._averages.values()), weights, 1 - decay)
+        foreach.lerp_(_local(self._averages.values()), _local(weights), 1 - decay)
 
     def on_evals_begin(self, step: int) -> None:
         """Puts the averages in the weights' place."""
@@ -233,7 +228,8 @@ class ExponentialMovingAverage(TrainingStepCallback):
     def state_dict(self) -> dict[str, Any]:
         """Returns the averages by name, and how many steps they are over."""
         self._take_in_thawed()
-        return {"n_steps": self._n_steps, "averages": dict(self._averages)}
+        averages = {name: _distributed.whole(x) for name, x in self._averages.items()}
+        return {"n_steps": self._n_steps, "averages": averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from the averages that `state_dict` gave."""
@@ -242,10 +238,11 @@ class ExponentialMovingAverage(TrainingStepCallback):
         self._n_steps = state["n_steps"]
         self._find_weights(averages)
         self._averages = {
-            name: _at_least_float32(w).clone().copy_(averages.get(name, w.detach()))
-            for name, w in self._weights.items()
-            if averages
+            name: _at_least_float32(w).clone() for name, w in self._weights.items() if averages
         }
+        for name in self._averages.keys() & averages.keys():
+            average = self._averages[name]
+            average.copy_(_distributed.shard_like(averages[name], average))
 
     def _find_weights(self, averages: Container[str] = ()) -> None:
         """Finds the weights that are averaged, which are trained or have an average, and others."""
@@ -269,7 +266,7 @@ class ExponentialMovingAverage(TrainingStepCallback):
 
     def _put(self, values: list[torch.Tensor]) -> None:
         with torch.no_grad():
-            foreach.copy_(list(self._weights.values()), values)
+            foreach.copy_(_local(self._weights.values()), _local(values))
 
 
 class Monitor(TrainingStepCallback):
@@ -430,6 +427,11 @@ class ProfilerTrace(TrainingStepCallback):
                 os.replace(path, os.path.join(self._folder, name))
         except OSError as error:
             _log.warning("No trace was written to %s: %s. The run goes on.", self._folder, error)
+
+
+def _local(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns this rank's parts of tensors, or the tensors."""
+    return [_distributed.local(x) for x in tensors]
 
 
 def _at_least_float32(w: torch.Tensor) -> torch.Tensor:

@@ -75,9 +75,8 @@ class Loop(_loop.Described, Generic[Model]):
       use_memory_efficient_trainer: True trains block by block: activations of one block at a time
         take up memory, and its weights are updated, and its gradients freed, in the midst of the
         backward pass. 2 offloads weights and slots to host memory, too: one block at a time is on
-        the device, and `loop.model` on the host. Results are those of False. Gradients flow through
-        what layers take and give: a loss that reads what a block left on itself gives that none.
-        `clip_grad_norm`, accumulation, `compile`, skipped steps and 'fsdp' are refused.
+        the device, and `loop.model` on the host. Gradients flow through what layers take and give,
+        not to what a block leaves on itself. What needs all gradients at once is refused.
       adasum: True has ranks merge their gradients by how much they agree, instead of averaging
         them (arXiv:2006.02924); the number of ranks must be a power of 2.
       callbacks: classes, built as `callback(loop)`; see `callbacks.TrainingStepCallback`.
@@ -120,6 +119,8 @@ class Loop(_loop.Described, Generic[Model]):
       clip_grad_norm: scales all gradients down to this global norm where theirs reaches it, with
         any optimizer; `training/gradients_l2` is the norm before. A recipe's own does the same.
       clip_grad_value: brings elements of gradients into [-clip_grad_value, clip_grad_value], last.
+      activation_checkpointing: True keeps what repeated blocks take in alone, and computes the rest
+        again in the backward pass; 'offload' keeps that in host memory.
 
     Raises:
       ValueError: if arguments, model and batches do not fit together.
@@ -169,6 +170,7 @@ class Loop(_loop.Described, Generic[Model]):
         log_every: int | None = None,
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
+        activation_checkpointing: _loop.ActivationCheckpointing = False,
     ):
         config = _loop.LoopConfig.of(locals())  # while nothing else has a name
         self._build(config, model, eval_model, tasks, eval_tasks, callbacks, loggers)
@@ -347,8 +349,7 @@ class Loop(_loop.Described, Generic[Model]):
             raised by the next save, or at the end of `run`.
 
         Raises:
-          ValueError: if the name is not a plain file name, or a state_dict asks that is being
-            saved.
+          ValueError: if the name is no plain file name, or a state_dict asks that is being saved.
           CheckpointError: if it cannot be written; what was saved before is intact.
           NonFiniteError: if a step since the last report was not finite, or a weight is not;
             nothing is saved then.
@@ -399,8 +400,7 @@ class Loop(_loop.Described, Generic[Model]):
           state: likewise, for what is not trained.
 
         Raises:
-          ValueError: if a tree does not fit.
-          IndexError: if a mapping does not fit.
+          ValueError: if a tree does not fit; or an IndexError, if a mapping does not.
         """
         _checkpoint.put_trees(self._parts.model, weights, state)
 

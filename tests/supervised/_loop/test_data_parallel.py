@@ -12,7 +12,6 @@ from toys import batches, history_of, line_loop, state_of
 from trax_torch import _distributed, optimizers
 from trax_torch import layers as tl
 from trax_torch.supervised import EvalTask, TrainTask
-from trax_torch.supervised import callbacks as callback_classes
 from trax_torch.supervised._checkpoint import storage
 
 if not torch.distributed.is_available():
@@ -274,8 +273,6 @@ def test_what_does_not_go_with_parts_of_weights_is_refused():
     model = nn.Linear(3, 1)
     with pytest.raises(ValueError, match="adasum=True does not go with strategy='fsdp' yet"):
         line_loop(strategy="fsdp", adasum=True)
-    with pytest.raises(ValueError, match="which an eval_model of its own cannot use"):
-        line_loop(strategy="fsdp", eval_model=nn.Linear(3, 1), model=model)
     task = TrainTask(uneven(), tl.L2Loss(), torch.optim.SGD(model.parameters(), 0.1))
     with pytest.raises(ValueError, match="Give a recipe such as optimizers.Adam"):
         line_loop(strategy="fsdp", model=model, task=task)
@@ -458,13 +455,3 @@ def test_ranks_with_parts_of_weights_measure_uneven_shards(tmp_path):
     without = functools.partial(sharded_evals, n_eval_batches=[2, 0], has_sample=False)
     for _, _, text in ranks.outcomes(tmp_path / "b", 2, without, limit=60):
         assert "a rank that measures no batch needs a sample_batch" in text
-
-
-def averaged_shards(rank):
-    callbacks = [callback_classes.ExponentialMovingAverage]
-    law_loop(rank, 2, model=sharded_model(), strategy="fsdp", callbacks=callbacks)
-
-
-def test_averages_of_parts_of_weights_are_refused(tmp_path):
-    for _, _, text in ranks.outcomes(tmp_path, 2, averaged_shards, limit=60):
-        assert "Leave one of the two out" in text

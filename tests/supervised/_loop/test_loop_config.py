@@ -14,7 +14,7 @@ APART = {"self", "model", "tasks", "eval_model", "eval_tasks", "callbacks", "log
 OF_STEPS = {
     *("precision", "n_accumulation_steps", "compile", "on_nonfinite", "adasum", "strategy"),
     *("find_unused_parameters", "loss_chunk_size", "use_memory_efficient_trainer"),
-    *("clip_grad_norm", "clip_grad_value"),
+    *("clip_grad_norm", "clip_grad_value", "activation_checkpointing"),
 }
 
 

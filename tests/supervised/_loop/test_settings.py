@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from toys import assert_resumes, batches, line_loop, losses_of
 
 from trax_torch import _torch_private, models, optimizers
@@ -259,3 +260,63 @@ def test_trains_block_by_block_for_true_and_1_alike():
     ]
 
     assert [repr(mode) for mode in modes] == ["0", "0", "1", "1", "2"]
+
+
+# Activation checkpointing.
+
+
+class Wide(nn.Module):
+    """A block that keeps many activations, draws random numbers and has statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Dropout(0.2), nn.Linear(64, 4))
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return x + self.norm(self.inner(x))
+
+
+def kept(activation_checkpointing, sizes):
+    """Losses and weights of a run, and how many numbers were saved for the backward pass."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), Wide(), Wide(), nn.Linear(4, 1))
+    task = TrainTask(batches(n=8, weights=False), nn.MSELoss(), optimizers.Adam(0.01))
+    loop = line_loop(model=model, task=task, activation_checkpointing=activation_checkpointing)
+
+    def save(x):
+        sizes.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
+        loop.run(3)
+    return losses_of(loop, "metrics/MSELoss"), {k: v for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("how", [True, "offload"])
+def test_blocks_are_computed_again_with_the_same_numbers(how, monkeypatch):
+    """Bit for bit, dropout and statistics of BatchNorm included; fewer activations are kept."""
+    moved = []
+    on_cpu = torch.autograd.graph.save_on_cpu
+    monkeypatch.setattr(
+        torch.autograd.graph, "save_on_cpu", lambda **kw: moved.append(kw) or on_cpu(**kw)
+    )
+    many, few = [], []
+    losses, weights = kept(False, many)
+    again, same = kept(how, few)
+
+    assert again == losses
+    assert all(torch.equal(same[k], v) for k, v in weights.items())
+    assert sum(few) < 0.7 * sum(many)
+    assert bool(moved) == (how == "offload")
+
+
+def test_activation_checkpointing_that_has_no_blocks_or_a_rival_is_refused():
+    with pytest.raises(ValueError, match="computes blocks again that are repeated in the model"):
+        line_loop(model=nn.Linear(3, 1), activation_checkpointing=True)
+    with pytest.raises(ValueError, match="decides itself what it keeps. Leave one of them out"):
+        LoopConfig(activation_checkpointing=True, compile=True)
+    with pytest.raises(ValueError, match="activation_checkpointing is True, 'offload' or False"):
+        LoopConfig(activation_checkpointing="cpu")
+    with pytest.raises(ValueError, match="blocks are computed again as it is. Leave it out"):
+        LoopConfig(activation_checkpointing=True, use_memory_efficient_trainer=True)

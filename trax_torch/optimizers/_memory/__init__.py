@@ -5,8 +5,17 @@ be updated, `activation_checkpoint` recomputes foreign modules, `offload` keeps 
 memory, `chunked_loss` takes the loss in chunks. The trainer calls it, and `Loop` builds it.
 """
 
+from trax_torch.optimizers._memory.activation_checkpoint import recomputed
 from trax_torch.optimizers._memory.blocks import Blocks, InBlocks
 from trax_torch.optimizers._memory.chunked_loss import ChunkedLoss, split_head
 from trax_torch.optimizers._memory.offload import HostMemory, Residence
 
-__all__ = ["Blocks", "ChunkedLoss", "HostMemory", "InBlocks", "Residence", "split_head"]
+__all__ = [
+    "Blocks",
+    "ChunkedLoss",
+    "HostMemory",
+    "InBlocks",
+    "Residence",
+    "recomputed",
+    "split_head",
+]

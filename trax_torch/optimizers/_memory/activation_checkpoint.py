@@ -5,6 +5,7 @@ import functools
 from collections.abc import Generator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -12,11 +13,17 @@ from trax_torch.layers._reversible import Held
 
 
 @contextlib.contextmanager
-def recomputed(parts: list[nn.Module]) -> Generator[None]:
-    """Has the parts keep what they take in, and no activations, when they run within the block."""
+def recomputed(parts: list[nn.Module], offload: bool = False) -> Generator[None]:
+    """Has the parts keep what they take in, and no activations, when they run within the block.
+
+    Args:
+      parts: the parts.
+      offload: whether what they take in is kept in host memory.
+    """
+    run = functools.partial(_offloaded, _run) if offload else _run
     own = [(part, vars(part).get("forward")) for part in parts]  # some have one of their own
     for part in parts:
-        vars(part)["forward"] = functools.partial(_run, part, part.forward)
+        vars(part)["forward"] = functools.partial(run, part, part.forward)
     try:
         yield
     finally:
@@ -40,6 +47,12 @@ def _parts_in(module: nn.Module) -> list[nn.Module]:
         if len(members) > 1:
             return members
     return [part for child in module.children() for part in _parts_in(child)]
+
+
+def _offloaded(run: Any, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    pinned = any(p.is_cuda for p in part.parameters())
+    with torch.autograd.graph.save_on_cpu(pin_memory=pinned):
+        return run(part, *args, **kwargs)
 
 
 def _run(part: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:

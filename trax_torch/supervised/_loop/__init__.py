@@ -18,6 +18,7 @@ from trax_torch.supervised._loop.evals import measured
 from trax_torch.supervised._loop.rehearsal import rehearsal
 from trax_torch.supervised._loop.saves import Saves
 from trax_torch.supervised._loop.settings import (
+    ActivationCheckpointing,
     BestAt,
     LoopConfig,
     OnNonfinite,
@@ -37,6 +38,7 @@ from trax_torch.supervised._loop.steps import Stepper
 from trax_torch.supervised._loop.stopping import Stopping
 
 __all__ = [
+    "ActivationCheckpointing",
     "AfterStep",
     "Best",
     "BestAt",

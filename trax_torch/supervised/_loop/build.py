@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,17 @@ class Parts:
     def evaluated(self) -> nn.Module:
         """Returns the module to predict with, as the user gave it, never in training mode."""
         if self.eval_model is not self.model:
-            return _checkpoint.bare(self.eval_model)
+            return _checkpoint.bare(self.renew_measured())
         if self._twin is not self.model:
             _checkpoint.share_buffers(self.model, self._twin)  # those that were renewed since
         return _checkpoint.bare(self._twin)
+
+    def renew_measured(self) -> tl.Layer:
+        """Returns the model that is measured, with weights and buffers of that in training."""
+        if self.eval_model is not self.model:
+            _checkpoint.share_buffers(self.model, self.eval_model)
+            data_parallel.copy_parts_(self.model, self.eval_model)
+        return self.eval_model
 
     def says(self) -> list[str]:
         """Returns lines that say what was decided, where it is not Trax's way."""
@@ -125,22 +132,23 @@ def build(
     shares, said = counting.shares_of_all(models, meetings, tasks, config, world)
     counts = counting.counts_in_evals(layer, eval_tasks, sample, world)
     samples = [_sample(*each) for each in zip(models, meetings, tasks, strict=True)]
-    apart = data_parallel.shard(layer, tasks, samples, world, config)
-    runs = Running(config, residence)
-    with world.watched():
-        trainers = [
-            make_trainer(each, runs, met, task, share, world, config, apart, residence)
-            for each, met, task, share in zip(models, meetings, tasks, shares, strict=True)
-        ]
-    world.compare({"the optimizers": _checkpoint.settings_of(trainers)})
-    pacers = [make_pacer(*pair, eval_tasks) for pair in zip(tasks, trainers, strict=True)]
-    measured = layer
+    measured, own = layer, None
     if eval_model is not None:
-        refuse_eval_model(config)
         measured = tl.as_layer(eval_model)
         met = _met(measured, tasks[0], compute_loss)
         prepare_model(measured, met, sample, seed, world.device, config)
         _checkpoint.share_weights(layer, measured)
+        own = (measured, *_sample(met.model(measured), met, tasks[0]))
+    sharded = data_parallel.shard(layer, tasks, samples, own, world, config)
+    blocks = data_parallel.recomputed_blocks(layer, sharded, config)
+    runs = Running(config, residence, blocks)
+    with world.watched():
+        trainers = [
+            make_trainer(each, runs, met, task, share, world, config, sharded.apart, residence)
+            for each, met, task, share in zip(models, meetings, tasks, shares, strict=True)
+        ]
+    world.compare({"the optimizers": _checkpoint.settings_of(trainers)})
+    pacers = [make_pacer(*pair, eval_tasks) for pair in zip(tasks, trainers, strict=True)]
     autocast = config.autocast(world.device)
     with world.together():
         evaluators = [
@@ -245,18 +253,38 @@ class Running:
     Args:
       config: the settings.
       residence: where weights are while they are not used.
+      blocks: whose activations are computed again.
     """
 
-    def __init__(self, config: LoopConfig, residence: optimizers.Residence):
+    def __init__(
+        self,
+        config: LoopConfig,
+        residence: optimizers.Residence,
+        blocks: Sequence[torch.nn.Module] = (),
+    ):
+        self._blocks = list(blocks)
         self._config = config
         self._residence = residence
         self._twins: dict[Any, tl.Layer] = {}
+
+    def context(self, autocast: Callable[[], Any]) -> Callable[[], Any]:
+        """Returns what makes the context of a loss in training, given that to compute in."""
+        if not self._blocks:
+            return autocast
+
+        @contextlib.contextmanager
+        def both() -> Generator[None]:
+            offload = self._config.activation_checkpointing == "offload"
+            with autocast(), optimizers.recomputed(self._blocks, offload):
+                yield
+
+        return both
 
     def of(self, model: tl.Layer) -> tl.Layer:
         """Returns what runs for a model; asked again, the same."""
         if self._config.use_memory_efficient_trainer == 2:
             return optimizers.InBlocks(model, self._residence)
-        if not self._config.compile:
+        if not self._config.compile or any(map(_distributed.is_shard, model.parameters())):
             return model
         key = model.key if isinstance(model, Met) else id(model)
         return self._twins.setdefault(key, tl.Accelerate(model))
@@ -317,15 +345,6 @@ def _check_optimizer_for_blocks(optimizer: Any) -> None:
         )
 
 
-def refuse_eval_model(config: LoopConfig) -> None:
-    """Raises ValueError if a second model cannot use the first one's weights."""
-    if config.strategy == "fsdp":
-        raise ValueError(
-            "strategy='fsdp' cuts the weights of one model into parts, which an eval_model of its "
-            "own cannot use. Leave it out: the model is measured in eval mode."
-        )
-
-
 def make_trainer(
     model: tl.Layer,
     runs: Running,
@@ -349,8 +368,9 @@ def make_trainer(
         if not last.is_known:
             _losses.refuse_if_chunks_differ(both, head, task, sample)
     module: torch.nn.Module = both
-    if last is not loss or body is not model or autocast is not contextlib.nullcontext:
-        module = _losses.LossOf(both, body, last, autocast)
+    context = runs.context(autocast)
+    if last is not loss or body is not model or context is not contextlib.nullcontext:
+        module = _losses.LossOf(both, body, last, context)
     ranks = blocks = None
     forward: Any = module
     if world.size > 1:

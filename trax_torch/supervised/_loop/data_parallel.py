@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from trax_torch import _distributed, _nest, _sharding, optimizers
 from trax_torch import layers as tl
 from trax_torch.supervised import _checkpoint, _tasks
-from trax_torch.supervised._loop import shard_groups, sharded_update
+from trax_torch.supervised._loop import compiled_groups, shard_groups, sharded_update
 from trax_torch.supervised._loop.settings import LoopConfig
 
 
@@ -33,30 +34,43 @@ def check_world(world: _distributed.World, config: LoopConfig) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Sharded:
+    """What was cut into parts.
+
+    Attributes:
+      apart: makes a context in which backward passes stay with their rank.
+      groups: what of the model is brought together at a time, with no other group in it; empty
+        where nothing was cut.
+    """
+
+    apart: Callable[[], Any] = contextlib.nullcontext
+    groups: tuple[torch.nn.Module, ...] = ()
+
+
 def shard(
     model: tl.Layer,
     tasks: list[_tasks.TrainTask],
     samples: list[tuple[tl.Layer, Any]],
+    measured: tuple[tl.Layer, tl.Layer, Any] | None,
     world: _distributed.World,
     config: LoopConfig,
-) -> Callable[[], Any]:
+) -> Sharded:
     """Cuts the weights into parts, one for each rank, if that is wanted.
 
     Args:
       model: whose weights.
       tasks: their losses may have weights, too.
       samples: for each task model and loss in series, and a sample that is arranged for them.
+      measured: a model that is measured instead, with the same weights, and its own such pair.
       world: the ranks.
       config: says whether.
 
     Raises:
       ValueError: if weights cannot be cut into parts, with the reason.
-
-    Returns:
-      What makes a context in which backward passes stay with their rank.
     """
     if world.size == 1 or config.strategy != "fsdp":
-        return contextlib.nullcontext
+        return Sharded()
     device = world.device
     batches = [(both, _nest.to_tensors(sample, device)) for both, sample in samples]
     passes = [functools.partial(optimizers.run_through, *each, 0, True) for each in batches]
@@ -67,11 +81,21 @@ def shard(
         if any(True for _ in task.loss_layer.parameters()):
             bares.append(_checkpoint.bare(task.loss_layer))
             found.append(shard_groups.alone(bares[-1]))
+    if measured is not None:
+        layer, both, sample = measured
+        run = functools.partial(_measured, both, _nest.to_tensors(sample, device))
+        bares.append(_checkpoint.bare(layer))
+        found.append(shard_groups.find(bares[-1], [run], world))
     aparts = [
         _sharding.shard(world, module, each.modules, each.whole)
         for module, each in zip(bares, found, strict=True)
     ]
 
+    innermost = shard_groups.innermost(bares[0], found[0].modules)
+    if config.compile:
+        compiled_groups.compile_(innermost)
+        if measured is not None:
+            compiled_groups.compile_(shard_groups.innermost(bares[-1], found[-1].modules))
     for (both, _), task in zip(samples, tasks, strict=True):
         sharded_update.check(task.optimizer, list(both.parameters()), world)
 
@@ -82,7 +106,39 @@ def shard(
                 stack.enter_context(each())
             yield
 
-    return apart
+    return Sharded(apart, tuple(module for module, _ in innermost))
+
+
+def recomputed_blocks(
+    model: tl.Layer, sharded: Sharded, config: LoopConfig
+) -> list[torch.nn.Module]:
+    """Returns the modules whose activations are computed again, if that is wanted.
+
+    Where weights are in parts, these are what is brought together at a time.
+
+    Raises:
+      ValueError: if the model has no blocks that are repeated.
+    """
+    if not config.activation_checkpointing:
+        return []
+    found = [m for m in sharded.groups if any(True for _ in m.children())]
+    found = found or shard_groups.repeated(_checkpoint.bare(model))
+    if not found:
+        raise ValueError(
+            f"activation_checkpointing={config.activation_checkpointing!r} computes blocks again "
+            f"that are repeated in the model, and made of modules, as layers of a Transformer are; "
+            f"it has none. Leave it out."
+        )
+    return found
+
+
+def copy_parts_(source: tl.Layer, target: tl.Layer) -> None:
+    """Sets this rank's parts of a model's weights to those of another, if they are parts."""
+    theirs = dict(_checkpoint.bare(source).named_parameters())
+    with torch.no_grad():
+        for name, p in _checkpoint.bare(target).named_parameters():
+            if p is not theirs[name]:
+                _distributed.local(p).copy_(_distributed.local(theirs[name]))
 
 
 def _measured(both: tl.Layer, batch: Any) -> None:

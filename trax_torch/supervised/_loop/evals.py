@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trax_torch import _distributed, _seeds
-from trax_torch.supervised import _checkpoint, _logging
+from trax_torch.supervised import _logging
 from trax_torch.supervised._loop.build import Parts
 
 
@@ -20,9 +20,7 @@ def measured(
       step: the last one that was taken.
     """
     world.sum([])  # that all are here
-    model = parts.eval_model
-    if model is not parts.model:
-        _checkpoint.share_buffers(parts.model, model)
+    model = parts.renew_measured()
     world.copy_from_chief_(list(model.buffers()))
     for index, evaluator in enumerate(parts.evaluators):
         means = evaluator.means(_seeds.derive(seed, "eval", step, index, world.rank))

@@ -19,6 +19,7 @@ from trax_torch.supervised._tasks import At
 Precision = Literal["bf16", "fp16", "fp32", "tf32"]
 OnNonfinite = Literal["raise", "skip"]
 Strategy = Literal["ddp", "fsdp"]
+ActivationCheckpointing = bool | Literal["offload"]
 BestAt = Literal["evals", "checkpoints"]
 ResumeData = Literal["exact", "restart"]
 
@@ -39,6 +40,7 @@ class StepConfig:
     find_unused_parameters: bool = False
     loss_chunk_size: int = 0
     use_memory_efficient_trainer: bool | int = False
+    activation_checkpointing: ActivationCheckpointing = False
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
 
@@ -161,12 +163,22 @@ class LoopConfig(StepConfig):
         self._limit("clip_grad_value", "the largest size of a gradient's element")
         if self.strategy not in ("ddp", "fsdp"):
             raise ValueError(f"strategy is 'ddp' or 'fsdp'; got {self.strategy!r}.")
-        for other in ("adasum", "compile", "loss_chunk_size"):
+        for other in ("adasum", "loss_chunk_size"):
             value = getattr(self, other)
             if self.strategy == "fsdp" and value:
                 raise ValueError(
                     f"{other}={value} does not go with strategy='fsdp' yet. Leave one of them out."
                 )
+        if self.activation_checkpointing not in (False, True, "offload"):
+            raise ValueError(
+                f"activation_checkpointing is True, 'offload' or False; got "
+                f"{self.activation_checkpointing!r}."
+            )
+        if self.activation_checkpointing and self.compile:
+            raise ValueError(
+                "activation_checkpointing has blocks computed again, and compile=True makes one "
+                "program of them, which decides itself what it keeps. Leave one of them out."
+            )
         if self.on_nonfinite not in ("raise", "skip") and self._count("on_nonfinite") < 0:
             raise ValueError(
                 f"on_nonfinite is 'raise', 'skip', or how many steps may be skipped; got "
@@ -231,9 +243,14 @@ class LoopConfig(StepConfig):
                 "precision='bf16'",
             ),
             "compile": (self.compile, "blocks run one by one. Leave it out"),
+            "activation_checkpointing": (
+                bool(self.activation_checkpointing),
+                "blocks are computed again as it is. Leave it out",
+            ),
             "strategy": (
                 self.strategy == "fsdp",
-                "blocks bring and update their weights themselves. Choose one of the two",
+                "blocks bring and update their weights themselves. Leave one of the two out; "
+                "activation_checkpointing=True goes with it",
             ),
         }
         for name, (is_asked, reason) in reasons.items():

@@ -74,6 +74,34 @@ def alone(root: nn.Module) -> ShardGroups:
     return ShardGroups([], _kept_whole(root, []))
 
 
+def innermost(root: nn.Module, groups: Sequence[nn.Module]) -> list[tuple[nn.Module, Any]]:
+    """Returns the groups that have none inside, the root where there are none, and their forms."""
+    ids = {id(group) for group in groups}
+    inner = [g for g in groups if not any(id(m) in ids for m in g.modules() if m is not g)]
+    return [(module, _form(module)) for module in inner or [root]]
+
+
+def repeated(root: nn.Module) -> list[nn.Module]:
+    """Returns the outermost blocks that are repeated and made of modules, the lists left out."""
+    counts = collections.Counter(_form(m) for m in root.modules())
+    found: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        children = list(module.children())
+        if isinstance(module, tl.ReversibleLayer):  # computes again by itself
+            return
+        is_list = type(module).forward is nn.Module.forward
+        is_block = children and not is_list and module is not root
+        if is_block and counts[_form(module)] > 1 and _size(module.parameters()):
+            found.append(module)
+            return
+        for child in children:
+            visit(child)
+
+    visit(root)
+    return list(dict.fromkeys(found))
+
+
 class _Seen:
     """Notes which modules compute while a weight is used."""
 
