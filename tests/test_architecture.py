@@ -34,6 +34,7 @@ FLOORS = [
     {"layers"},
     {"interop._pickle", "fastmath", "_sharding"},
     {"shapes", "_distributed", "_digest", "_recompute"},
+    {"_dtensors"},
     {"_nest", "_seeds", "_signals", "_errors", "_durable", "_torch_private", "_version"}
     | {
         "_memory_order",

@@ -119,11 +119,12 @@ def imports_of(path):
 @pytest.mark.parametrize(
     ("word", "speakers"),
     [
-        ("torch.distributed", {"_distributed.py"}),
+        ("torch.distributed", {"_distributed.py", "_dtensors.py", "_sharding.py"}),
         (
             "safetensors",
             {
                 "supervised/_checkpoint/storage.py",
+                "supervised/_checkpoint/tensor_files.py",
                 "layers/_protocol/files.py",
                 "interop/trax_checkpoint/convert.py",
             },

@@ -7,6 +7,7 @@ only numbers, tensors and bytes.
 
 import atexit
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -22,6 +23,10 @@ import torch.distributed as dist
 from torch import nn
 
 from trax_torch import _memory_order, _torch_private
+from trax_torch._dtensors import is_shard as is_shard  # whoever asks about ranks asks here
+from trax_torch._dtensors import local as local
+from trax_torch._dtensors import shard_like as shard_like
+from trax_torch._dtensors import whole as whole
 from trax_torch._errors import CallError, RankError
 
 _GONE = (
@@ -41,12 +46,16 @@ class World:
       size: how many processes there are.
       device: where this process computes.
       calls: what this process is doing, the outermost call first; see `call`.
+      timeout: seconds after which a rank that does not answer is given up.
+      group: what they talk by, where that is not the process group of all.
     """
 
     rank: int
     size: int
     device: torch.device
     calls: list[str] = field(default_factory=list, repr=False, compare=False)
+    timeout: float = field(default=300.0, compare=False)
+    group: Any = field(default=None, repr=False, compare=False)
 
     @property
     def n_hosts(self) -> int:
@@ -71,6 +80,18 @@ class World:
         finally:
             self.calls.pop()
 
+    def aside(self) -> "World":
+        """Returns the same ranks, who talk by a group of their own, for a thread beside this one.
+
+        All ranks call it.
+        """
+        if self.size == 1:
+            return self
+        limit = datetime.timedelta(seconds=self.timeout)
+        with self._told():
+            group = dist.new_group(backend="gloo", timeout=limit)
+        return dataclasses.replace(self, calls=[], group=group)
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """All-reduces: returns the sums over ranks, in float64; nothing waits for a GPU.
 
@@ -89,7 +110,7 @@ class World:
             padding = [0.0] * (_ROOM - n)
             totals = torch.tensor([*values, *padding, tag, tag * tag], dtype=torch.float64)
         with self._told(totals):
-            dist.all_reduce(totals)
+            dist.all_reduce(totals, group=self.group)
         sums: list[float] = totals.tolist()
         if n <= _ROOM:
             tags, squares = int(sums[-2]), int(sums[-1])
@@ -108,7 +129,7 @@ class World:
         mine = torch.frombuffer(bytearray(name.ljust(_NAME)), dtype=torch.uint8)
         everyones = [torch.empty_like(mine) for _ in range(self.size)]
         with self._told(mine, *everyones):
-            dist.all_gather(everyones, mine)
+            dist.all_gather(everyones, mine, group=self.group)
         names = [x.numpy().tobytes().decode(errors="replace").strip() for x in everyones]
         where = {name: [str(r) for r, other in enumerate(names) if other == name] for name in names}
         told = "; ".join(f"{name} on rank {', '.join(ranks)}" for name, ranks in where.items())
@@ -142,7 +163,7 @@ class World:
         if self.is_chief and data:
             content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         with self._told(content):
-            dist.broadcast(content, 0)
+            dist.broadcast(content, 0, group=self.group)
         return content.numpy().tobytes()
 
     def gather(self, data: bytes) -> list[bytes]:
@@ -155,7 +176,7 @@ class World:
             mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         everyones = [torch.empty_like(mine) for _ in lengths]
         with self._told(mine, *everyones):
-            dist.all_gather(everyones, mine)
+            dist.all_gather(everyones, mine, group=self.group)
         return [x[:n].numpy().tobytes() for x, n in zip(everyones, lengths, strict=True)]
 
     def copy_from_chief_(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -164,7 +185,7 @@ class World:
             return
         for tensor in tensors:
             with self._told(tensor), torch.no_grad():
-                dist.broadcast(tensor, 0)
+                dist.broadcast(tensor, 0, group=self.group)
 
     def fail_together(self, error: Exception | None, kind: type[Exception] = RankError) -> None:
         """Raises on every rank what was raised on some, the lowest rank's where there are several.
@@ -360,35 +381,7 @@ def join(
         with _told():
             dist.init_process_group(backend, timeout=limit, **_meeting_place(limit))
         atexit.register(_close)
-    return World(dist.get_rank(), size, device)
-
-
-def is_shard(tensor: torch.Tensor) -> bool:
-    """Tells whether each rank holds a part of a tensor."""
-    return hasattr(tensor, "full_tensor")
-
-
-def whole(tensor: Any) -> torch.Tensor:
-    """Returns a tensor with the parts of all ranks brought together; collective if it has parts."""
-    full: torch.Tensor = tensor.full_tensor() if is_shard(tensor) else tensor
-    return full
-
-
-def local(tensor: Any) -> torch.Tensor:
-    """Returns this rank's part of a tensor, or the tensor."""
-    own: torch.Tensor = tensor.to_local() if is_shard(tensor) else tensor
-    return own
-
-
-def shard_like(value: torch.Tensor, tensor: Any) -> torch.Tensor:
-    """Returns a whole value cut into parts as a tensor is."""
-    if not is_shard(tensor):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    # One whole value is on every rank, so none is sent.
-    value = value.to(device=tensor.device, dtype=tensor.dtype)
-    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    return World(dist.get_rank(), size, device, timeout=timeout)
 
 
 def launched() -> tuple[int, int]:

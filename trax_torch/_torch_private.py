@@ -35,6 +35,28 @@ def _say(name: str, instead: str) -> None:
     _log.warning("torch %s has no %s: %s.", torch.__version__, name, instead)
 
 
+# Tensors of which each rank holds a part.
+
+
+def place_in_whole(tensor: Any) -> list[int]:
+    """Returns where in a `DTensor` the part of this rank begins, by axis.
+
+    Where there is no `__create_chunk_list__`, it is computed for axes that are cut once.
+    """
+    make = getattr(tensor, "__create_chunk_list__", None)
+    if make is not None:
+        (chunk,) = make()
+        return [*chunk.offsets]
+    _say("DTensor.__create_chunk_list__", "places of parts are computed by hand")
+    offsets = [0] * tensor.dim()
+    pairs = zip(tensor.device_mesh.get_coordinate(), tensor.placements, strict=True)
+    for axis, (coordinate, placement) in enumerate(pairs):
+        if placement.is_shard():
+            n, size = tensor.shape[placement.dim], tensor.device_mesh.size(axis)
+            offsets[placement.dim] = min(coordinate * -(-n // size), n)
+    return offsets
+
+
 # Many tensors in one call.
 
 

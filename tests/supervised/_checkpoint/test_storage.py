@@ -249,7 +249,7 @@ def test_newer_formats_and_foreign_names_are_refused(tmp_path):
     good = manifest.read_bytes()
 
     rewrite(manifest, lambda m: m.update(version=99))
-    with pytest.raises(CheckpointError, match="has format version 99; this library reads up to 2"):
+    with pytest.raises(CheckpointError, match="has format version 99; this library reads up to 3"):
         storage.read(str(tmp_path), "model")
     manifest.write_bytes(good)
     rewrite(manifest, lambda m: m["files"]["state"].update(name="../../etc/passwd"))

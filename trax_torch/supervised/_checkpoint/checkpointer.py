@@ -207,7 +207,7 @@ class Checkpointer:
         self.wait()
         if self._config.has_stand_in and not is_named and self._state.step == 0:
             self._put_aside_if_removed()
-        parts, info, manifest = read(directory, name, self._world)
+        parts, info, manifest = read(directory, name, self._world, self._members.like())
         if info is not None:
             self._go_on_from(parts, info, directory, name)
         is_there = True

@@ -1,7 +1,7 @@
 """What of an optimizer is saved, and how it is put back: slots by the names of their weights."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,6 @@ def take_task(
     trainer: optimizers.Trainer,
     scheduler: Any,
     parts: storage.Parts,
-    whole: Callable[[Any], Any] = _distributed.whole,
 ) -> dict[str, Any]:
     """Puts a task's slots into `parts`, and returns the rest of what it remembers.
 
@@ -47,7 +46,6 @@ def take_task(
       trainer: has the optimizer.
       scheduler: its torch scheduler, or None.
       parts: the tensors of the checkpoint.
-      whole: brings a tensor's parts together, and leaves other things as they are.
 
     Raises:
       CheckpointError: if something cannot be saved, with its place.
@@ -61,7 +59,7 @@ def take_task(
             group["lr"] = first["lr"]
 
     def kept(nest: Any, name: str) -> Any:
-        return pack(_nest.map_leaves(whole, nest), name, place)
+        return pack(nest, name, place)
 
     return {
         "optimizer": type(trainer.optimizer).__name__,
@@ -78,21 +76,14 @@ def take_task(
 
 
 def check_task(index: int, trainer: optimizers.Trainer) -> None:
-    """Raises CheckpointError, by name, if what an optimizer keeps could not be saved.
-
-    No rank waits for another.
-    """
+    """Raises CheckpointError, by name, if what an optimizer keeps could not be saved."""
     try:
-        take_task(index, trainer, None, {}, _without_parts)
+        take_task(index, trainer, None, {})
     except Exception as error:  # of its own state_dict, too
         raise CheckpointError(
             f"What the optimizer of task {index} keeps, a {type(trainer.optimizer).__name__}, "
             f"cannot be saved. {error} Give the task another one, or leave output_dir out."
         ) from error
-
-
-def _without_parts(x: Any) -> Any:
-    return torch.empty(0) if _distributed.is_shard(x) else x
 
 
 def compare_task(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trax_torch import _memory_order
+from trax_torch import _distributed, _memory_order
 from trax_torch._errors import CheckpointError, MismatchError
 
 Tensors = dict[str, torch.Tensor]
@@ -116,8 +116,8 @@ def pieces_of(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def check_storable(tensor: Any, name: str) -> None:
-    """Raises CheckpointError, with a name, if a tensor cannot be a file's."""
-    why = ""
+    """Raises CheckpointError, with a name, if a tensor, or this rank's part, cannot be a file's."""
+    tensor, why = _distributed.local(tensor), ""
     if not isinstance(tensor, torch.Tensor):
         why = f"it is a {type(tensor).__name__}, and no tensor"
     elif _is_made_of_others(tensor):
@@ -185,7 +185,8 @@ def _pack_items(items: Any, prefix: str, tensors: Tensors) -> list[Any]:
 
 
 def _pack_tensor(tensor: torch.Tensor, prefix: str, tensors: Tensors) -> Any:
-    if _is_made_of_others(tensor):
+    is_cut = _distributed.is_shard(tensor)
+    if _is_made_of_others(tensor) and not is_cut:
         names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
         return {
             "wrapped": {
@@ -200,7 +201,7 @@ def _pack_tensor(tensor: torch.Tensor, prefix: str, tensors: Tensors) -> Any:
             }
         }
     check_storable(tensor, prefix)
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in _PLAIN and not is_cut:
         raise CheckpointError(
             f"A {type(tensor).__name__} cannot be saved in {prefix}: it is a class of tensors that "
             f"does not say what it is made of, by __tensor_flatten__."

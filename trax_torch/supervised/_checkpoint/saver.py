@@ -5,6 +5,7 @@ is done and who waits for it.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -16,7 +17,14 @@ import torch
 
 from trax_torch import _distributed, _memory_order, optimizers
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised._checkpoint import retention, schema, stand_in, storage
+from trax_torch.supervised._checkpoint import (
+    retention,
+    schema,
+    shards,
+    shared_save,
+    stand_in,
+    storage,
+)
 from trax_torch.supervised._checkpoint.history_file import HistoryFile
 from trax_torch.supervised._checkpoint.lock import FolderLock
 from trax_torch.supervised.history import History
@@ -27,8 +35,9 @@ _log = logging.getLogger("trax_torch")
 class Saver:
     """Saves a run's checkpoints into its folder.
 
-    Where several ranks train, all of them call what is here. The chief alone touches files, and
-    what it comes to, a save or an error, all ranks come to.
+    Where several ranks train, all of them call what is here. The chief alone touches files, but
+    for those of tensors of which each rank holds a part: these each rank writes for itself, and the
+    chief commits when all are there. What it comes to, a save or an error, all ranks come to.
 
     A save in the background works on a copy of the tensors, which is made before `save` returns and
     whose memory is used again by the next one. One is in flight at a time. If it fails, the next
@@ -56,6 +65,7 @@ class Saver:
         self._executor: futures.ThreadPoolExecutor | None = None
         self._in_flight: futures.Future[None] | None = None
         self._copies: storage.Parts = {}
+        self._beside: _distributed.World | None = None  # how the thread behind talks to others'
         self._folder: storage.Folder | None = None  # the chief's
         self._lock = FolderLock(path)
         self._shelf = retention.Shelf(path)
@@ -89,22 +99,29 @@ class Saver:
           NonFiniteError: if a tensor is not finite; nothing is saved then.
         """
         self.wait()
-        with self._together():
-            if self._folder is None:
-                return
-            lengths = history.lengths()  # of now: it grows behind a save in the background
-            if blocking:
-                with self._lock.held():
-                    self._save(self._folder, basenames, parts, info, history, lengths, frozen)
-                return
-            parts = {part: self._copy(part, tensors) for part, tensors in parts.items()}
-            held = contextlib.ExitStack()
-            held.enter_context(self._lock.held())  # here: another's lock is spoken of at once
-            if self._executor is None:
-                self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
-            what = (self._folder, basenames, parts, info, history, lengths, frozen)
-            self._in_flight = self._executor.submit(self._save_and_let_go, held, *what)
-            self._in_flight.add_done_callback(_log_failure)
+        cut = shards.cut(parts)
+        world, chief = self._talking(cut, blocking), self._folder is not None
+        lengths = history.lengths()  # of now: it grows behind a save in the background
+        with contextlib.ExitStack() as held:
+            with self._together():
+                if chief:  # here: another's lock is spoken of at once
+                    held.enter_context(self._lock.held())
+                if not blocking:
+                    cut = self._copied(cut)
+            what = (world, basenames, cut, info, history, lengths, frozen)
+            if cut.is_cut and blocking:
+                self._save(*what)
+            elif blocking:
+                with self._together():
+                    if chief:
+                        self._save(*what)
+            elif chief or cut.is_cut:
+                if self._executor is None:
+                    self._executor = futures.ThreadPoolExecutor(1, "trax_torch-save")
+                self._in_flight = self._executor.submit(
+                    self._save_and_let_go, held.pop_all(), *what
+                )
+                self._in_flight.add_done_callback(_log_failure)
 
     def has(self, basename: str) -> bool:
         """Tells whether there is a checkpoint of a name, whole or damaged."""
@@ -208,38 +225,67 @@ class Saver:
             in_flight, self._in_flight = self._in_flight, None
             in_flight.result()
 
+    def _talking(self, cut: shards.Cut, blocking: bool) -> _distributed.World:
+        """Returns those who save: the chief alone, or all ranks, by a group of this thread's."""
+        if not cut.is_cut:
+            return _distributed.World(0, 1, self._world.device)
+        if blocking:
+            return self._world
+        if self._beside is None:
+            self._beside = self._world.aside()
+        return self._beside
+
     def _save_and_let_go(self, held: contextlib.ExitStack, *what: Any) -> None:
         with held:
             self._save(*what)
 
     def _save(
         self,
-        folder: storage.Folder,
+        world: _distributed.World,
         basenames: Sequence[str],
-        parts: storage.Parts,
+        cut: shards.Cut,
         info: Mapping[str, Any],
         history: History,
         lengths: dict[str, dict[str, int]],
         frozen: Collection[str],
     ) -> None:
-        _check_all_finite(parts, frozen)
-        entry = self._history_file.append(history, lengths)
+        """Saves one state under one name after another; those of `world` do so together."""
+        folder, entry = self._folder, None
+        with world.together(CheckpointError):
+            _check_all_finite(cut.own, frozen)
+            if folder is not None:
+                _check_all_finite(cut.whole, frozen)
+                entry = self._history_file.append(history, lengths)
         for basename in basenames:
             beside = {}
-            if self._has_stand_in and basename == "model":
-                beside = stand_in.put(self._path, basename)
+            with world.together(CheckpointError):
+                if folder is not None and self._has_stand_in and basename == "model":
+                    beside = stand_in.put(self._path, basename)
             try:
-                generation = folder.save(basename, parts, {**info, **beside}, entry, self._run)
+                what = (basename, cut, {**info, **beside}, entry, self._run)
+                generation = shared_save.save(world, self._path, folder, *what)
             except BaseException:  # the new one may be live all the same
                 if basename == "model":
                     self._generation = self._current()
                 raise
             if basename == "model":
                 self._generation = generation
-            if basename == f"model_{info['step']}" and self._keep_last is not None:
-                self._shelf.keep_last(self._keep_last, self._run, info["step"])
-        with contextlib.suppress(CheckpointError):  # the next save deletes what this one could not
-            self._shelf.sweep_histories(self._history_file.name)
+            with world.together(CheckpointError):
+                is_permanent = basename == f"model_{info['step']}"
+                if folder is not None and is_permanent and self._keep_last is not None:
+                    self._shelf.keep_last(self._keep_last, self._run, info["step"])
+        if folder is not None:
+            with contextlib.suppress(CheckpointError):  # the next save deletes what is left
+                self._shelf.sweep_histories(self._history_file.name)
+
+    def _copied(self, cut: shards.Cut) -> shards.Cut:
+        """Returns what this rank saves of it, on the CPU, out of training's way."""
+        whole = cut.whole if self._folder is not None else {}
+        return dataclasses.replace(
+            cut,
+            whole={part: self._copy(part, tensors) for part, tensors in whole.items()},
+            own={part: self._copy(f"own {part}", x) for part, x in cut.own.items()},
+        )
 
     def _copy(self, part: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the tensors' values on the CPU, in the memory of the last copy where it fits."""
@@ -264,11 +310,20 @@ def _log_failure(save: "futures.Future[None]") -> None:
 
 
 def read(
-    directory: str, basename: str, world: _distributed.World
+    directory: str,
+    basename: str,
+    world: _distributed.World,
+    like: shards.Like = shards.like_nothing,
 ) -> tuple[storage.Parts, dict[str, Any] | None, dict[str, Any]]:
-    """Returns the parts and info of a checkpoint that the chief reads, or `({}, None, {})`.
+    """Returns the parts and info of a checkpoint, or `({}, None, {})`.
 
-    The third is the manifest, on the chief.
+    The chief reads what each rank is to have whole; of what was saved in pieces, and is to be in
+    pieces, each rank reads its own. The third is the manifest, on the chief.
+
+    Args:
+      directory: the folder, and basename: the checkpoint's name in it.
+      world: the ranks that train together.
+      like: tells of which tensors, and how, each rank is to have a part.
 
     Raises:
       CheckpointError: if it cannot be read, on all ranks, with the names of others that can.
@@ -276,13 +331,26 @@ def read(
     found, manifest = None, None
     with world.together(CheckpointError):
         if world.is_chief:
-            try:
+            with _ways_around(directory, basename):
                 manifest = storage.read_manifest(directory, basename, schema.check)
                 if manifest is not None:
-                    found = storage.read_listed(directory, basename, manifest)
-            except CheckpointError as error:
-                raise CheckpointError(f"{error} {_way_around(directory, basename)}") from error
-    return *world.share(*(found or ({}, None))), manifest or {}
+                    found = storage.read_listed(directory, basename, manifest, like)
+    parts, info = found or ({}, None)
+    parts, (info, pieces) = world.share(parts, [info, (manifest or {}).get("shards", {})])
+    with world.together(CheckpointError), _ways_around(directory, basename):
+        own = shards.read_own(directory, basename, {"shards": pieces}, like)
+        for part, tensors in own.items():
+            parts[part] |= tensors
+    return parts, info, manifest or {}
+
+
+@contextlib.contextmanager
+def _ways_around(directory: str, basename: str) -> Generator[None]:
+    """Has errors say from which checkpoints a run may start."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {_way_around(directory, basename)}") from error
 
 
 def _way_around(directory: str, basename: str) -> str:

@@ -19,7 +19,13 @@ from trax_torch import layers as tl
 from trax_torch._errors import CheckpointError, MismatchError
 from trax_torch._memory_order import order_of
 from trax_torch.supervised import _logging, _tasks
-from trax_torch.supervised._checkpoint import changes, optimizer_state, schema, storage
+from trax_torch.supervised._checkpoint import (
+    changes,
+    optimizer_state,
+    schema,
+    shards,
+    storage,
+)
 from trax_torch.supervised._checkpoint.packing import check_storable, pack, unpack
 from trax_torch.supervised._checkpoint.rollback import (
     Rollback,
@@ -66,11 +72,11 @@ class Members:
         object.__setattr__(self, "asked", [changes.asked_of_task(*each) for each in of_each])
 
     def take(self) -> tuple[storage.Parts, dict[str, Any]]:
-        """Returns what all ranks share: tensors by part and name, and the rest as plain data."""
-        parts = {
-            part: {name: _distributed.whole(tensor) for name, tensor in tensors.items()}
-            for part, tensors in self._tensors().items()
-        }
+        """Returns what all ranks share: tensors by part and name, and the rest as plain data.
+
+        Tensors of which each rank holds a part are among them as they are.
+        """
+        parts = self._tensors()
         info = {
             "tasks": [
                 optimizer_state.take_task(i, *each, parts) | {"asked": self.asked[i]}
@@ -96,10 +102,28 @@ class Members:
         """
         for part, tensors in self._tensors().items():
             for name, tensor in tensors.items():
-                if not _distributed.is_shard(tensor):
-                    check_storable(tensor, f"{name.removeprefix(_BUFFER)} of the {part}")
+                check_storable(tensor, f"{name.removeprefix(_BUFFER)} of the {part}")
         for i, trainer in enumerate(self.trainers):
             optimizer_state.check_task(i, trainer)
+
+    def like(self) -> shards.Like:
+        """Returns what tells of which saved tensors each rank is to have a part, and how it is cut.
+
+        Slots are cut as their weights are, where they have their shape.
+        """
+        mine = self._tensors()
+        for i, trainer in enumerate(self.trainers):
+            mine[f"opt_slots{i}"] = dict(trainer.model_with_loss.named_parameters())
+
+        def like(part: str, name: str, shape: torch.Size) -> Any:
+            found, way = mine.get(part, {}), name
+            while way not in found and "." in way and part.startswith("opt_slots"):
+                way = way.rpartition(".")[0]
+            tensor = found.get(way)
+            is_alike = tensor is not None and tensor.shape == shape
+            return tensor if is_alike and _distributed.is_shard(tensor) else None
+
+        return like
 
     def frozen(self) -> set[str]:
         """Returns the names of weights that are not trained."""

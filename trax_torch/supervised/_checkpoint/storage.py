@@ -7,30 +7,26 @@ by its size and hash before any of it is believed. Nothing read is ever run.
 """
 
 import contextlib
-import errno
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import Any
 
 import torch
 
 from trax_torch._durable import sync_folder
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised._checkpoint import files, history_file, packing
+from trax_torch.supervised._checkpoint import files, history_file, packing, shards, tensor_files
 from trax_torch.supervised._checkpoint.files import hash_of, reasons
 
 FORMAT = "trax_torch.checkpoint"
-VERSION = 2  # 1 kept the history in the manifest, and had no forms of tensors
+VERSION = 3  # 1 kept the history in the manifest, and had no forms of tensors
+_WHOLE = 2  # of a checkpoint without tensors in pieces, which older versions of the library read
 MAX_MANIFEST = 2**28  # bytes; a history of millions of values, as version 1 kept it, has fewer
 
 _BASENAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_PART = re.compile(
-    r"(?P<basename>.+)\.(?P<generation>[0-9a-f]{16})\.(weights|state|opt_slots\d+)\.safetensors"
-)
 _STAGING = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\.[0-9a-f]{16}\.tmp")
 
 Parts = dict[str, dict[str, torch.Tensor]]
@@ -103,62 +99,26 @@ class Folder:
           CheckpointError: if the files cannot be written, with the reason, or a file of somebody
             else's has the manifest's name.
         """
+        draft = self.begin(basename)
+        with draft.kept_whole():
+            draft.add(parts)
+            draft.write_manifest(info, history, run)
+        draft.commit()
+        return draft.generation
+
+    def begin(self, basename: str) -> "Draft":
+        """Begins a checkpoint that is made in steps; `save` takes all of them.
+
+        Raises:
+          ValueError: if the name is not a plain one.
+          CheckpointError: as for `save`.
+        """
         self._check_free(basename)
-        generation = os.urandom(8).hex()
-        staging = os.path.join(self.path, f".{basename}.{generation}.tmp")
-        final: list[str] = []
-        try:
-            with reasons(staging, "write"):
-                os.mkdir(staging)
-                entries: dict[str, dict[str, Any]] = {}
-                for part, tensors in parts.items():
-                    name = f"{basename}.{generation}.{part}.safetensors"
-                    plain, forms = packing.to_plain(tensors)
-                    size, sha256 = _write_tensors(os.path.join(staging, name), plain)
-                    entries[part] = {"name": name, "size": size, "sha256": sha256}
-                    if forms:
-                        entries[part]["forms"] = forms
-                manifest = {
-                    "format": FORMAT,
-                    "version": VERSION,
-                    "generation": generation,
-                    "torch": str(torch.__version__),
-                    "run": run,
-                    "files": entries,
-                    "history": history,
-                    "info": dict(info),
-                }
-                manifest["hash"] = hash_of(_canonical(manifest))
-                staged, text = os.path.join(staging, "manifest.json"), _canonical(manifest)
-                if len(text) > MAX_MANIFEST:
-                    raise CheckpointError(
-                        f"The manifest of {basename} would have {len(text)} bytes, and at most "
-                        f"{MAX_MANIFEST} are read. Keep what is large in tensors."
-                    )
-                _write(staged, text)
-                for entry in entries.values():
-                    path = os.path.join(self.path, entry["name"])
-                    final.append(path)
-                    os.rename(os.path.join(staging, entry["name"]), path)
-                sync_folder(self.path)
-        except BaseException:
-            for path in final:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-            _remove(staging)
-            raise
-        with reasons(self._manifest(basename), "write"):
-            # From here on nothing is taken back: the new manifest may be live already.
-            os.replace(staged, self._manifest(basename))
-            sync_folder(self.path)
-        _remove(staging)
-        with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
-            self._sweep(basename, generation)
-        return generation
+        return Draft(self, basename)
 
     def _check_free(self, basename: str) -> None:
         """Refuses to write over JSON that is no checkpoint's; what is damaged may have been one."""
-        path = self._manifest(check_basename(basename))
+        path = self.manifest(check_basename(basename))
         try:
             found = json.loads(files.read(path, MAX_MANIFEST) or b"")
         except (ValueError, RecursionError):
@@ -169,18 +129,135 @@ class Folder:
                 f"it, or save under another name."
             )
 
-    def _manifest(self, basename: str) -> str:
+    def manifest(self, basename: str) -> str:
+        """Returns where the manifest of a name is."""
         return os.path.join(self.path, f"{basename}.json")
 
-    def _sweep(self, basename: str, generation: str) -> None:
+    def sweep(self, basename: str, generation: str) -> None:
         """Deletes what earlier saves of this name left, and what any left that was broken off."""
         for name in os.listdir(self.path):
-            match = _PART.fullmatch(name)
+            match = shards.PART.fullmatch(name)
             if match and match["basename"] == basename and match["generation"] != generation:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.path, name))
             if _STAGING.fullmatch(name):  # of any name: who holds the lock saves alone
                 _remove(os.path.join(self.path, name))
+
+
+class Draft:
+    """A checkpoint that is being made: `add` files, `write_manifest`, `commit`.
+
+    Args:
+      folder: where it is made.
+      basename: its name, for which nothing changes before `commit`.
+
+    Attributes:
+      generation: what tells this save from every other.
+      stem: what the names of its files begin with.
+      staging: the folder that they are written in.
+
+    Raises:
+      CheckpointError: if it cannot be begun, with the reason.
+    """
+
+    def __init__(self, folder: Folder, basename: str):
+        self._folder = folder
+        self._basename = basename
+        self.generation = os.urandom(8).hex()
+        self.stem, self.staging = names_of_save(folder.path, basename, self.generation)
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._final: list[str] = []
+        with reasons(self.staging, "write"):
+            try:
+                os.mkdir(self.staging)
+            except BaseException:
+                _remove(self.staging)
+                raise
+
+    @contextlib.contextmanager
+    def kept_whole(self) -> Generator[None]:
+        """Takes all files back if its block fails; `commit` comes after it."""
+        try:
+            yield
+        except BaseException:
+            for path in self._final:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            _remove(self.staging)
+            raise
+
+    def add(self, parts: Parts) -> None:
+        """Writes the tensors that are saved whole."""
+        with reasons(self.staging, "write"):
+            for part, tensors in parts.items():
+                name = f"{self.stem}.{part}.safetensors"
+                plain, forms = packing.to_plain(tensors)
+                size, sha256 = tensor_files.write(os.path.join(self.staging, name), plain)
+                self._entries[part] = {"name": name, "size": size, "sha256": sha256}
+                if forms:
+                    self._entries[part]["forms"] = forms
+
+    def write_manifest(
+        self,
+        info: Mapping[str, Any],
+        history: history_file.Entry | None,
+        run: str | None,
+        pieces: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes the manifest, and gives all files the names that it lists.
+
+        Args:
+          info: as for `Folder.save`, and history and run.
+          pieces: what `shards.listed` made of the files that ranks have written.
+        """
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION if pieces else _WHOLE,
+            "generation": self.generation,
+            "torch": str(torch.__version__),
+            "run": run,
+            "files": self._entries,
+            "history": history,
+            "info": dict(info),
+        }
+        if pieces:
+            manifest["shards"] = dict(pieces)
+        manifest["hash"] = hash_of(_canonical(manifest))
+        text = _canonical(manifest)
+        if len(text) > MAX_MANIFEST:
+            raise CheckpointError(
+                f"The manifest of {self._basename} would have {len(text)} bytes, and at most "
+                f"{MAX_MANIFEST} are read. Keep what is large in tensors."
+            )
+        entries = [*self._entries.values()]
+        entries += [entry for each in (pieces or {}).values() for entry in each["files"]]
+        with reasons(self.staging, "write"):
+            _write(self._staged, text)
+            for entry in entries:
+                path = os.path.join(self._folder.path, entry["name"])
+                self._final.append(path)
+                os.rename(os.path.join(self.staging, entry["name"]), path)
+            sync_folder(self._folder.path)
+
+    def commit(self) -> None:
+        """Has the name stand for this checkpoint, and deletes what it stood for."""
+        path = self._folder.manifest(self._basename)
+        with reasons(path, "write"):
+            # From here on nothing is taken back: the new manifest may be live already.
+            os.replace(self._staged, path)
+            sync_folder(self._folder.path)
+        _remove(self.staging)
+        with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
+            self._folder.sweep(self._basename, self.generation)
+
+    @property
+    def _staged(self) -> str:
+        return os.path.join(self.staging, "manifest.json")
+
+
+def names_of_save(directory: str, basename: str, generation: str) -> tuple[str, str]:
+    """Returns what the names of a save's files begin with, and the folder they are written in."""
+    return f"{basename}.{generation}", os.path.join(directory, f".{basename}.{generation}.tmp")
 
 
 def read(
@@ -225,14 +302,23 @@ def read_manifest(
 
 
 def read_listed(
-    directory: str, basename: str, manifest: dict[str, Any]
+    directory: str,
+    basename: str,
+    manifest: dict[str, Any],
+    like: shards.Like = shards.like_nothing,
 ) -> tuple[Parts, dict[str, Any]]:
     """Returns the parts and info of a checkpoint, as its manifest lists them.
+
+    Args:
+      directory: the folder, and basename: the checkpoint's name in it.
+      manifest: what `read_manifest` gave.
+      like: as for `shards.read_own`; tensors that are its business are left out.
 
     Raises:
       CheckpointError: if a file is damaged, or not there, with its name.
     """
-    parts, info = read_parts(directory, basename, manifest, manifest["files"]), manifest["info"]
+    parts = read_parts(directory, basename, manifest, manifest["files"], like)
+    info = manifest["info"]
     info["history"] = read_history(directory, manifest)
     return parts, info
 
@@ -247,7 +333,11 @@ def read_history(directory: str, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_parts(
-    directory: str, basename: str, manifest: dict[str, Any], names: Collection[str]
+    directory: str,
+    basename: str,
+    manifest: dict[str, Any],
+    names: Collection[str],
+    like: shards.Like = shards.like_nothing,
 ) -> Parts:
     """Returns parts of a checkpoint by their names, as its manifest lists them.
 
@@ -263,9 +353,7 @@ def read_parts(
         if part not in names:
             continue
         name = entry["name"]
-        match = _PART.fullmatch(name)
-        if not match or match["basename"] != basename:
-            raise CheckpointError(f"{path} lists a file of another name: {name!r}.")
+        shards.check_name(directory, basename, name)
         content = files.read(os.path.join(directory, name), entry["size"])
         if content is None:
             raise CheckpointError(f"{path} lists {name}, which is not there.")
@@ -279,6 +367,11 @@ def read_parts(
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             # KeyError: a type that torch has not; the last three: a form that does not fit
             raise CheckpointError(f"{name} is damaged: {error}") from error
+    with shards.opened(directory, basename, manifest, names) as cut:
+        for part, tensors in cut.items():
+            for name, saved in tensors.items():
+                if like(part, name, saved.shape) is None:
+                    parts[part][name] = saved.read()
     return parts
 
 
@@ -288,7 +381,7 @@ def names_in(directory: str) -> list[str]:
         files = set(os.listdir(directory))
     except OSError:
         return []
-    names = {match["basename"] for match in map(_PART.fullmatch, files) if match}
+    names = {match["basename"] for match in map(shards.PART.fullmatch, files) if match}
     return sorted(name for name in names if f"{name}.json" in files)
 
 
@@ -303,7 +396,7 @@ def generation_of(directory: str, basename: str) -> str | None:
 
 def owner_of(name: str) -> str | None:
     """Returns of which checkpoint a file of this name is a part; None if it is none."""
-    match = _PART.fullmatch(name)
+    match = shards.PART.fullmatch(name)
     return match and match["basename"]
 
 
@@ -369,6 +462,8 @@ def _is_well_formed(manifest: dict[str, Any]) -> bool:
         and (history is None or (_is_entry(history) and history_file.is_name(history["name"])))
     ):
         return False
+    if manifest["version"] > 2 and not shards.is_well_formed(manifest.get("shards")):
+        return False
     return all(map(_is_entry, entries.values()))
 
 
@@ -388,21 +483,6 @@ def _write(path: str, data: bytes) -> None:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
-
-
-def _write_tensors(path: str, tensors: Mapping[str, torch.Tensor]) -> tuple[int, str]:
-    """Writes a safetensors file that did not exist, of plain tensors; returns its size and hash."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, {"format": "pt"})
-    except SafetensorError as error:  # what the operating system said is in its text alone
-        raise OSError(errno.EIO, str(error), path) from error
-    os.chmod(path, os.stat(os.path.dirname(path)).st_mode & 0o666)  # it leaves 0600
-    with open(path, "rb+") as f:
-        os.fsync(f.fileno())
-        return os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _remove(folder: str) -> None:

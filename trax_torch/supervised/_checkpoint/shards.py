@@ -1,0 +1,348 @@
+"""Tensors in pieces: each rank writes those that it holds, and the manifest says where they belong.
+
+A piece is a box of the whole tensor: where it begins and how far it extends, axis by axis. So it
+does not matter how ranks were laid out, nor how they are when it is read.
+"""
+
+import contextlib
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trax_torch import _dtensors
+from trax_torch._errors import CheckpointError
+from trax_torch.supervised._checkpoint import packing
+from trax_torch.supervised._checkpoint.files import reasons
+from trax_torch.supervised._checkpoint.tensor_files import TensorFile, write_pieces
+
+Tensors = dict[str, torch.Tensor]
+# Of a part, a name and a shape: a tensor that ranks hold in pieces as they are to hold that one, or
+# None for what each rank is to have whole.
+Like = Callable[[str, str, torch.Size], Any]
+
+Box = tuple[Sequence[int], Sequence[int]]  # where it begins, and its extents, by axis
+
+PART = re.compile(
+    r"(?P<basename>.+)\.(?P<generation>[0-9a-f]{16})\.(?P<part>weights|state|opt_slots\d+)"
+    r"(?P<rank>\.rank\d+)?\.safetensors"
+)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The tensors of a run, by part and name, as one rank is to save them.
+
+    Attributes:
+      whole: those that each rank has all of, which the chief saves.
+      own: this rank's pieces of the others.
+      places: of each piece, plain data: the whole's `shape` and `dtype`, and where the piece is
+        `at`.
+      is_cut: whether there are others; the same on all ranks.
+    """
+
+    whole: dict[str, Tensors] = field(default_factory=dict)
+    own: dict[str, Tensors] = field(default_factory=dict)
+    places: dict[str, dict[str, Any]] = field(default_factory=dict)
+    is_cut: bool = False
+
+
+def cut(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Cut:
+    """Returns what of a run's tensors a rank is to save."""
+    found = Cut(is_cut=any(map(_dtensors.is_shard, _all_of(parts))))
+    for part, tensors in parts.items():
+        whole, own, places = {}, {}, {}
+        for name, tensor in tensors.items():
+            if not _dtensors.is_shard(tensor):
+                whole[name] = tensor
+            elif _dtensors.is_first_copy(tensor) and _dtensors.local(tensor).numel():
+                own[name] = _dtensors.local(tensor)
+                shape, dtype = list(tensor.shape), str(tensor.dtype)[6:]
+                at = _dtensors.piece_of(tensor)[0]
+                places[name] = {"shape": shape, "dtype": dtype, "at": at}
+            else:
+                places[name] = {"shape": list(tensor.shape), "dtype": str(tensor.dtype)[6:]}
+        found.whole[part] = whole
+        if places:
+            found.own[part], found.places[part] = own, places
+    return found
+
+
+def write(folder: str, stem: str, rank: int, cut: Cut) -> dict[str, Any]:
+    """Writes a rank's pieces, a file for each part of the run.
+
+    Args:
+      folder: where to.
+      stem: what the files' names begin with.
+      rank: this process's number.
+      cut: the pieces.
+
+    Returns:
+      Plain data for `listed`.
+
+    Raises:
+      CheckpointError: if they cannot be written, with the reason.
+    """
+    if not os.path.isdir(folder):
+        raise CheckpointError(
+            f"{os.path.dirname(folder)} is not the folder that the chief writes to. Give Loop an "
+            f"output_dir that all machines share: each rank writes its own part of the weights."
+        )
+    written = {}
+    for part, places in cut.places.items():
+        tensors: dict[str, Any] = {name: dict(place) for name, place in places.items()}
+        entry = None
+        if own := cut.own[part]:
+            name = f"{stem}.{part}.rank{rank}.safetensors"
+            path = os.path.join(folder, name)
+            with reasons(path, "write"):
+                entry, hashes = write_pieces(path, packing.to_plain(own)[0])
+            entry["name"] = name
+            for key, tensor in own.items():
+                tensors[key] |= {"extents": list(tensor.shape), "sha256": hashes[key]}
+        written[part] = {"file": entry, "tensors": tensors}
+    return written
+
+
+def listed(everyones: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns what the manifest says of pieces, from what `write` returned on each rank.
+
+    Raises:
+      CheckpointError: if the pieces of a tensor do not make it up.
+    """
+    shards: dict[str, Any] = {}
+    for part in everyones[0]:
+        files: list[dict[str, Any]] = []
+        tensors: dict[str, Any] = {}
+        for written in everyones:
+            entry = written[part]["file"]
+            for name, piece in written[part]["tensors"].items():
+                known = tensors.setdefault(
+                    name, {"shape": piece["shape"], "dtype": piece["dtype"], "pieces": []}
+                )
+                box = {"at": piece.get("at"), "extents": piece.get("extents")}
+                places = [{key: other[key] for key in box} for other in known["pieces"]]
+                if entry is not None and "sha256" in piece and box not in places:
+                    known["pieces"].append(box | {"file": len(files), "sha256": piece["sha256"]})
+            if entry is not None:
+                files.append(entry)
+        shards[part] = {"files": files, "tensors": tensors}
+        for name, tensor in tensors.items():
+            if not _make_up(tensor["shape"], tensor["pieces"]):
+                raise CheckpointError(
+                    f"{name} of the {part} cannot be saved: its pieces on {len(everyones)} ranks "
+                    f"do not make up the whole of {tensor['shape']}. Lay it out by Shard and "
+                    f"Replicate alone."
+                )
+    return shards
+
+
+def is_well_formed(shards: Any) -> bool:
+    """Tells whether a manifest lists pieces as `listed` does; anybody can compute its hash."""
+    if not isinstance(shards, dict):
+        return False
+    try:
+        return all(_is_part(each) for each in shards.values())
+    except (LookupError, TypeError, AttributeError):
+        return False
+
+
+def _is_part(part: Any) -> bool:
+    files, tensors = part["files"], part["tensors"]
+    return (
+        isinstance(files, list)
+        and all(
+            isinstance(each["name"], str)
+            and isinstance(each["sha256"], str)
+            and _are_counts([each["size"], each["header"]])
+            for each in files
+        )
+        and all(
+            isinstance(getattr(torch, each["dtype"], None), torch.dtype)
+            and _are_counts(each["shape"])
+            and all(
+                _are_counts([*piece["at"], *piece["extents"], piece["file"]])
+                and piece["file"] < len(files)
+                and isinstance(piece["sha256"], str)
+                for piece in each["pieces"]
+            )
+            and _make_up(each["shape"], each["pieces"])
+            for each in tensors.values()
+        )
+        and _fit(part)
+    )
+
+
+def _are_counts(numbers: list[Any]) -> bool:
+    return all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+
+
+def _fit(part: dict[str, Any]) -> bool:
+    """Tells whether the files of a part are large enough for its pieces."""
+    room = [each["size"] - each["header"] for each in part["files"]]
+    for tensor in part["tensors"].values():
+        for piece in tensor["pieces"]:
+            n = math.prod(piece["extents"])
+            room[piece["file"]] -= n * getattr(torch, tensor["dtype"]).itemsize
+    return all(n >= 0 for n in room)
+
+
+def _make_up(shape: Sequence[int], pieces: Sequence[Mapping[str, Any]]) -> bool:
+    """Tells whether boxes lie in a whole, fill it, and do not overlap."""
+    boxes = [(piece["at"], piece["extents"]) for piece in pieces]
+    for at, extents in boxes:
+        if not len(shape) == len(at) == len(extents):
+            return False
+        if any(i + n > whole for whole, i, n in zip(shape, at, extents, strict=True)):
+            return False
+    n_there = sum(math.prod(extents) for _, extents in boxes)
+    return n_there == math.prod(shape) and not _overlap(boxes)
+
+
+def _overlap(boxes: Sequence[Box]) -> bool:
+    """Tells whether two boxes have anything in common."""
+    near: list[Box] = []  # those that may reach into the next one, by the first axis
+    for box in sorted(boxes):
+        near = [other for other in near if not box[0] or other[0][0] + other[1][0] > box[0][0]]
+        if any(_common(box, other) for other in near):
+            return True
+        near.append(box)
+    return False
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tensor of a checkpoint that is not in memory yet.
+
+    Attributes:
+      shape: of the whole.
+      dtype: its type.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    _pieces: Sequence[Mapping[str, Any]]
+    _files: Sequence[TensorFile]
+    _name: str
+
+    def read(self, box: Box | None = None) -> torch.Tensor:
+        """Returns the tensor, or a box of it, on the CPU; pieces beside the box are not read.
+
+        Raises:
+          CheckpointError: if a piece is not as it was saved.
+        """
+        at, extents = box or ([0] * len(self.shape), self.shape)
+        there = torch.empty(list(extents), dtype=self.dtype)
+        for piece in self._pieces:
+            common = _common((at, extents), (piece["at"], piece["extents"]))
+            if common is None:
+                continue
+            place = _narrowed(there, common, at)
+            is_all = list(common[1]) == list(piece["extents"]) and place.is_contiguous()
+            whole = place if is_all else torch.empty(piece["extents"], dtype=self.dtype)
+            self._files[piece["file"]].read_into(whole, self._name, piece["sha256"])
+            if not is_all:
+                place.copy_(_narrowed(whole, common, piece["at"]))
+        return there
+
+
+def _common(one: Box, other: Box) -> Box | None:
+    """Returns what two boxes have in common; None if that is nothing."""
+    begins = [max(a, b) for a, b in zip(one[0], other[0], strict=True)]
+    ends = [
+        min(a + n, b + m) for a, n, b, m in zip(one[0], one[1], other[0], other[1], strict=True)
+    ]
+    extents = [end - begin for begin, end in zip(begins, ends, strict=True)]
+    return (begins, extents) if all(n > 0 for n in extents) else None
+
+
+def _narrowed(tensor: torch.Tensor, box: Box, at: Sequence[int]) -> torch.Tensor:
+    """Returns a box of a whole, of which a tensor is what begins at a place."""
+    for axis, (begin, extent) in enumerate(zip(*box, strict=True)):
+        tensor = tensor.narrow(axis, begin - at[axis], extent)
+    return tensor
+
+
+@contextlib.contextmanager
+def opened(
+    directory: str, basename: str, manifest: Mapping[str, Any], parts: Collection[str]
+) -> Generator[dict[str, dict[str, Saved]]]:
+    """Gives the tensors that ranks saved in pieces, by part and name, to be read one by one.
+
+    Args:
+      directory: the folder, and basename: the checkpoint's name in it.
+      manifest: what `storage.read_manifest` gave.
+      parts: which are wanted.
+
+    Raises:
+      CheckpointError: if a file is damaged, or not there, with its name.
+    """
+    with contextlib.ExitStack() as stack:
+        found: dict[str, dict[str, Saved]] = {}
+        for part, each in manifest.get("shards", {}).items():
+            if part not in parts:
+                continue
+            opened_files = []
+            for entry in each["files"]:
+                check_name(directory, basename, entry["name"])
+                path = os.path.join(directory, entry["name"])
+                opened_files.append(stack.enter_context(TensorFile(path, entry)))
+            found[part] = {
+                name: Saved(
+                    torch.Size(tensor["shape"]),
+                    getattr(torch, tensor["dtype"]),
+                    tensor["pieces"],
+                    opened_files,
+                    name,
+                )
+                for name, tensor in each["tensors"].items()
+            }
+        yield found
+
+
+def read_own(
+    directory: str, basename: str, manifest: Mapping[str, Any], like: Like
+) -> dict[str, Tensors]:
+    """Returns tensors that ranks saved in pieces, cut as the ranks of now hold others.
+
+    Each rank reads what it needs; none waits for another.
+
+    Args:
+      directory: the folder, and basename: the checkpoint's name in it.
+      manifest: has `shards`, as `storage.read_manifest` gave them.
+      like: tells how a tensor is to be cut; those that are to be whole are left out.
+
+    Raises:
+      CheckpointError: if a file is damaged, or not there, with its name.
+    """
+    found: dict[str, Tensors] = {}
+    with opened(directory, basename, manifest, manifest.get("shards", {})) as saved:
+        for part, tensors in saved.items():
+            found[part] = {}
+            for name, each in tensors.items():
+                other = like(part, name, each.shape)
+                if other is not None:
+                    own = each.read(_dtensors.piece_of(other))
+                    found[part][name] = _dtensors.with_part(own, other)
+    return found
+
+
+def like_nothing(part: str, name: str, shape: torch.Size) -> None:
+    """Tells that each rank is to have every tensor whole."""
+    return None
+
+
+def check_name(directory: str, basename: str, name: str) -> None:
+    """Raises CheckpointError if a manifest lists a file that cannot be of its checkpoint."""
+    match = PART.fullmatch(name)
+    if not match or match["basename"] != basename:
+        path = os.path.join(directory, f"{basename}.json")
+        raise CheckpointError(f"{path} lists a file of another name: {name!r}.")
+
+
+def _all_of(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
+    return [tensor for tensors in parts.values() for tensor in tensors.values()]
