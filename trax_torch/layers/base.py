@@ -13,7 +13,7 @@ from torch import nn
 
 from trax_torch import _nest, _seeds, shapes
 from trax_torch.layers import _protocol
-from trax_torch.layers._predict import HasPlace, Predicting, foreign_caches
+from trax_torch.layers._predict import HasPlace, NoMemory, Predicting, foreign_caches, modules_in
 from trax_torch.layers._protocol import LayerError, Mode, ShapePass, expect_tensors
 
 __all__ = [
@@ -229,7 +229,7 @@ class Layer(_protocol.InTraxOrder, _protocol.OwnGradient, _protocol.Summarized, 
 
     def init_cache(self, batch_size: int | None = None, max_length: int | None = None) -> None:
         """Enters predict mode, this layer alone; a layer that remembers makes its memory here."""
-        self._memory = nn.Module()
+        self._memory = NoMemory() if self._place.is_lent else nn.Module()
 
     def reset_cache(self) -> None:
         """Forgets the past, in this layer and all in it; every position is free again."""
@@ -250,7 +250,7 @@ class Layer(_protocol.InTraxOrder, _protocol.OwnGradient, _protocol.Summarized, 
             module.reorder_cache(parents)
 
     def _memories(self) -> Iterator[Any]:
-        for module in self.modules():
+        for module in modules_in(self):
             memory = module._memory if isinstance(module, Layer) else None
             if hasattr(memory, "reset"):
                 yield memory

@@ -8,7 +8,7 @@ training meanwhile, `block` undoes what is broken off. Layers that remember call
 from trax_torch.layers._predict.block import Block, GradientsOff
 from trax_torch.layers._predict.kv_cache import Carry, Kept, KVCache, MarkedCache, Moment, Position
 from trax_torch.layers._predict.mode import Predicting, foreign_caches, lock_for
-from trax_torch.layers._predict.place import HasPlace, Lent, layers_in
+from trax_torch.layers._predict.place import HasPlace, Lent, NoMemory, layers_in, modules_in
 from trax_torch.layers._predict.quiet import Quiet
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     "Lent",
     "MarkedCache",
     "Moment",
+    "NoMemory",
     "Position",
     "Predicting",
     "Quiet",
     "foreign_caches",
     "layers_in",
     "lock_for",
+    "modules_in",
 ]

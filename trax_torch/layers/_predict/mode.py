@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trax_torch.layers._predict.block import Block
-from trax_torch.layers._predict.place import Lent, layers_in
+from trax_torch.layers._predict.place import Lent, layers_in, modules_in
 from trax_torch.layers._predict.quiet import Quiet
 
 # A module's own attributes, its buffers, and the modules that it holds.
@@ -41,10 +41,10 @@ class Predicting(Block):
         self._layer = layer
         self._layers = layers_in(layer)
         known = set(self._layers)
-        self._others = [m for m in layer.modules() if m not in known]
+        self._others = [m for m in modules_in(layer) if m not in known]
         # A foreign module keeps its memory in attributes, buffers and modules that it makes, its
         # own or those of modules inside it.
-        inside = {m for cached in foreign_caches(layer) for m in cached.modules()}
+        inside = {m for cached in foreign_caches(layer) for m in modules_in(cached)}
         self._foreign = [m for m in self._others if m in inside]
         self._lock = lock_for(layer)
         self._is_entered = False
@@ -153,11 +153,11 @@ def lock_for(layer: nn.Module) -> contextlib.AbstractContextManager[Any]:
 def foreign_caches(layer: nn.Module) -> Iterator[Any]:
     """Yields the outermost modules with a cache of their own, which see to those inside."""
     inside: set[int] = set()
-    for module in layer.modules():
+    for module in modules_in(layer):
         if "_place" not in vars(module) and hasattr(module, "init_cache"):
             if id(module) not in inside:
                 yield module
-            inside.update(id(m) for m in module.modules())
+            inside.update(id(m) for m in modules_in(module))
 
 
 def _attributes_of(module: Any) -> _Attributes:

@@ -13,7 +13,7 @@ from torch import nn
 
 from trax_torch import _torch_private
 from trax_torch import layers as tl
-from trax_torch.layers._predict import Block
+from trax_torch.layers._predict import Block, modules_in
 
 # Held by who has hooks on a model for a while, and who must meet none: a program that is compiled.
 hooks_lock = threading.RLock()
@@ -21,7 +21,7 @@ hooks_lock = threading.RLock()
 
 def check_can_predict(layer: tl.Layer, n_beams: int) -> None:
     if isinstance(layer, tl.Wrapped) and not any(
-        hasattr(m, "init_cache") for m in layer.module.modules()
+        hasattr(m, "init_cache") for m in modules_in(layer.module)
     ):
         raise TypeError(
             f"{layer.name} cannot predict position by position: it offers no init_cache("
@@ -29,7 +29,7 @@ def check_can_predict(layer: tl.Layer, n_beams: int) -> None:
             f"eval_mode=True if its output at a position tells of the token there, from those "
             f"before."
         )
-    for module in filter(has_own_cache, layer.modules()):
+    for module in filter(has_own_cache, modules_in(layer)):
         if n_beams > 1 and not hasattr(module, "reorder_cache"):
             raise TypeError(
                 f"Beams go on from each other's past, but {type(module).__name__} has a cache and "
@@ -103,7 +103,7 @@ def id_hooks(layer: tl.Layer) -> list[Hook]:
     """
     embeddings = [
         m
-        for m in layer.modules()
+        for m in modules_in(layer)
         if isinstance(m, (tl.Embedding, nn.Embedding))
         and len(inspect.signature(m.forward).parameters) == 1  # others' may be of something else
     ]
@@ -156,7 +156,7 @@ class Uses:
     def __init__(self, layer: tl.Layer):
         self._layer = layer
         self._counts: collections.Counter[Any] = collections.Counter()
-        layers = [m for m in layer.modules() if isinstance(m, tl.Layer)]
+        layers = [m for m in modules_in(layer) if isinstance(m, tl.Layer)]
         remember = [m for m in layers if hasattr(m._memory, "reset")]
         self.hooks = [Hook(m, "forward_pre", self._count) for m in remember]
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from trax_torch import _torch_private
 from trax_torch import layers as tl
+from trax_torch.layers._predict import modules_in
 
 _log = logging.getLogger("trax_torch")
 
@@ -233,20 +234,21 @@ def step_for(
     if wish is False:
         _log.info("%s decodes uncompiled: accelerate=False.", layer.name)
         return None, n_slots
-    if any(_torch_private.call_hooks(m, backward=False) for m in layer.modules()):
+    if any(_torch_private.call_hooks(m, backward=False) for m in modules_in(layer)):
         # A program looks for no hooks, neither where it is made nor where it is run.
         _log.info("%s decodes uncompiled: it has forward hooks.", layer.name)
         return None, n_slots
     steps = steps_of(layer)
     device = next((p.device for p in layer.parameters()), torch.device("cpu"))
-    kind = (*sizes, backend, _make_of(layer))
+    n_steps = steps.n_uncompiled[sizes]
+    pays = n_steps >= N_STEPS_THAT_PAY.get(device.type, math.inf)
+    # What the model is made of takes a while to look at.
+    kind = (*sizes, backend, _make_of(layer) if wish or pays or steps.by_kind else None)
     made = [
         length
         for (*others, length), known in steps.by_kind.items()
         if known.is_made and tuple(others) == kind and length >= n_slots
     ]
-    n_steps = steps.n_uncompiled[sizes]
-    pays = n_steps >= N_STEPS_THAT_PAY.get(device.type, math.inf)
     if steps.cannot or not (wish or pays or made):
         reason = (
             "nothing compiles here" if steps.cannot else f"{n_steps} steps before do not repay it"
@@ -264,9 +266,15 @@ def step_for(
 def _make_of(layer: tl.Layer) -> int:
     """Returns a number that changes when a model is put together in another way."""
     inner = layer.module if isinstance(layer, tl.Wrapped) else layer  # each call wraps afresh
+    modules = modules_in(inner)
     return hash(
         (
-            *(id(m) for m in inner.modules()),
-            *((p.shape, p.dtype, p.device) for p in layer.parameters()),
+            *map(id, modules),
+            *(
+                (p.shape, p.dtype, p.device)
+                for m in modules
+                for p in m._parameters.values()
+                if p is not None
+            ),
         )
     )

@@ -49,7 +49,7 @@ class EvalRun(_predict.Block):
 
     def _run(self) -> Generator[None, None, None]:
         layers = _predict.layers_in(self._layer)
-        others = set(self._layer.modules()).difference(layers)
+        others = set(_predict.modules_in(self._layer)).difference(layers)
         lent, quiet = _predict.Lent(layers, [None] * len(layers)), _predict.Quiet(others)
         off = _predict.GradientsOff()
         with (

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from trax_torch import layers as tl
+from trax_torch.layers._predict import modules_in
 from trax_torch.supervised._generation.checks import Hook
 from trax_torch.supervised._generation.int8 import Int8Dense
 
@@ -36,5 +37,6 @@ def _tail(layer: Any) -> Any:
         ):
             break
         tail = sublayer
-    uses = sum(s is tail for m in layer.modules() if isinstance(m, tl.Layer) for s in m.sublayers)
+    layers = [m for m in modules_in(layer) if isinstance(m, tl.Layer)]
+    uses = sum(s is tail for m in layers for s in m.sublayers)
     return tail if uses == 1 else None

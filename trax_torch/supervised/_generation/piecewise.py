@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trax_torch import layers as tl
+from trax_torch.layers._predict import modules_in
 from trax_torch.supervised._generation.checks import Hook, has_own_cache
 from trax_torch.supervised._generation.compiled_step import step, steps_of
 from trax_torch.supervised._generation.int8 import Int8Dense
@@ -123,7 +124,7 @@ class Shifts:
         self._layer, self._tokens = layer, tokens
         self._shifted: list[torch.Tensor] = []
         self._wrong: list[str] = []
-        shifts = [m for m in layer.modules() if isinstance(m, tl.ShiftRight)]
+        shifts = [m for m in modules_in(layer) if isinstance(m, tl.ShiftRight)]
         self.hooks = [Hook(m, "forward", self._look) for m in shifts]
 
     def _look(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
@@ -145,11 +146,18 @@ class Shifts:
 
 def _unknown_parts(module: nn.Module) -> list[nn.Module]:
     """Returns the parts of which nobody has said how they look at positions."""
-    if _remembers(module):  # it sees to what is in it
-        return []
-    is_known = type(module) in _ALONE or _is_known_function(module)
-    inner = [part for child in module.children() for part in _unknown_parts(child)]
-    return list(dict.fromkeys(inner if is_known else [module, *inner]))
+    found: dict[nn.Module, None] = {}
+    seen: set[nn.Module] = set()
+    waiting = [module]
+    while waiting:
+        part = waiting.pop()
+        if part in seen or _remembers(part):  # what remembers sees to what is in it
+            continue
+        seen.add(part)
+        if type(part) not in _ALONE and not _is_known_function(part):
+            found[part] = None
+        waiting += [m for m in reversed(part._modules.values()) if m is not None]
+    return list(found)
 
 
 def _remembers(module: nn.Module) -> bool:
@@ -177,7 +185,7 @@ def _innermost(modules: list[nn.Module]) -> list[nn.Module]:
 def _n_ids(layer: tl.Layer, prompt: torch.Tensor) -> int:
     """Returns how many token ids a model surely takes, from 0."""
     sizes = [
-        m.weight.shape[0] for m in layer.modules() if isinstance(m, (tl.Embedding, nn.Embedding))
+        m.weight.shape[0] for m in modules_in(layer) if isinstance(m, (tl.Embedding, nn.Embedding))
     ]
     return min(sizes) if sizes else int(prompt.max()) + 1
 

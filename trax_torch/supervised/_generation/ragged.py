@@ -217,7 +217,7 @@ class RaggedRun(PredictRun):
         with contextlib.closing(self._context), self._context:
             names = [
                 getattr(module, "sublayer", module).name  # what a Scan runs says more
-                for module in self._layer.modules()
+                for module in _predict.modules_in(self._layer)
                 if isinstance(module, tl.Layer)
                 and hasattr(module._memory, "reset")
                 and not isinstance(module._memory, (_predict.Position, _predict.Kept))
