@@ -7,7 +7,7 @@ import codecs
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def kept(folder: str) -> TextModel | None:
     path = Path(folder, _FILE)
     if not path.exists():
         return None
-    known = {field.name: type(field.default) for field in fields(TextModel)}
+    known = {name: type(default) for name, default in asdict(TextModel()).items()}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return TextModel(**{name: kind(found[name]) for name, kind in known.items()})

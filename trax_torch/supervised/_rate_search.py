@@ -117,7 +117,8 @@ def find_learning_rate(
     stream = None
     if labeled_data is not None:
         stream = _streams.BatchStream(labeled_data, "find_learning_rate's labeled_data")
-    rates, losses = [], []
+    rates: list[float] = []
+    losses: list[float] = []
     lowest, mean = math.inf, 0.0
     with _loop.rehearsal(loop, moves_data=stream is None) as take:
         for i in range(n_steps):

@@ -10,8 +10,11 @@ from trax_torch.supervised import _generation
 from trax_torch.supervised._generation import CachedModule, Generated, Rules, Sampler, generate
 
 __all__ = [
+    "AttentionMaps",
+    "BeamTree",
     "CachedModule",
     "Generated",
+    "attention_of",
     "autoregressive_sample",
     "autoregressive_sample_stream",
     "beam_search",
@@ -21,6 +24,8 @@ __all__ = [
     "warmup",
 ]
 
+AttentionMaps, attention_of = _generation.AttentionMaps, _generation.attention_of
+BeamTree = _generation.BeamTree
 _BACKEND: Any = "inductor"
 
 
@@ -279,6 +284,7 @@ def beam_search(
     logits_processor: Any = None,
     banned: Sequence[int] = (),
     forced: Mapping[int, Any] | None = None,
+    tree: BeamTree | None = None,
 ) -> Any:
     """Returns the likeliest sequences that a beam search finds, best first.
 
@@ -311,6 +317,7 @@ def beam_search(
         as a search of its own.
       diversity_penalty: by how much less a group values a token for each living beam of the groups
         before it that took it at the same step; nats. Scores do not change by it.
+      tree: a `BeamTree()`, which keeps what became of all beams, and prints it.
 
     Returns:
       int64 tensor of shape (batch, n_beams, output_length); with `return_scores`, and a float32
@@ -332,17 +339,9 @@ def beam_search(
     rules = Rules(
         repetition_penalty, presence_penalty, frequency_penalty, logits_processor, banned, forced
     )
-    searching = _generation.Searching(
-        n_beams,
-        ends,
-        max_length,
-        length_penalty,
-        early_stopping,
-        padding,
-        rules,
-        n_groups,
-        diversity_penalty,
-    )
+    limits = max_length, length_penalty, early_stopping, padding
+    groups = n_groups, diversity_penalty
+    searching = _generation.Searching(n_beams, ends, *limits, rules, *groups, tree)
     run = _run(
         layer, inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, None, n_beams
     )

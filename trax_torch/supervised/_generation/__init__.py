@@ -1,4 +1,4 @@
-"""How tokens come out of a model; `supervised.decoding` alone calls it.
+"""How tokens come out of a model, shown by `beam_tree` and `attention_maps`; for `decoding` alone.
 
 `asked` says which run it is, of what a user gives (`prompts`, `symbols`, `text`); `engine` runs a
 model along it: prefill, then token by token, by `compiled_step`; `ragged` reads several at once, or
@@ -10,6 +10,8 @@ before, `stop_sequences` after; `checks`, `piecewise` and `nan_check` refuse; `i
 from trax_torch.supervised._generation import habits
 from trax_torch.supervised._generation.answers import in_kind
 from trax_torch.supervised._generation.asked import layer_of, run_for
+from trax_torch.supervised._generation.attention_maps import AttentionMaps, attention_of
+from trax_torch.supervised._generation.beam_tree import BeamTree
 from trax_torch.supervised._generation.cached_module import CachedModule
 from trax_torch.supervised._generation.compiled_step import steps_of
 from trax_torch.supervised._generation.drawing import Drawing
@@ -33,6 +35,8 @@ __all__ = [
     "END",
     "PADDING",
     "START",
+    "AttentionMaps",
+    "BeamTree",
     "CachedModule",
     "Drawing",
     "Generated",
@@ -40,6 +44,7 @@ __all__ = [
     "Rules",
     "Sampler",
     "Searching",
+    "attention_of",
     "check_counts",
     "ends_and_padding",
     "generate",

@@ -165,6 +165,13 @@ class Search:
         """
         return (self._living != -torch.inf) & ~self.done[:, None]
 
+    def living(self) -> torch.Tensor:
+        """Returns the sums of log-probabilities of beams, (batch, beams), -inf where none counts.
+
+        Of a row that is done, none does any more.
+        """
+        return self._living.masked_fill(~self.counts(), -torch.inf)
+
     def is_done(self) -> bool:
         """Tells whether no row can find anything better."""
         return bool(self.done.all())
@@ -253,6 +260,10 @@ class Groups:
     def counts(self) -> torch.Tensor:
         """Does what `Search.counts` does."""
         return torch.cat([search.counts() for search in self._searches], dim=1)
+
+    def living(self) -> torch.Tensor:
+        """Does what `Search.living` does."""
+        return torch.cat([search.living() for search in self._searches], dim=1)
 
     def is_done(self) -> bool:
         """Tells whether no row can find anything better in any group."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from trax_torch.supervised._generation.beam_tree import BeamTree
 from trax_torch.supervised._generation.beams import Groups, Search
 from trax_torch.supervised._generation.logits_processors import Processing, Rules
 from trax_torch.supervised._generation.nan_check import NanCheck
@@ -28,6 +29,7 @@ class Searching:
       ends: end symbols.
       padding: what stands after the end of a sequence.
       rules: what becomes of log-probabilities before beams are chosen.
+      tree: is told of the beams, if it is given.
 
     Raises:
       ValueError, TypeError: if one is out of its range, or of another type.
@@ -42,6 +44,7 @@ class Searching:
     rules: Rules
     n_groups: int = 1
     diversity_penalty: float = 0.0
+    tree: BeamTree | None = None
 
     def __post_init__(self) -> None:
         n, alpha = self.max_length, self.length_penalty
@@ -67,6 +70,8 @@ class Searching:
         with contextlib.closing(run), run:
             logits = run.begin()[:, None]
             search = self._begun(len(logits), logits.device)
+            if self.tree is not None:
+                self.tree.begin(len(logits))
             processing = None
             if not self.rules.are_none:
                 given, lengths = run.given
@@ -82,9 +87,14 @@ class Searching:
                     processed = processing(log_probs.flatten(0, 1), counts.flatten())
                     log_probs = processed.view_as(log_probs)
                 tokens, parents = search.grow(log_probs)
+                if self.tree is not None:
+                    self.tree.add(tokens, parents, search.living())
                 looks = run.is_full or nan_check.is_time(search.n, logits.device)
                 if search.n == self.max_length or (looks and search.is_done()):
-                    return search.results(self.padding)
+                    found = search.results(self.padding)
+                    if self.tree is not None:
+                        self.tree.finish(*found, self.ends)
+                    return found
                 if processing is not None:
                     processing.add(tokens, parents)
                 logits = run.go_on(tokens, parents, search.done)

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from trax_torch.supervised._generation.beam_tree import BeamTree
+
 Arrays = npt.NDArray[np.integer[Any]] | Sequence[Sequence[int]] | Sequence[int]
 Tokens = torch.Tensor | Arrays
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -318,6 +320,7 @@ class BeamSearch(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        tree: BeamTree | None = None,
     ) -> Any: ...
 
     @overload
@@ -345,6 +348,7 @@ class BeamSearch(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        tree: BeamTree | None = None,
     ) -> torch.Tensor: ...
 
     @overload
@@ -372,6 +376,7 @@ class BeamSearch(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        tree: BeamTree | None = None,
     ) -> Pair: ...
 
     @overload
@@ -399,6 +404,7 @@ class BeamSearch(Protocol):
         logits_processor: Processors | None = None,
         banned: Sequence[int] = (),
         forced: Mapping[int, int | Sequence[int] | torch.Tensor] | None = None,
+        tree: BeamTree | None = None,
     ) -> torch.Tensor | Pair: ...
 
 

@@ -1,7 +1,7 @@
 """What a Loop is, for people: a few lines, and what it would do next."""
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -14,17 +14,7 @@ _FAR = 10_000  # how many steps are looked at for what is due
 class Described:
     """A Loop that says what it is; it asks ranks nothing, so each may be asked by itself."""
 
-    if TYPE_CHECKING:
-        _after: Any
-        _config: Any
-        _parts: Any
-        _saver: Any
-        _world: Any
-        _tasks: Any
-        _eval_tasks: Any
-        _state: Any
-
-    def __repr__(self) -> str:
+    def __repr__(self: Any) -> str:
         name = type(self).__name__
         if "_after" not in vars(self):
             return f"<{name} that was not built>"
@@ -33,7 +23,7 @@ class Described:
         lines = [head, *map(str, (*self._tasks, *self._eval_tasks))]
         return f"{name}[\n" + "".join(f"  {line}\n" for line in lines) + "]"
 
-    def summary(self) -> _tables.Text:
+    def summary(self: Any) -> _tables.Text:
         """Returns what the run is, line by line: device, ranks, tasks, and what is due next.
 
         Returns:
@@ -64,7 +54,7 @@ class Described:
         lines.append(("next evals", self._next("evals") + self._at_end()))
         return _tables.items(lines)
 
-    def _next_checkpoint(self) -> str:
+    def _next_checkpoint(self: Any) -> str:
         step = self._state.step
         for later in range(step + 1, step + 1 + _FAR):
             names = self._after.due_at(later).names
@@ -72,13 +62,13 @@ class Described:
                 return f"step {later:,}: {', '.join(names)}{self._at_end()}"
         return f"none in {_FAR:,} steps{self._at_end()}"
 
-    def _next(self, what: str) -> str:
+    def _next(self: Any, what: str) -> str:
         step = self._state.step
         due = (s for s in range(step + 1, step + 1 + _FAR) if getattr(self._after.due_at(s), what))
         found = next(itertools.islice(due, 1), None)
         return f"none in {_FAR:,} steps" if found is None else f"step {found:,}"
 
-    def _at_end(self) -> str:
+    def _at_end(self: Any) -> str:
         return ", and the end of a run" if self._config.save_at_end else ""
 
 
