@@ -15,9 +15,14 @@ def main() -> None:
     )
     parser.add_argument("place", metavar="RUN", help="a run's folder, or a checkpoint: run/model_5")
     parser.add_argument("file_name", metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="writes a new folder OUT of files of at most so many bytes, '5GB', and their index",
+    )
     args = parser.parse_args()
     try:
-        export(args.place, args.file_name)
+        export(args.place, args.file_name, args.max_shard_size)
     except (CheckpointError, OSError, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from None
     print(f"wrote {args.file_name}")

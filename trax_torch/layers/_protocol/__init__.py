@@ -9,13 +9,13 @@
 from trax_torch.layers._protocol import stack
 from trax_torch.layers._protocol.errors import LayerError, creation_site, explain, passes_through
 from trax_torch.layers._protocol.files import (
+    check_plain,
     fill,
     is_plain_file,
     load_file,
     plain_name,
     register_reader,
     save_file,
-    write_file,
 )
 from trax_torch.layers._protocol.functional import device_of, in_arrays, keyed, pure_call
 from trax_torch.layers._protocol.hooks import has_hooks
@@ -60,6 +60,7 @@ __all__ = [
     "Spread",
     "Summarized",
     "check_n_in",
+    "check_plain",
     "creation_site",
     "device_of",
     "expect_tensors",
@@ -86,5 +87,4 @@ __all__ = [
     "stack",
     "unflatten_weights_and_state",
     "without_arrays",
-    "write_file",
 ]

@@ -45,14 +45,7 @@ def write_file(file_name: str, tensors: Mapping[str, Any], metadata: dict[str, s
     """
     from safetensors.torch import save as to_bytes
 
-    plain = (torch.Tensor, nn.Parameter)
-    other = [name for name, value in tensors.items() if type(value) not in plain]
-    if other:
-        raise ValueError(
-            f"A safetensors file holds plain tensors, and {other[0]} is a "
-            f"{type(tensors[other[0]]).__name__}. Let get_extra_state return a tensor, or save the "
-            f"weights alone."
-        )
+    check_plain(tensors)
     own = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
     }
@@ -67,6 +60,18 @@ def write_file(file_name: str, tensors: Mapping[str, Any], metadata: dict[str, s
     path = os.path.abspath(os.path.expanduser(file_name))
     with whole_file(path) as f:
         f.write(data)
+
+
+def check_plain(values: Mapping[str, Any]) -> None:
+    """Raises ValueError, by name, if a value is no plain tensor."""
+    plain = (torch.Tensor, nn.Parameter)
+    other = [name for name, value in values.items() if type(value) not in plain]
+    if other:
+        raise ValueError(
+            f"A safetensors file holds plain tensors, and {other[0]} is a "
+            f"{type(values[other[0]]).__name__}. Let get_extra_state return a tensor, or save the "
+            f"weights alone."
+        )
 
 
 def is_plain_file(path: str) -> bool:

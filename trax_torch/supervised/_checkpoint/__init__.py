@@ -7,6 +7,7 @@ call it.
 """
 
 from trax_torch.supervised._checkpoint.checkpointer import Checkpointer, RunState
+from trax_torch.supervised._checkpoint.exports import export
 from trax_torch.supervised._checkpoint.inventory import Found, found_in
 from trax_torch.supervised._checkpoint.optimizer_state import settings_of
 from trax_torch.supervised._checkpoint.packing import pack, unpack
@@ -20,7 +21,7 @@ from trax_torch.supervised._checkpoint.state import (
 )
 from trax_torch.supervised._checkpoint.storage import check_basename, from_bytes, to_bytes
 from trax_torch.supervised._checkpoint.verify import differences, verify_resume
-from trax_torch.supervised._checkpoint.weights import export, load_weights
+from trax_torch.supervised._checkpoint.weights import load_weights
 
 __all__ = [
     "Checkpointer",

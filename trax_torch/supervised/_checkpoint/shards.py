@@ -269,7 +269,11 @@ def _narrowed(tensor: torch.Tensor, box: Box, at: Sequence[int]) -> torch.Tensor
 
 @contextlib.contextmanager
 def opened(
-    directory: str, basename: str, manifest: Mapping[str, Any], parts: Collection[str]
+    directory: str,
+    basename: str,
+    manifest: Mapping[str, Any],
+    parts: Collection[str],
+    with_whole: bool = False,
 ) -> Generator[dict[str, dict[str, Saved]]]:
     """Gives the tensors that ranks saved in pieces, by part and name, to be read one by one.
 
@@ -277,21 +281,27 @@ def opened(
       directory: the folder, and basename: the checkpoint's name in it.
       manifest: what `storage.read_manifest` gave.
       parts: which are wanted.
+      with_whole: gives those that the chief saved whole, too; their files are hashed at once.
 
     Raises:
       CheckpointError: if a file is damaged, or not there, with its name.
     """
     with contextlib.ExitStack() as stack:
         found: dict[str, dict[str, Saved]] = {}
+
+        def file_of(entry: Mapping[str, Any]) -> TensorFile:
+            check_name(directory, basename, entry["name"])
+            path = os.path.join(directory, entry["name"])
+            return stack.enter_context(TensorFile(path, entry))
+
+        for part, entry in (manifest["files"] if with_whole else {}).items():
+            if part in parts:
+                found[part] = _wholes(file_of(entry), entry.get("forms", {}))
         for part, each in manifest.get("shards", {}).items():
             if part not in parts:
                 continue
-            opened_files = []
-            for entry in each["files"]:
-                check_name(directory, basename, entry["name"])
-                path = os.path.join(directory, entry["name"])
-                opened_files.append(stack.enter_context(TensorFile(path, entry)))
-            found[part] = {
+            opened_files = [file_of(entry) for entry in each["files"]]
+            found[part] = found.get(part, {}) | {
                 name: Saved(
                     torch.Size(tensor["shape"]),
                     getattr(torch, tensor["dtype"]),
@@ -302,6 +312,19 @@ def opened(
                 for name, tensor in each["tensors"].items()
             }
         yield found
+
+
+def _wholes(file: TensorFile, forms: Mapping[str, Any]) -> dict[str, Saved]:
+    """Returns the tensors of a file that holds them whole, each as one piece."""
+    found = {}
+    for name in file.names:
+        dtype, shape = file.form_of(name)
+        form = forms.get(name, {})
+        if "dtype" in form:  # it became bytes
+            dtype, shape = getattr(torch, form["dtype"]), form["shape"]
+        piece = {"at": [0] * len(shape), "extents": shape, "file": 0, "sha256": None}
+        found[name] = Saved(torch.Size(shape), dtype, [piece], [file], name)
+    return found
 
 
 def read_own(

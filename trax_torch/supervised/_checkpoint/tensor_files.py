@@ -6,10 +6,11 @@ A file is never mapped into memory: one that is cut meanwhile would end the proc
 import errno
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -61,6 +62,56 @@ def _write(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
     except SafetensorError as error:  # what the operating system said is in its text alone
         raise OSError(errno.EIO, str(error), path) from error
     os.chmod(path, os.stat(os.path.dirname(path)).st_mode & 0o666)  # it leaves 0600
+
+
+def stream(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Writes a file of tensors that are read one at a time.
+
+    Args:
+      file: where to.
+      tensors: each has a `shape`, a `dtype`, and a `read` that returns it.
+      metadata: texts that stand before them.
+
+    Raises:
+      ValueError: if the format has not the type of one; nothing is written then.
+    """
+    # Wide types come first, so that each tensor lies as its type wants, as the library has it.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {_METADATA: dict(metadata)}
+    end = 0
+    for name in names:
+        begin, end = end, end + n_bytes(tensors[name])
+        header[name] = {
+            "dtype": _name_of_type(tensors[name].dtype, name),
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH)
+    file.write(len(text).to_bytes(_LENGTH, "little") + text)
+    for name in names:
+        file.write(_bytes_of(tensors[name].read()))
+
+
+def n_bytes(tensor: Any) -> int:
+    """Returns how many bytes a tensor has, by its `shape` and `dtype`."""
+    n: int = math.prod(tensor.shape) * tensor.dtype.itemsize
+    return n
+
+
+def _name_of_type(dtype: torch.dtype, of: str) -> str:
+    """Returns what the library calls a type, as it says itself."""
+    from safetensors.torch import save
+
+    try:
+        data = save({of: torch.empty(0, dtype=dtype)})
+    except KeyError as error:
+        raise ValueError(
+            f"A safetensors file has no numbers of type {error}, as {of} holds. Convert it to "
+            f"another type first."
+        ) from error
+    name: str = json.loads(data[_LENGTH:])[of]["dtype"]
+    return name
 
 
 class TensorFile:

@@ -1,4 +1,4 @@
-"""A run's weights without the run: from a checkpoint into a model, or into a file for anybody.
+"""A run's weights without the run: from a checkpoint into a model.
 
 Optimizer, data and history are left where they are. Nothing that is read is run.
 """
@@ -52,34 +52,6 @@ def load_weights(model: nn.Module, place: Place, *, weights_only: bool = False) 
     _protocol.load_file(model, place, weights_only)
 
 
-def export(place: Place, file_name: Place) -> None:
-    """Writes a checkpoint's weights and buffers to one plain safetensors file.
-
-    Its names are those of the trained module's own `state_dict`, each name of tied weights being
-    there, so `module.load_state_dict(safetensors.torch.load_file(file_name))` takes it, and so
-    does `load_weights`. Of a model that was compiled, names are those of the module inside. The
-    file is whole or not there.
-
-    Args:
-      place: the folder of a run, or a checkpoint there, as `load_weights` takes it.
-      file_name: where to; what is there is replaced.
-
-    Raises:
-      CheckpointError: if the checkpoint is damaged or not there.
-      ValueError: if a module keeps by `get_extra_state` what is no tensor.
-    """
-    directory, basename = places.split(place)
-    values = _read(directory, basename)
-    if values is None:
-        if places.trax_file(directory, basename) is not None:
-            raise ValueError(
-                f"{place} is a checkpoint of Trax's: python -m trax_torch.interop.trax_checkpoint "
-                f"converts it."
-            )
-        raise places.missing(directory, basename)
-    _protocol.write_file(os.fspath(file_name), values, {"format": "pt"})
-
-
 def _read(directory: str, basename: str) -> dict[str, Any] | None:
     """Returns what a module's state_dict held when it was saved, or None without a checkpoint."""
     if not storage.is_basename(basename):
@@ -93,14 +65,8 @@ def _read(directory: str, basename: str) -> dict[str, Any] | None:
         if storage.generation_of(directory, basename) == manifest["generation"]:
             raise
         return _read(directory, basename)  # a run under way has saved anew meanwhile
-    try:
+    with state.described_by(directory, basename):
         values = state.module_state(parts, manifest["info"]["members"])
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        # A manifest made by hand: its hash fits, its content does not.
-        raise CheckpointError(
-            f"{os.path.join(directory, basename)}.json is damaged: it does not say what it should "
-            f"of the model ({error!r})."
-        ) from error
     return {_protocol.plain_name(name): value for name, value in values.items()}
 
 
