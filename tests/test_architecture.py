@@ -38,6 +38,7 @@ FLOORS = [
     {"_nest", "_seeds", "_signals", "_errors", "_durable", "_torch_private", "_version"}
     | {
         "_memory_order",
+        "_last_words",
         "_public_names",
         "_mistakes",
         "_generators",

@@ -26,6 +26,7 @@ import trax_torch
 from trax_torch import _torch_private as private
 from trax_torch import layers as tl
 from trax_torch import models, optimizers
+from trax_torch._last_words import Words
 from trax_torch.supervised import decoding
 
 PACKAGE = Path(trax_torch.__file__).parent
@@ -727,6 +728,11 @@ def _texts(rank):
         dist.all_reduce(torch.ones(1), group=for_gpus)
     except RuntimeError as error:
         found["backend"] = private.lacks_a_backend(error), str(error)
+    words = Words(private.meeting_store(), rank)
+    words.leave(ValueError("mine"))
+    found["store"] = words.read()
+    words.begin()
+    found["store later"] = words.read()
     two = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
     two.forward = lambda x: two[0](x)
     parallel = nn.parallel.DistributedDataParallel(two)
@@ -747,8 +753,11 @@ def _texts(rank):
 
 def test_errors_between_ranks_are_known_by_their_words(tmp_path):
     """torch says in other words that a rank is gone, a weight unused, or a device without a way."""
-    first, _ = ranks.values(tmp_path, 2, _texts)
+    first, other = ranks.values(tmp_path, 2, _texts)
 
+    assert first["store"] in ("On rank 0: ValueError: mine ", "On rank 1: ValueError: mine ")
+    assert other["store"] == first["store"]
+    assert first["store later"] is None
     assert first["backend"][0], first["backend"]
     assert first["unused"][0], first["unused"]
     assert first["gone"][0] or issubclass(getattr(dist, first["gone"][1], int), dist.DistError)

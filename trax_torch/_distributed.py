@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from trax_torch._dtensors import local as local
 from trax_torch._dtensors import shard_like as shard_like
 from trax_torch._dtensors import whole as whole
 from trax_torch._errors import CallError, RankError
+from trax_torch._last_words import Words
 
 _GONE = (
     "Another rank is gone or does not answer: {}. See its own output; torchrun --max-restarts "
@@ -48,6 +49,7 @@ class World:
       calls: what this process is doing, the outermost call first; see `call`.
       timeout: seconds after which a rank that does not answer is given up.
       group: what they talk by, where that is not the process group of all.
+      words: where a rank that fails in a call says why, for those that wait for it.
     """
 
     rank: int
@@ -56,6 +58,7 @@ class World:
     calls: list[str] = field(default_factory=list, repr=False, compare=False)
     timeout: float = field(default=300.0, compare=False)
     group: Any = field(default=None, repr=False, compare=False)
+    words: Words | None = field(default=None, repr=False, compare=False)
 
     @property
     def n_hosts(self) -> int:
@@ -74,9 +77,15 @@ class World:
         Args:
           name: as a person would write the call.
         """
+        if not self.calls and self.words is not None:
+            self.words.begin()
         self.calls.append(name)
         try:
             yield
+        except Exception as error:
+            if self.words is not None and not isinstance(error, RankError):
+                self.words.leave(error)
+            raise
         finally:
             self.calls.pop()
 
@@ -90,7 +99,12 @@ class World:
         limit = datetime.timedelta(seconds=self.timeout)
         with self._told():
             group = dist.new_group(backend="gloo", timeout=limit)
-        return dataclasses.replace(self, calls=[], group=group)
+        return dataclasses.replace(self, calls=[], group=group, words=None)
+
+    def _gone(self, error: Exception, *hints: str) -> RankError:
+        """Returns the error that another rank is gone, with what it said, if it did."""
+        said = None if self.words is None else self.words.read()
+        return RankError("".join([said or "", _GONE.format(error), *hints]))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """All-reduces: returns the sums over ranks, in float64; nothing waits for a GPU.
@@ -141,7 +155,7 @@ class World:
 
     def _told(self, *tensors: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         alone = [call for call in self.calls[:1] if call != "run()"]  # a script's own call
-        return _told(*tensors, calls=alone)
+        return _told(*tensors, calls=alone, gone=self._gone)
 
     def each(self, number: float) -> list[float]:
         """Returns every rank's number, in the order of ranks."""
@@ -215,8 +229,12 @@ class World:
         self.fail_together(error, kind)
 
     @contextlib.contextmanager
-    def watched(self) -> Generator[None]:
-        """Says in plain words if what its block computes fails because another rank is gone."""
+    def watched(self, hint: str = "") -> Generator[None]:
+        """Says in plain words if what its block computes fails because another rank is gone.
+
+        Args:
+          hint: what else may have had it wait.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -229,7 +247,7 @@ class World:
             is_of_ranks = isinstance(error, dist.DistError) or _torch_private.is_of_gloo(error)
             if self.size == 1 or isinstance(error, RankError) or not is_of_ranks:
                 raise
-            raise RankError(_GONE.format(error)) from error
+            raise self._gone(error, hint) from error
 
     def share(
         self, parts: dict[str, dict[str, torch.Tensor]] | None, info: Any
@@ -270,7 +288,7 @@ class World:
         Args:
           facts: plain data by name.
         """
-        texts = self.gather(json.dumps(dict(facts), sort_keys=True).encode())
+        texts = self.gather(json.dumps(dict(facts)).encode())
         everyones = [json.loads(text) for text in texts]
         for rank, theirs in enumerate(everyones):
             for name, value in everyones[0].items():
@@ -381,7 +399,8 @@ def join(
         with _told():
             dist.init_process_group(backend, timeout=limit, **_meeting_place(limit))
         atexit.register(_close)
-    return World(dist.get_rank(), size, device, timeout=timeout)
+    words = Words(_torch_private.meeting_store(), dist.get_rank())
+    return World(dist.get_rank(), size, device, timeout=timeout, words=words)
 
 
 def launched() -> tuple[int, int]:
@@ -422,11 +441,16 @@ def _close() -> None:
 
 
 @contextlib.contextmanager
-def _told(*tensors: torch.Tensor, calls: Sequence[str] = ()) -> Generator[None]:
+def _told(
+    *tensors: torch.Tensor,
+    calls: Sequence[str] = (),
+    gone: Callable[..., RankError] = lambda error, *_: RankError(_GONE.format(error)),
+) -> Generator[None]:
     """Says in plain words that another rank is gone, or does not answer.
 
     Args:
       calls: what is under way that others may not have called.
+      gone: makes the error.
       tensors: what its block sends and receives by gloo. They are the caller's alone when it ends:
         a thread of gloo's that lets go of a tensor later needs the interpreter for it, and aborts
         the process if that is just ending (pytorch issue 190489).
@@ -446,7 +470,7 @@ def _told(*tensors: torch.Tensor, calls: Sequence[str] = ()) -> Generator[None]:
             f"waits for the others in vain."
             for call in calls
         ]
-        raise RankError("".join([_GONE.format(error), *hints])) from error
+        raise gone(error, *hints) from error
     until = time.monotonic() + 1.0
     while [sys.getrefcount(t) for t in sent] > counts and time.monotonic() < until:
         time.sleep(0)

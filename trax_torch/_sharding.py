@@ -21,6 +21,7 @@ def shard(
     module: nn.Module,
     groups: Sequence[nn.Module] = (),
     whole: Sequence[nn.Parameter] = (),
+    n_replicas: int = 1,
 ) -> Apart:
     """Has each rank keep a part of every weight of a module, and of its gradient and slots.
 
@@ -32,6 +33,7 @@ def shard(
       groups: modules inside, the inner ones first; the weights of each, but for those of groups in
         it, are brought together while it computes. The rest is while all of `module` does.
       whole: weights that every rank keeps whole; their gradients are not added up.
+      n_replicas: into how many sets of neighbours the ranks are divided, of which each holds all.
 
     Returns:
       What makes a context in which backward passes stay with their rank.
@@ -45,7 +47,11 @@ def shard(
     # It warns of outputs that are views, since what is done to them in place goes wrong. Where that
     # is done, there is no group; see `shard_groups`.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    if n_replicas == 1:
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        sizes, names = (n_replicas, world.size // n_replicas), ("replicate", "shard")
+        mesh = init_device_mesh(world.device.type, sizes, mesh_dim_names=names)
     for each in (*groups, module):
         fully_shard(each, mesh=mesh, ignored_params=set(whole))
     outermost: Any = module

@@ -443,6 +443,17 @@ def asks_to_find_unused(error: RuntimeError) -> bool:
     return "find_unused_parameters" in str(error)
 
 
+def meeting_store() -> Any:
+    """Returns the store where the ranks of the process group met; None if that is not known."""
+    try:
+        from torch.distributed import distributed_c10d
+
+        return distributed_c10d._get_default_store()
+    except (ImportError, AttributeError):
+        _say("_get_default_store", "ranks that wait for one that failed do not hear why")
+        return None
+
+
 def lacks_a_backend(error: RuntimeError) -> bool:
     """Tells whether a process group has no way to send what is on some device."""
     return "No backend type associated" in str(error)

@@ -228,8 +228,7 @@ class ExponentialMovingAverage(TrainingStepCallback):
     def state_dict(self) -> dict[str, Any]:
         """Returns the averages by name, and how many steps they are over."""
         self._take_in_thawed()
-        averages = {name: _distributed.whole(x) for name, x in self._averages.items()}
-        return {"n_steps": self._n_steps, "averages": averages}
+        return {"n_steps": self._n_steps, "averages": dict(self._averages)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from the averages that `state_dict` gave."""

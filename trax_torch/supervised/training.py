@@ -104,7 +104,7 @@ class Loop(_loop.Described, Generic[Model]):
       on_nonfinite: a step whose loss or gradient is not finite changes nothing: 'raise' raises
         `NonFiniteError`; a number skips so many steps before it raises; 'skip' stands for 100.
       strategy: 'ddp' has each rank keep all weights and slots; 'fsdp' a part of each (torch's
-        `fully_shard`), for models too large for one device. Checkpoints are the same files.
+        `fully_shard`), for models too large for one device; 'hsdp' has each machine keep them all.
       find_unused_parameters: where several ranks train: which weights a task's loss depends on is
         found once, on its sample batch; True looks at each step, for models in which that changes.
       timeout: seconds after which a rank that does not answer is given up, with an error; more

@@ -271,12 +271,14 @@ def test_ranks_that_each_hold_a_part_of_the_weights_equal_one_process(
 
 def test_what_does_not_go_with_parts_of_weights_is_refused():
     model = nn.Linear(3, 1)
-    with pytest.raises(ValueError, match="adasum=True does not go with strategy='fsdp' yet"):
+    with pytest.raises(
+        ValueError, match="does not go with strategy='fsdp': it merges whole gradients"
+    ):
         line_loop(strategy="fsdp", adasum=True)
     task = TrainTask(uneven(), tl.L2Loss(), torch.optim.SGD(model.parameters(), 0.1))
     with pytest.raises(ValueError, match="Give a recipe such as optimizers.Adam"):
         line_loop(strategy="fsdp", model=model, task=task)
-    with pytest.raises(ValueError, match="strategy is 'ddp' or 'fsdp'; got 'zero'"):
+    with pytest.raises(ValueError, match="strategy is 'ddp', 'fsdp' or 'hsdp'; got 'zero'"):
         line_loop(strategy="zero")
 
 

@@ -18,7 +18,7 @@ from trax_torch import layers as tl
 from trax_torch import models, optimizers
 from trax_torch.supervised import EvalTask, TrainTask, training
 from trax_torch.supervised._checkpoint import storage
-from trax_torch.supervised.callbacks import TrainingStepCallback
+from trax_torch.supervised.callbacks import ExponentialMovingAverage, TrainingStepCallback
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -168,6 +168,8 @@ def test_others_fail_soon_when_a_rank_raises_in_the_middle_of_a_step(tmp_path):
 
     assert [each[:2] for each in found] == [("error", "RankError"), ("error", "LayerError")]
     assert "Another rank is gone" in found[0][2]
+    assert "On rank 1: LayerError: " in found[0][2]
+    assert "out of memory" in found[0][2]
     assert "out of memory" in found[1][2]
     assert time.monotonic() - start < 30
 
@@ -394,6 +396,44 @@ def output_dir_on_the_chief_alone(rank, folder):
     make_loop(rank, folder=folder if rank == 0 else None)
 
 
+def other_frozen(rank, folder):
+    model = tl.Serial(tl.Dense(8), tl.Dense(1))
+    model.init_missing(torch.ones(4, 3), rng=0)
+    model.sublayers[0].requires_grad_(not rank)
+    make_loop(rank, model=model)
+
+
+def other_modules(rank, folder):
+    make_loop(rank, model=tl.Serial(tl.Dense(8), [tl.Tanh, tl.Relu][rank](), tl.Dense(1)))
+
+
+def other_loss(rank, folder):
+    loss = torch.nn.HuberLoss(delta=1.0 + rank)
+    pairs = ((x, y) for x, y, _ in data(0, rank))
+    make_loop(rank, task=TrainTask(pairs, loss, optimizers.Adam()), evals=[])
+
+
+def other_scheduler(rank, folder):
+    step = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2 + rank)
+    make_loop(rank, task=TrainTask(data(0, rank), tl.L2Loss(), optimizers.Adam(), step))
+
+
+def scheduler_on_one(rank, folder):
+    step = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2) if rank else None
+    make_loop(rank, task=TrainTask(data(0, rank), tl.L2Loss(), optimizers.Adam(), step))
+
+
+def other_data(rank, folder):
+    first = next(data(0, rank))
+    given = [[first], iter([first, first])][rank]
+    make_loop(rank, task=TrainTask(given, tl.L2Loss(), optimizers.Adam()))
+
+
+def other_callback(rank, folder):
+    averages = functools.partial(ExponentialMovingAverage, decay=0.9 - 0.1 * rank)
+    make_loop(rank, callbacks=[averages])
+
+
 def other_n_steps(rank, folder):
     make_loop(rank).run(3 + rank)
 
@@ -429,6 +469,16 @@ def other_step(rank, folder):
             output_dir_on_the_chief_alone,
             "whether output_dir is given: true on rank 0, false on rank 1",
         ),
+        (other_frozen, "which weights are frozen: [] on rank 0, "),
+        (
+            other_modules,
+            "the model's modules: 1: PureLayer Tanh() on rank 0, 1: PureLayer Relu() on",
+        ),
+        (other_loss, "delta=1.0) on rank 0"),
+        (other_scheduler, "step_size=2"),
+        (scheduler_on_one, "the schedulers: none on rank 0, StepLR("),
+        (other_data, "the kinds of data: list on rank 0, list_iterator on rank 1"),
+        (other_callback, "ExponentialMovingAverage(decay=0.9"),
         (other_n_steps, "n_steps: 3 on rank 0, 4 on rank 1"),
         (other_step, "the step: 0 on rank 0, 800 on rank 1"),
     ],
@@ -444,6 +494,37 @@ def test_ranks_that_do_not_train_the_same_are_refused_at_the_start(build, text, 
         assert message.startswith("All ranks must train the same, but ")
         assert text in message
         assert "Give every rank the same model, tasks and settings" in message
+
+
+def parted(rank, what):
+    """Rank 1 changes a weight, or its rate, when step 3 is done."""
+
+    def change(loop):
+        if what == "weights":
+            with torch.no_grad():
+                next(loop.model.parameters())[0] += 0.1
+        else:
+            loop.optimizers[0].param_groups[0]["lr"] *= 0.5
+
+    task = TrainTask(
+        data(0, rank),
+        tl.L2Loss(),
+        functools.partial(torch.optim.Adam, lr=0.01),
+        n_steps_per_checkpoint=5,
+    )
+    make_loop(rank, task=task, at={"step": 3, "do": change, "before": False}, guilty=1).run(12)
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [("weights", "a checksum of the weights is"), ("rates", "the learning rates is [[0.01]] on")],
+)
+def test_ranks_that_part_are_told_so_at_the_next_report(what, text, tmp_path):
+    for found in ranks.outcomes(tmp_path, 3, functools.partial(parted, what=what), limit=60):
+        assert found[:2] == ("error", "ValueError")
+        assert "After step 5 the ranks train no longer the same" in found[2]
+        assert text in found[2]
+        assert "on rank 1. Change rates and weights on all ranks alike" in found[2]
 
 
 @pytest.mark.parametrize("setting", ["eval_at", "checkpoint_at"])

@@ -99,6 +99,7 @@ class AfterStep:
           is_end: whether it is the end of a run that has them run: no scheduler is told of them,
             for in a run that goes on there are none.
         """
+        self.stepper.check_together()
         with self.saves, self._told_of_values():
             if self._has_news():
                 self._log_training(self.loop.log_summary)

@@ -13,7 +13,7 @@ from trax_torch import _distributed, _seeds, optimizers, shapes
 from trax_torch import layers as tl
 from trax_torch.layers.metrics import look_at_targets
 from trax_torch.supervised import _checkpoint, _logging, _tasks
-from trax_torch.supervised._loop import counting, data_parallel
+from trax_torch.supervised._loop import alike, counting, data_parallel
 from trax_torch.supervised._loop import losses as _losses
 from trax_torch.supervised._loop import meet as _meet
 from trax_torch.supervised._loop.evaluator import Evaluator
@@ -124,7 +124,7 @@ def build(
     sample = tasks[0].sample_batch
     prepare_model(layer, meetings[0], sample, seed, world.device, config)
     residence = to_residence(layer, tasks, world, config)
-    _check_alike(layer, meetings, tasks, eval_tasks, config, world)
+    alike.check_given(layer, meetings, tasks, eval_tasks, config, world)
     data_parallel.check_world(world, config)  # no rank leaves before all have come
     models = [met.model(layer) for met in meetings]
     for each, met, task in zip(models, meetings, tasks, strict=True):
@@ -148,7 +148,9 @@ def build(
             for each, met, task, share in zip(models, meetings, tasks, shares, strict=True)
         ]
     world.compare({"the optimizers": _checkpoint.settings_of(trainers)})
-    pacers = [make_pacer(*pair, eval_tasks) for pair in zip(tasks, trainers, strict=True)]
+    with world.together():
+        pacers = [make_pacer(*pair, eval_tasks) for pair in zip(tasks, trainers, strict=True)]
+    alike.check_schedulers([pacer.scheduler for pacer in pacers], world)
     autocast = config.autocast(world.device)
     with world.together():
         evaluators = [
@@ -159,33 +161,6 @@ def build(
     if config.stays_in_float32(world.device):
         said.append("This CPU multiplies no bfloat16: precision='bf16' computes as without it.")
     return Parts(layer, measured, trainers, pacers, accumulators, evaluators, meetings, said)
-
-
-def _check_alike(
-    layer: tl.Layer,
-    meetings: list[Meeting],
-    tasks: list[_tasks.TrainTask],
-    eval_tasks: list[_tasks.EvalTask],
-    config: LoopConfig,
-    world: _distributed.World,
-) -> None:
-    """Raises ValueError if ranks were given different things."""
-    world.compare(
-        {
-            "random_seed": config.random_seed,
-            "the number of tasks": [len(tasks), len(eval_tasks)],
-            "the settings": ", ".join(f"{k}={v!r}" for k, v in config.of_steps().items()),
-            "the model's weights": _checkpoint.forms_of(layer),
-            "what is measured": [task.metric_names for task in eval_tasks],
-            "how batches meet the model": "; ".join(met.says for met in meetings if met.says),
-            "whether output_dir is given": config.output_dir is not None,
-            "which of the best are kept, and when": [
-                config.checkpoint_low_metric,
-                config.checkpoint_high_metric,
-                config.best_at,
-            ],
-        }
-    )
 
 
 def _met(
@@ -318,10 +293,11 @@ def check_task(model: tl.Layer, met: Meeting, task: _tasks.TrainTask, config: Lo
             look_at_targets(met.loss, outputs[0].shape[-1], *sample[model.n_in :][:2])
     if config.use_memory_efficient_trainer:
         _check_optimizer_for_blocks(task.optimizer)
-    if config.strategy == "fsdp" and isinstance(task.optimizer, torch.optim.Optimizer):
+    if config.is_sharded and isinstance(task.optimizer, torch.optim.Optimizer):
         raise ValueError(
-            "strategy='fsdp' puts parts of weights in their places, which this optimizer does not "
-            "know. Give a recipe such as optimizers.Adam(0.001), or a class of torch.optim."
+            f"strategy={config.strategy!r} puts parts of weights in their places, which this "
+            f"optimizer does not know. Give a recipe such as optimizers.Adam(0.001), or a class "
+            f"of torch.optim."
         )
 
 

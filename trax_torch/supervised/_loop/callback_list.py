@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
 from trax_torch import _distributed
-from trax_torch.supervised._loop import habits
+from trax_torch.supervised._loop import alike, habits
 from trax_torch.supervised._loop.settings import LoopConfig
 from trax_torch.supervised._loop.stopping import Stopping
 
@@ -110,6 +110,7 @@ class CallbackList:
                 several = isinstance(makers, (list, tuple))
                 for maker in makers if several else [makers] * bool(makers):
                     self.items.append(_made(maker, loop))
+            alike.check_callbacks(self.items, self._world)
             self._decide()
             fill()
             if self._is_loaded:

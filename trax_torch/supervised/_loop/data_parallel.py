@@ -69,7 +69,7 @@ def shard(
     Raises:
       ValueError: if weights cannot be cut into parts, with the reason.
     """
-    if world.size == 1 or config.strategy != "fsdp":
+    if world.size == 1 or not config.is_sharded:
         return Sharded()
     device = world.device
     batches = [(both, _nest.to_tensors(sample, device)) for both, sample in samples]
@@ -86,8 +86,9 @@ def shard(
         run = functools.partial(_measured, both, _nest.to_tensors(sample, device))
         bares.append(_checkpoint.bare(layer))
         found.append(shard_groups.find(bares[-1], [run], world))
+    n_replicas = _n_replicas(world) if config.strategy == "hsdp" else 1
     aparts = [
-        _sharding.shard(world, module, each.modules, each.whole)
+        _sharding.shard(world, module, each.modules, each.whole, n_replicas)
         for module, each in zip(bares, found, strict=True)
     ]
 
@@ -141,6 +142,24 @@ def copy_parts_(source: tl.Layer, target: tl.Layer) -> None:
                 _distributed.local(p).copy_(_distributed.local(theirs[name]))
 
 
+def _n_replicas(world: _distributed.World) -> int:
+    """Returns on how many machines the ranks are, each of which holds all weights.
+
+    Raises:
+      ValueError: if they are not as many on each.
+    """
+    n_local = world.size // world.n_hosts
+    counts = world.each(n_local)
+    if len({*counts}) > 1 or n_local * world.n_hosts != world.size:
+        raise ValueError(
+            f"strategy='hsdp' has the ranks of each machine hold all weights together, so there "
+            f"must be as many on each; there are {world.size} in all, and of its own machine each "
+            f"says: {', '.join(f'{n:g}' for n in counts)}. Start torchrun with the same "
+            f"--nproc-per-node everywhere, or give strategy='fsdp'."
+        )
+    return world.n_hosts
+
+
 def _measured(both: tl.Layer, batch: Any) -> None:
     """Runs a model in eval mode, where that can be done with a batch of training."""
     with contextlib.suppress(Exception):
@@ -182,7 +201,7 @@ def over_ranks(
     ) -> optimizers.Ranks:
         return optimizers.Ranks(world.rank, world.size, begin, apart, merge, world.all_agree)
 
-    if config.strategy == "fsdp":
+    if config.is_sharded:
         whole = [p for p in both.parameters() if not _distributed.is_shard(p)]
         merge = functools.partial(_merge, whole, world) if whole else leave
         return module, ranks(take_buffers, apart, merge)

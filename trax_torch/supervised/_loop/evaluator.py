@@ -124,8 +124,8 @@ class Evaluator:
                 batch = next(batches, None)
                 if batch is None and sample is None:
                     raise ValueError(
-                        "With strategy='fsdp' a rank that measures no batch needs a sample_batch, "
-                        "to take part in those of others."
+                        "Where ranks hold parts of weights, a rank that measures no batch needs a "
+                        "sample_batch, to take part in those of others."
                     )
             (n_left,) = self._world.sum([batch is not None])
             if not n_left:

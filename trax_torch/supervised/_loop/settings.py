@@ -18,7 +18,7 @@ from trax_torch.supervised._tasks import At
 # The words that settings take, for type checkers to know.
 Precision = Literal["bf16", "fp16", "fp32", "tf32"]
 OnNonfinite = Literal["raise", "skip"]
-Strategy = Literal["ddp", "fsdp"]
+Strategy = Literal["ddp", "fsdp", "hsdp"]
 ActivationCheckpointing = bool | Literal["offload"]
 BestAt = Literal["evals", "checkpoints"]
 ResumeData = Literal["exact", "restart"]
@@ -161,13 +161,19 @@ class LoopConfig(StepConfig):
             )
         self._limit("clip_grad_norm", "a norm of all gradients together")
         self._limit("clip_grad_value", "the largest size of a gradient's element")
-        if self.strategy not in ("ddp", "fsdp"):
-            raise ValueError(f"strategy is 'ddp' or 'fsdp'; got {self.strategy!r}.")
-        for other in ("adasum", "loss_chunk_size"):
+        if self.strategy not in get_args(Strategy):
+            raise ValueError(f"strategy is 'ddp', 'fsdp' or 'hsdp'; got {self.strategy!r}.")
+        reasons = {
+            "adasum": "merges whole gradients of ranks by how much they agree, and here each rank "
+            "ever has a part of one, which is added up already",
+            "loss_chunk_size": "uses the last layer's weights while it does not compute",
+        }
+        for other, reason in reasons.items():
             value = getattr(self, other)
-            if self.strategy == "fsdp" and value:
+            if self.is_sharded and value:
                 raise ValueError(
-                    f"{other}={value} does not go with strategy='fsdp' yet. Leave one of them out."
+                    f"{other}={value} does not go with strategy={self.strategy!r}: it {reason}. "
+                    f"Leave one of them out."
                 )
         if self.activation_checkpointing not in (False, True, "offload"):
             raise ValueError(
@@ -248,7 +254,7 @@ class LoopConfig(StepConfig):
                 "blocks are computed again as it is. Leave it out",
             ),
             "strategy": (
-                self.strategy == "fsdp",
+                self.is_sharded,
                 "blocks bring and update their weights themselves. Leave one of the two out; "
                 "activation_checkpointing=True goes with it",
             ),
@@ -259,6 +265,11 @@ class LoopConfig(StepConfig):
                     f"{name}={getattr(self, name)!r} does not go with "
                     f"use_memory_efficient_trainer={self.use_memory_efficient_trainer!r}: {reason}."
                 )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks hold parts of weights."""
+        return self.strategy != "ddp"
 
     @property
     def n_skips(self) -> int:

@@ -11,11 +11,16 @@ from typing import Any
 
 from trax_torch import _distributed, _nest, _seeds, optimizers
 from trax_torch.supervised import _checkpoint, _tasks
-from trax_torch.supervised._loop import ambient
+from trax_torch.supervised._loop import alike, ambient
 from trax_torch.supervised._loop import stopping as _stopping
 from trax_torch.supervised._loop.build import Parts
 from trax_torch.supervised._loop.callback_list import CallbackList
 from trax_torch.supervised._loop.moving import Mover
+
+_OF_PARTS = (
+    " Or ranks went different ways through the model: where each holds parts of the weights, all "
+    "must run the same modules at a step, and a branch that one alone takes has the others wait."
+)
 
 
 class Stepper:
@@ -64,6 +69,8 @@ class Stepper:
         self._stopping = stopping
         self.batch: Any = None
         self.loss: Any = None
+        is_cut = any(map(_distributed.is_shard, parts.model.parameters()))
+        self._hint = _OF_PARTS if is_cut else ""
 
     def begin_run(self) -> None:
         """Makes ready for steps, whatever was done to model and optimizers since the last."""
@@ -124,7 +131,7 @@ class Stepper:
         except Exception as error:
             if not isinstance(error, optimizers.NonFiniteError):
                 self._meetings[index].explain(error)
-            with self._world.watched(), self._naming(index):
+            with self._world.watched(self._hint), self._naming(index):
                 raise
         if self._callbacks.updated is not None and stats:
             self._callbacks.updated(step)
@@ -138,6 +145,10 @@ class Stepper:
         """Tells schedulers that follow a metric what the last step's evals have measured."""
         for pacer in self._pacers:
             pacer.follow(eval_tasks, self._state.history, self._state.step)
+
+    def check_together(self) -> None:
+        """Raises ValueError if the ranks' weights or rates have parted."""
+        alike.check_together(self._state.step, self._trainers, self._world)
 
     def check_finite(self) -> None:
         """Raises NonFiniteError if more steps were not finite than may be skipped."""

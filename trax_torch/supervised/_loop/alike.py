@@ -1,0 +1,170 @@
+"""What must be the same on all ranks: told before the first step, and looked at in each report.
+
+This room describes things in plain data; it changes none.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trax_torch import _distributed, optimizers
+from trax_torch import layers as tl
+from trax_torch._torch_private import foreach
+from trax_torch.supervised import _checkpoint, _tasks
+from trax_torch.supervised._loop.meeting import Meeting
+from trax_torch.supervised._loop.settings import LoopConfig
+
+_NEAR = 1e-5  # of the weights' size: processors of several kinds round differently
+_NO_SETTINGS = {*vars(nn.Module()), *vars(tl.Layer())}  # what all modules have, or all layers
+
+
+def check_given(
+    layer: tl.Layer,
+    meetings: list[Meeting],
+    tasks: list[_tasks.TrainTask],
+    eval_tasks: list[_tasks.EvalTask],
+    config: LoopConfig,
+    world: _distributed.World,
+) -> None:
+    """Raises ValueError if ranks were given different things."""
+    if world.size == 1:
+        return
+    both = [*tasks, *eval_tasks]
+    world.compare(
+        {
+            "random_seed": config.random_seed,
+            "the number of tasks": [len(tasks), len(eval_tasks)],
+            "the settings": ", ".join(f"{k}={v!r}" for k, v in config.of_steps().items()),
+            "the model's weights": _checkpoint.forms_of(layer),
+            "which weights are frozen": _frozen(layer),
+            "the model's modules": _modules_of(_checkpoint.bare(layer)),
+            "what is measured": [task.metric_names for task in eval_tasks],
+            "the losses": [_described(task.loss_layer) for task in tasks],
+            "the metrics": [_described(m) for task in eval_tasks for m in task.metrics],
+            "the kinds of data": [type(task.labeled_data).__qualname__ for task in both],
+            "how batches meet the model": "; ".join(met.says for met in meetings if met.says),
+            "whether output_dir is given": config.output_dir is not None,
+            "which of the best are kept, and when": [
+                config.checkpoint_low_metric,
+                config.checkpoint_high_metric,
+                config.best_at,
+            ],
+        }
+    )
+
+
+def check_schedulers(schedulers: Sequence[Any], world: _distributed.World) -> None:
+    """Raises ValueError if ranks change rates by other schedulers."""
+    world.compare({"the schedulers": ["none" if s is None else _described(s) for s in schedulers]})
+
+
+def check_callbacks(callbacks: Sequence[Any], world: _distributed.World) -> None:
+    """Raises ValueError if those callbacks differ between ranks that are saved, or their settings.
+
+    Others may be on one rank alone: what logs, or looks.
+    """
+    saved = [_described(c) for c in callbacks if hasattr(c, "state_dict")]
+    world.compare({"the callbacks that are saved": saved})
+
+
+def check_together(
+    step: int, trainers: Sequence[optimizers.Trainer], world: _distributed.World
+) -> None:
+    """Raises ValueError on all ranks if their weights or rates have parted, with what and where.
+
+    Weights are compared by their sums; those of which each rank has a part, by nothing.
+
+    Args:
+      step: the last one taken.
+      trainers: have weights and rates.
+      world: the ranks.
+    """
+    if world.size == 1:
+        return
+    rates = [[_number(g.get("lr")) for g in each.optimizer.param_groups] for each in trainers]
+    weights = {id(p): p for each in trainers for p in each.model_with_loss.parameters()}
+    whole = [p.detach() for p in weights.values() if p.numel() and not _distributed.is_shard(p)]
+    mine = {"the learning rates": rates, "a checksum of the weights": _sums(whole)}
+    everyones = [json.loads(text) for text in world.gather(json.dumps(mine).encode())]
+    for rank, theirs in enumerate(everyones):
+        for name, value in everyones[0].items():
+            is_sum = name != "the learning rates"
+            if _are_near(value, theirs[name]) if is_sum else value == theirs[name]:
+                continue
+            raise ValueError(
+                f"After step {step} the ranks train no longer the same: {name} is {value} on rank "
+                f"0, and {theirs[name]} on rank {rank}. Change rates and weights on all ranks "
+                f"alike, or not at all; go on from a checkpoint of before."
+            )
+
+
+def _sums(tensors: list[torch.Tensor]) -> list[float]:
+    """Returns the sum of all numbers, and their size, waiting for the device once."""
+    tensors = [t for t in tensors if t.is_floating_point()]
+    if not tensors:
+        return [0.0, 0.0]
+    sums = torch.stack([t.sum(dtype=torch.float64) for t in tensors]).sum()
+    norms = torch.stack([n.double() for n in foreach.norm(tensors)])
+    found: list[float] = torch.stack([sums, torch.linalg.vector_norm(norms)]).tolist()
+    return found
+
+
+def _are_near(one: list[float], other: list[float]) -> bool:
+    limit = _NEAR * max(1e-30, one[1])
+    return all(a == b or abs(a - b) <= limit for a, b in zip(one, other, strict=True))
+
+
+def _number(rate: Any) -> float | None:
+    return None if rate is None else float(rate)
+
+
+def _frozen(layer: tl.Layer) -> list[str]:
+    named = _checkpoint.bare(layer).named_parameters()
+    return [name for name, p in named if not p.requires_grad]
+
+
+def _modules_of(model: nn.Module) -> list[str]:
+    """Returns each module's name, type, and what it says of itself."""
+    return [
+        f"{name or 'the model'}: {_kind(module)}({module.extra_repr()})"
+        for name, module in model.named_modules()
+    ]
+
+
+def _described(thing: Any) -> str:
+    """Returns the type of a thing, and of what is in it, with settings that are plain."""
+    if isinstance(thing, nn.Module):
+        return " > ".join(_with_settings(module, vars(module)) for module in thing.modules())
+    return _with_settings(thing, getattr(thing, "__dict__", {}))
+
+
+def _with_settings(thing: Any, attributes: Mapping[str, Any]) -> str:
+    settings = {k: _plain(v) for k, v in attributes.items() if k not in _NO_SETTINGS}
+    told = ", ".join(f"{k.lstrip('_')}={v}" for k, v in settings.items() if v is not None)
+    return f"{_kind(thing)}({told})"
+
+
+def _kind(thing: Any) -> str:
+    """Returns a type's name, with a layer's own, by which layers of one type are told apart."""
+    kind = type(thing).__qualname__
+    return f"{kind} {thing.name}" if isinstance(thing, tl.Layer) and thing.name != kind else kind
+
+
+def _plain(value: Any) -> str | None:
+    """Returns what is a number, a word, a function or a list of such as text, or else None."""
+    if isinstance(value, str) and os.sep in value:  # a path, which may be a rank's own
+        return None
+    if isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (list, tuple)) and value:
+        several = [_plain(x) for x in value]
+        return None if None in several else f"[{', '.join(map(str, several))}]"
+    if isinstance(value, functools.partial):
+        settings = [f"{k}={_plain(v)}" for k, v in value.keywords.items()]
+        return f"{_plain(value.func)}({', '.join(settings)})"
+    return getattr(value, "__qualname__", None) if callable(value) else None
