@@ -200,6 +200,20 @@ def test_a_batch_that_cannot_be_cut_stays_whole_with_a_warning(caplog):
     assert "1 rows that the sampler repeats count twice" in caplog.text
 
 
+def test_words_and_numbers_of_rows_that_are_left_out_go_with_them():
+    """As a loader puts them beside tensors: in lists, at any depth."""
+    rows = [{"x": torch.ones(2) * i, "more": (f"row {i}", {"n": i})} for i in range(10)]
+    sampler = DistributedSampler(rows, 4, 2, shuffle=False)
+    task = EvalTask(DataLoader(rows, 3, sampler=sampler), LOSS)
+
+    (batch,) = task.batches()
+
+    assert batch["x"][:, 0].tolist() == [2, 6]
+    names, numbers = batch["more"]
+    assert list(names) == ["row 2", "row 6"]
+    assert numbers["n"].tolist() == [2, 6]
+
+
 class Halves(DistributedSampler):
     """Gives ranks halves of the data, which are another order than torch's."""
 

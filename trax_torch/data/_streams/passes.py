@@ -16,6 +16,7 @@ from trax_torch import _nest
 from trax_torch.data._streams.remembered import kept_generator
 
 _MOST_PARTS = 100  # of a loader; a set of more is not looked into
+_PLAIN = (str, bytes, bool, int, float)  # what a row may have besides arrays
 
 _log = logging.getLogger("trax_torch")
 
@@ -114,7 +115,7 @@ def without_padding(data: Any, batches: Iterator[Any], name: str) -> Generator[A
             _log.info("%s: left out %d rows that the sampler repeats", name, n)
         elif _has_rows(batch, n):
             _log.info("%s: left out %d rows that the sampler repeats", name, n - n_kept)
-            yield _nest.map_leaves(operator.itemgetter(slice(n_kept)), batch)
+            yield _first_rows(batch, n, n_kept)
         else:
             _log.warning(
                 "%s: %d rows that the sampler repeats count twice: they cannot be cut off a batch "
@@ -164,5 +165,30 @@ def _n_padded(sampler: Any) -> int:
 
 
 def _has_rows(batch: Any, n: int) -> bool:
-    """Tells whether all items of a batch are arrays or tensors of n rows."""
-    return all(getattr(leaf, "ndim", 0) > 0 and leaf.shape[0] == n for leaf in _nest.leaves(batch))
+    """Tells whether all items of a batch are of n rows: arrays, tensors, or lists of words, say."""
+    if _is_list_of_rows(batch, n):
+        return True
+    named = _nest.items_by_name(batch)
+    items = batch if isinstance(batch, (list, tuple)) else named and named.values()
+    if items:
+        return all(_has_rows(item, n) for item in items)
+    return getattr(batch, "ndim", 0) > 0 and batch.shape[0] == n
+
+
+def _is_list_of_rows(batch: Any, n: int) -> bool:
+    """Tells whether an item of a batch is a list of n words or numbers, as a loader makes."""
+    is_list = isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields")
+    return is_list and len(batch) == n and all(isinstance(x, _PLAIN) for x in batch)
+
+
+def _first_rows(batch: Any, n: int, n_kept: int) -> Any:
+    """Returns the first rows of a batch of n, of which `_has_rows` is known."""
+    if _is_list_of_rows(batch, n):
+        return batch[:n_kept]
+    if isinstance(batch, dict):
+        return {key: _first_rows(item, n, n_kept) for key, item in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_first_rows(item, n, n_kept) for item in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_first_rows(item, n, n_kept) for item in batch)
+    return _nest.map_leaves(operator.itemgetter(slice(n_kept)), batch)
