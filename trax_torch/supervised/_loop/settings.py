@@ -163,6 +163,24 @@ class LoopConfig(StepConfig):
         self._limit("clip_grad_value", "the largest size of a gradient's element")
         if self.strategy not in get_args(Strategy):
             raise ValueError(f"strategy is 'ddp', 'fsdp' or 'hsdp'; got {self.strategy!r}.")
+        self._check_rivals()
+        if self.on_nonfinite not in ("raise", "skip") and self._count("on_nonfinite") < 0:
+            raise ValueError(
+                f"on_nonfinite is 'raise', 'skip', or how many steps may be skipped; got "
+                f"{self.on_nonfinite!r}."
+            )
+        if isinstance(self.use_memory_efficient_trainer, bool):
+            level = int(self.use_memory_efficient_trainer)
+            object.__setattr__(self, "use_memory_efficient_trainer", level)
+        if self._count("use_memory_efficient_trainer") not in (0, 1, 2):
+            raise ValueError(
+                f"use_memory_efficient_trainer is False, True or 2; got "
+                f"{self.use_memory_efficient_trainer!r}. "
+                f"Give True, or 2 to keep weights in host memory, too; or leave it out."
+            )
+
+    def _check_rivals(self) -> None:
+        """Raises ValueError if two ways to compute steps do not go together."""
         reasons = {
             "adasum": "merges whole gradients of ranks by how much they agree, and here each rank "
             "ever has a part of one, which is added up already",
@@ -184,20 +202,6 @@ class LoopConfig(StepConfig):
             raise ValueError(
                 "activation_checkpointing has blocks computed again, and compile=True makes one "
                 "program of them, which decides itself what it keeps. Leave one of them out."
-            )
-        if self.on_nonfinite not in ("raise", "skip") and self._count("on_nonfinite") < 0:
-            raise ValueError(
-                f"on_nonfinite is 'raise', 'skip', or how many steps may be skipped; got "
-                f"{self.on_nonfinite!r}."
-            )
-        if isinstance(self.use_memory_efficient_trainer, bool):
-            level = int(self.use_memory_efficient_trainer)
-            object.__setattr__(self, "use_memory_efficient_trainer", level)
-        if self._count("use_memory_efficient_trainer") not in (0, 1, 2):
-            raise ValueError(
-                f"use_memory_efficient_trainer is False, True or 2; got "
-                f"{self.use_memory_efficient_trainer!r}. "
-                f"Give True, or 2 to keep weights in host memory, too; or leave it out."
             )
 
     def _count(self, name: str) -> int:
