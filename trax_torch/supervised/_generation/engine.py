@@ -15,18 +15,11 @@ from trax_torch import _torch_private
 from trax_torch import layers as tl
 from trax_torch.layers import _predict
 from trax_torch.supervised._generation import compiled_step
-from trax_torch.supervised._generation.checks import (
-    Hooked,
-    Uses,
-    check_can_predict,
-    hooks_lock,
-    id_hooks,
-    logits_hooks,
-)
+from trax_torch.supervised._generation.checks import check_can_predict, hooks_lock
 from trax_torch.supervised._generation.compiled_step import step
 from trax_torch.supervised._generation.foreign import Foreign
-from trax_torch.supervised._generation.last_position import last_alone
-from trax_torch.supervised._generation.piecewise import Shifts, check_pieces
+from trax_torch.supervised._generation.piecewise import check_pieces
+from trax_torch.supervised._generation.reading import read_prompt
 
 _FIRST_SLOTS = 256  # of a cache that grows
 _MEMORIES = (_predict.Position, _predict.Carry, _predict.Kept)
@@ -133,32 +126,11 @@ class PredictRun(_predict.Block):
 
     def begin(self) -> torch.Tensor:
         """Reads the prompt; returns the logits for the first token, (batch, vocab)."""
-        layer, lengths, (batch, n) = self._layer, self._lengths, self._prompt.shape
+        layer, lengths, n = self._layer, self._lengths, self._prompt.shape[1]
         if n > self._foreign.n_places:
             raise ValueError(what_fits(int(self._n_places), n))
         self._foreign.begin_prompt(lengths)
-        for memory in self._memories:
-            if isinstance(memory, _predict.Carry):
-                memory.lengths = lengths
-        uses, shifts = Uses(layer), Shifts(layer, self._prompt)
-        hooked = Hooked(
-            [
-                *id_hooks(layer),
-                *logits_hooks(layer, batch, n, or_last=True),
-                *uses.hooks,
-                *shifts.hooks,
-                *last_alone(layer, lengths),
-            ]
-        )
-        with contextlib.closing(hooked), hooked:
-            try:
-                logits = step(layer, self._source, self._prompt)
-            finally:
-                uses.check()
-        shifts.check()
-        for memory in self._memories:
-            if isinstance(memory, _predict.Carry):
-                memory.lengths = None
+        logits = read_prompt(layer, self._source, self._prompt, lengths, bool(self._foreign))
         positions = [m.filled for m in self._positions()]
         if self._shares and any(filled != n for filled in positions):
             self._shares, self._compiled = False, None
@@ -173,11 +145,7 @@ class PredictRun(_predict.Block):
                 self._expand()
         elif self._shares:
             self._share()
-        if self._expanded:
-            logits = logits[:: self.n_beams]
-        if logits.shape[1] == 1 or lengths is None:
-            return logits[:, -1]
-        return logits[torch.arange(len(lengths), device=logits.device), lengths - 1]
+        return logits[:: self.n_beams] if self._expanded else logits
 
     def go_on(
         self,
