@@ -48,20 +48,16 @@ def figure(
 @functools.cache
 def _kind() -> Any:
     """Returns a figure's class, which a notebook shows where nobody imported pyplot, too."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    class Picture(Figure):
-        def __init__(self, **settings: Any):
-            super().__init__(**settings)
-            FigureCanvasAgg(self)
+    base: Any = Figure  # which a type checker may not find
+    return type("Picture", (base,), {"_repr_png_": _as_png})
 
-        def _repr_png_(self) -> bytes:
-            written = io.BytesIO()
-            self.savefig(written, format="png", dpi=110)
-            return written.getvalue()
 
-    return Picture
+def _as_png(picture: Any) -> bytes:
+    written = io.BytesIO()
+    picture.savefig(written, format="png", dpi=110)
+    return written.getvalue()
 
 
 def label(panel: Any, x: str = "", y: str = "", title: str = "", legend: bool = False) -> None:

@@ -195,6 +195,10 @@ def test_info_tells_of_checkpoints_and_what_was_measured(run, tmp_path, capsys):
     n = sum(p.numel() for p in model_of(run).parameters())
     assert f" {n:,} " in out
     assert "metrics/bits per byte" in out
+    for path in pathlib.Path(run).iterdir():
+        n = len(list(path.iterdir())) if path.is_dir() else 1
+        name = path.name + "/" * path.is_dir()
+        assert re.search(rf"^{re.escape(name)} +{n} +[\d.]+ ", out, re.MULTILINE), name
     broken = tmp_path / "run"
     broken.mkdir()
     for path in (p for p in pathlib.Path(run).iterdir() if p.is_file()):

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -192,3 +193,17 @@ def test_a_search_has_a_picture():
     assert list(panel.lines[0].get_ydata()) == [4.0, 3.0, 1.0, 0.5]
     assert list(panel.lines[1].get_ydata()) == found.smoothed
     assert (panel.get_xscale(), panel.get_xlabel()) == ("log", "learning rate")
+
+
+def searched_on_rank(rank):
+    with pytest.raises(ValueError, match="one process") as found:
+        find_learning_rate(line_loop(verbose=False))
+    return str(found.value)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
+def test_a_search_for_a_rate_is_for_one_process(tmp_path):
+    """On each rank alike."""
+    errors = ranks.values(tmp_path, 2, searched_on_rank)
+
+    assert all("is for one process; 2 train here" in error for error in errors)

@@ -95,14 +95,13 @@ def _disk(folder: str) -> str:
 def _all_reduce(world: _distributed.World) -> str:
     """Returns at what rate ranks average a tensor."""
     tensor = torch.ones(_N_BYTES // 4, device=world.device)
-    for _ in range(2):  # the first makes the connections
 
-        def reduce() -> None:
-            world.mean_(tensor)
-            float(tensor[0])  # waits for a GPU
+    def reduce() -> None:
+        world.mean_(tensor)
+        float(tensor[0])  # waits for a GPU
 
-        rate = _rate(reduce)
-    return f"{rate} of float32, {_tables.amount(_N_BYTES)} at once"
+    reduce()  # the first makes the connections
+    return f"{_rate(reduce)} of float32, {_tables.amount(_N_BYTES)} at once"
 
 
 def _rate(work: Callable[[], None]) -> str:

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
     ]
     print(_tables.table(("checkpoint", "step", "weights", "size", "state"), rows, (1, 2, 3)))
     print(f"\nMeasured until the newest was saved:\n\n{_latest(found)}\n")
-    sizes = _files(args.run)
-    print(f"{len(sizes)} files, {_tables.amount(sum(sizes))}")
+    files = [(name, f"{n:,}", _tables.amount(size)) for name, n, size in _files(args.run)]
+    print(_tables.table(("in the folder", "files", "size"), files, (1, 2)))
     if any(each.problem for each in found):
         raise SystemExit(1)
 
@@ -48,9 +48,13 @@ def _latest(found: list[Found]) -> History:
     return max(whole, key=lambda each: each.step or 0).history if whole else History()
 
 
-def _files(folder: str) -> list[int]:
-    return [
-        os.path.getsize(os.path.join(place, name))
-        for place, _, names in os.walk(folder)
-        for name in names
-    ]
+def _files(folder: str) -> list[tuple[str, int, int]]:
+    """Returns what lies in a folder: names, and how many files each is, with their bytes."""
+    found = []
+    for entry in sorted(os.scandir(os.path.expanduser(folder)), key=lambda entry: entry.name):
+        paths = [entry.path]
+        if entry.is_dir():
+            paths = [os.path.join(at, name) for at, _, names in os.walk(entry) for name in names]
+        name = entry.name + "/" * entry.is_dir()
+        found.append((name, len(paths), sum(map(os.path.getsize, paths))))
+    return found

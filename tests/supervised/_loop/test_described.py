@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import ranks
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -72,6 +73,20 @@ def test_a_summary_tells_of_settings_and_of_what_never_comes():
     assert of(loop, "settings") == "precision='bf16', n_accumulation_steps=2"
     assert of(loop, "next evals") == "none in 10,000 steps"
     assert "checkpoint" not in loop.summary()
+
+
+def said_on_rank(rank):
+    loop = line_loop(verbose=False)
+    return of(loop, "ranks"), of(loop, "model"), repr(loop)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="no torch.distributed")
+def test_each_rank_may_be_asked_by_itself(tmp_path):
+    """It waits for no other, and says which it is."""
+    first, second = ranks.values(tmp_path, 2, said_on_rank)
+
+    assert (first[0], second[0]) == ("2, this is 0", "2, this is 1")
+    assert first[1:] == second[1:]
 
 
 def test_frozen_weights_are_told_of():
