@@ -39,6 +39,7 @@ FLOORS = [
     | {
         "_memory_order",
         "_last_words",
+        "_rendezvous",
         "_public_names",
         "_mistakes",
         "_generators",

@@ -119,6 +119,31 @@ def test_ranks_save_one_step_when_torchrun_is_asked_to_end_and_resume_from_it(la
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="there is no /proc")
+def test_what_is_left_of_the_machines_goes_on_after_one_is_lost(launch, tmp_path):
+    """Three, then two: those find each other though the names of all three are there still."""
+    folder, mark = tmp_path / "run", tmp_path / "mark"
+    conf = "last_call_timeout=8,keep_alive_interval=1,is_host"
+    runs = [
+        launch(
+            *("--nnodes=1:3", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"),
+            *("--rdzv-endpoint=127.0.0.1:29517", f"--rdzv-conf={conf}={int(machine == 0)}"),
+            *(STEPS, folder, "--steps", 100, "--pause", 0.05, "--mark", mark),
+        )
+        for machine in range(3)
+    ]
+    ranks.wait_for(mark, limit=60)
+    n_at_first = mark.read_text()
+    runs[2].lose()
+    codes = [run.wait() for run in runs[:2]]
+
+    assert n_at_first == "3"
+    assert codes == [0, 0], runs[0].text() + runs[1].text()
+    assert storage.read(str(folder), "model")[1]["step"] == 100
+    assert "Resumed from" in runs[0].text() + runs[1].text()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads cannot be held back here")
 def test_processes_end_in_order_however_late_the_threads_between_ranks_are():
     """One that is last to let go of a tensor aborts an interpreter that is ending."""

@@ -29,6 +29,7 @@ from trax_torch._dtensors import shard_like as shard_like
 from trax_torch._dtensors import whole as whole
 from trax_torch._errors import CallError, RankError
 from trax_torch._last_words import Words
+from trax_torch._rendezvous import meeting_place
 
 _GONE = (
     "Another rank is gone or does not answer: {}. See its own output; torchrun --max-restarts "
@@ -397,7 +398,8 @@ def join(
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         limit = datetime.timedelta(seconds=timeout)
         with _told():
-            dist.init_process_group(backend, timeout=limit, **_meeting_place(limit))
+            place = meeting_place(*launched(), limit)
+            dist.init_process_group(backend, timeout=limit, **place)
         atexit.register(_close)
     words = Words(_torch_private.meeting_store(), dist.get_rank())
     return World(dist.get_rank(), size, device, timeout=timeout, words=words)
@@ -416,23 +418,6 @@ def backends() -> list[str]:
     return [
         name for name, is_there in (there | {"mpi": dist.is_mpi_available()}).items() if is_there
     ]
-
-
-def _meeting_place(limit: datetime.timedelta) -> dict[str, Any]:
-    """Returns where ranks find each other, if that must be said.
-
-    torchrun keeps one store over all restarts, where torch 2.13 has ranks read the addresses of the
-    dead (pytorch issue 167288); so each start of ours gets names of its own. Machines count their
-    restarts each for itself, so this is for one of them.
-    """
-    env = os.environ
-    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("GROUP_WORLD_SIZE") != "1":
-        return {}
-    rank, size = launched()
-    stores: Any = dist  # whose stub does not hand out its stores
-    store = stores.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), size, False, limit)
-    prefix = f"start{env.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    return {"store": stores.PrefixStore(prefix, store), "rank": rank, "world_size": size}
 
 
 def _close() -> None:

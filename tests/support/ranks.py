@@ -4,6 +4,7 @@ import ctypes
 import gc
 import importlib
 import os
+import pathlib
 import pickle
 import signal
 import socket
@@ -152,6 +153,12 @@ class Torchrun:
             if not self._has_ended(20):
                 self.send(signal.SIGKILL)
                 self._has_ended(20)
+
+    def lose(self):
+        """Ends it and its ranks at once, as if their machine had gone."""
+        found = pathlib.Path(f"/proc/{self._pid}/task").glob("*/children")
+        for pid in [self._pid, *(int(n) for path in found for n in path.read_text().split())]:
+            os.kill(pid, signal.SIGKILL)
 
     def _has_ended(self, limit):
         until = time.monotonic() + limit

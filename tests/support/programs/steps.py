@@ -34,7 +34,7 @@ class Fate(TrainingStepCallback):
     def on_step_begin(self, step):
         time.sleep(self._args.pause)
         if self._args.mark and step == 6 and self._rank == 0:
-            pathlib.Path(self._args.mark).write_text("6")
+            pathlib.Path(self._args.mark).write_text(os.environ.get("WORLD_SIZE", "1"))
         if self._args.die_once and step == 7 and self._rank == 1:
             died = pathlib.Path(self._args.die_once)
             if not died.exists():
