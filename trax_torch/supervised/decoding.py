@@ -78,7 +78,7 @@ def autoregressive_sample_stream(
         model's own, or 0.
       accelerate: lets steps be compiled where that pays: very many were taken in earlier calls of
         this kind, or the model was compiled for one (`warmup`, `tl.Accelerate`). Prompts are read
-        uncompiled, in one pass, and a model with forward hooks is never compiled. The logger
+        uncompiled, in one pass or few, and a model with forward hooks is never compiled. The logger
         "trax_torch" is told which way was taken. False never compiles.
       eval_mode: takes any model whose output at a position tells of the token at that position,
         from those before (as models with `ShiftRight` do), and runs it on all tokens so far. Much

@@ -20,7 +20,6 @@ from trax_torch.supervised._generation.refilled import RefilledRun
 
 CONVOLUTION = {"convolution": lambda: around(tl.CausalConv(8, 3), tl.CausalAttention(8, n_heads=2))}
 ALL = {**MAKERS, **RECURRENT, **CONVOLUTION}
-ONE_INPUT = sorted(set(ALL) - {"encoder-decoder"})
 SETTINGS = {"batch_size": 3, "temperature": 0.0, "eos_id": -1, "max_length": 12}
 
 
@@ -28,10 +27,11 @@ def generate(model, prompts, **kwargs):
     return decoding.generate(model, prompts, **{**SETTINGS, **kwargs})
 
 
-def drawn(draws):
+def drawn(draws, is_source=False):
     """Prompts, and settings of a call, those of each prompt in lists."""
     n = draws.choice([1, 4, 9])
-    prompts = [[draws.randrange(1, VOCAB) for _ in range(draws.randrange(14))] for _ in range(n)]
+    lengths = [draws.randrange(1 if is_source else 0, 14) for _ in range(n)]
+    prompts = [[draws.randrange(1, VOCAB) for _ in range(length)] for length in lengths]
     settings = {
         "batch_size": draws.choice([1, 2, 3, 5]),
         "temperature": draws.choice([0.0, 0.3, 1.0, 1.7]),
@@ -65,28 +65,40 @@ def assert_as_alone(model, prompts, results, settings):
         np.testing.assert_allclose(result.log_probs, want[1][0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ONE_INPUT)
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_each_prompt_becomes_what_it_becomes_alone(name):
     """And so do log-probabilities; in float64, where there are no ties."""
     draws = random.Random(name)
     model = lively(name, makers=ALL)
     for _ in range(4):
-        prompts, settings = drawn(draws)
+        prompts, settings = drawn(draws, model.n_in > 1)
         results = list(decoding.generate(model, prompts, **settings))
         assert_as_alone(model, prompts, results, settings)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONE_INPUT)
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_each_prompt_becomes_what_it_becomes_alone_in_many_drawn_settings(name):
     """With weights of 8 bits, too."""
     draws = random.Random(name)
     model = lively(name, makers=ALL)
     for each in (model, decoding.quantize(model)):
         for _ in range(8):
-            prompts, settings = drawn(draws)
+            prompts, settings = drawn(draws, model.n_in > 1)
             results = list(decoding.generate(each, prompts, **settings))
             assert_as_alone(each, prompts, results, settings)
+
+
+def test_sources_may_become_longer():
+    """Those of rows that go on are read again, and what these have made stays."""
+    model = lively("encoder-decoder")
+    prompts = [[5, 3, 1], [2, 3], [1, 2, 3, 4, 5, 6] * 4, [4], [6, 1, 2] * 13, [2, 2]]
+    settings = {"eos_id": -1, "return_log_probs": True, "temperature": 1.0}
+    settings |= {"batch_size": 2, "max_length": [30, 3, 9, 9, 9, 5], "seed": range(6)}
+    for fast in (model, tl.Accelerate(model, backend="eager")):
+        assert_as_alone(
+            model, prompts, list(decoding.generate(fast, prompts, **settings)), settings
+        )
 
 
 def test_weights_of_8_bits_make_the_same_of_many_prompts():
@@ -270,8 +282,6 @@ def test_models_whose_rows_are_unknown_are_refused():
         TypeError, match="Caching, in .* has a memory of another kind.*prompt_lengths"
     ):
         list(generate(Caching(), [[1]]))
-    with pytest.raises(TypeError, match="takes 2 inputs.*autoregressive_sample"):
-        generate(lively("encoder-decoder"), [[1]])
 
 
 def test_steps_are_as_many_as_the_longest_rows_need(monkeypatch):

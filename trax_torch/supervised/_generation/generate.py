@@ -11,7 +11,7 @@ from trax_torch.supervised._generation.prompts import check_counts, prompt_for
 from trax_torch.supervised._generation.refilled import RefilledRun
 from trax_torch.supervised._generation.sampling import Sampler
 from trax_torch.supervised._generation.stop_sequences import stop_sequences
-from trax_torch.supervised._generation.symbols import END, START, ends_and_padding
+from trax_torch.supervised._generation.symbols import END, PADDING, START, ends_and_padding
 
 _BACKEND: Any = "inductor"
 
@@ -43,12 +43,12 @@ def generate(
     results the model is as it was.
 
     Args:
-      model: as for `autoregressive_sample_stream`, with one input. Its layers may remember what
-        they like, but for plain modules with caches of their own, models of transformers among
-        them: nothing is known of the rows of those.
+      model: as for `autoregressive_sample_stream`. Plain modules with caches of their own, models
+        of transformers among them, are refused: nothing is known of the rows of those caches.
       prompts: an iterable of integers (length,), as lists, arrays or tensors, or of what a
         tokenizer gives for one text. It is asked for the next ones when there are rows for them, so
-        it may be a generator, and have no end.
+        it may be a generator, and have no end. If the model takes several inputs, they are its
+        sources, padded to a length in common with its own `pad_id`, or 0, which it must know by.
       batch_size: how many rows there are.
       temperature, start_id, eos_id, accelerate, top_k, top_p, min_p, stop, return_log_probs: as for
         `autoregressive_sample`.
@@ -65,8 +65,8 @@ def generate(
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`, with the index of the
-        prompt that is meant; if the model takes several inputs, or remembers in ways of its own; if
-        `max_length` or `seed` has fewer than there are prompts.
+        prompt that is meant; if the model remembers in ways of its own; if `max_length` or `seed`
+        has fewer than there are prompts.
 
     Example:
       >>> from trax_torch import models
@@ -78,15 +78,16 @@ def generate(
     """
     check_counts(batch_size=batch_size, eos_id=eos_id)
     layer = layer_of(model)
-    _check_inputs(layer)
-    ends, _ = ends_and_padding(layer, eos_id, END)
+    ends, padding = ends_and_padding(layer, eos_id, PADDING)
     samplers = {
         n: Sampler(temperature, n, 0, top_k=top_k, top_p=top_p, min_p=min_p)
         for n in (1, batch_size)
     }
     stops = stop_sequences(stop)
     inner, wish, backend = wish_of(layer, accelerate, _BACKEND)
-    asked = Generating(inner, batch_size, samplers, ends, stops, return_log_probs, wish, backend)
+    asked = Generating(
+        inner, batch_size, samplers, ends, stops, padding, return_log_probs, wish, backend
+    )
     results = asked.results(Prompts(layer, prompts, start_id, max_length, seed))
     return in_order(results) if ordered else results
 
@@ -99,16 +100,9 @@ def refilled_run(model: Any, inputs: Any, batch_size: int, max_length: int) -> R
       inputs: integers (batch, length) as long as the prompts that will come, or None.
       batch_size, max_length: of the calls.
     """
-    _check_inputs(model)
     layer, wish, backend = wish_of(model, True, _BACKEND)
-    prompt = prompt_for(layer, inputs, batch_size, START, None).tokens[:1]
+    asked = prompt_for(layer, inputs, batch_size, START, None)
+    source = None if asked.source is None else asked.source[:1]
+    prompt, padding = asked.tokens[:1], ends_and_padding(layer, END, PADDING)[1]
     n_places = prompt.shape[1] + max_length - 1
-    return RefilledRun(layer, batch_size, prompt, n_places, wish, backend)
-
-
-def _check_inputs(layer: Any) -> None:
-    if layer.n_in > 1:
-        raise TypeError(
-            f"generate is for models that go on from prompts; {layer.name} takes {layer.n_in} "
-            f"inputs. Decode its sources by autoregressive_sample, several in a batch."
-        )
+    return RefilledRun(layer, batch_size, source, prompt, n_places, padding, wish, backend)

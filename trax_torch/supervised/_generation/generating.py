@@ -53,6 +53,7 @@ class _Row:
     """A prompt, and what became of it so far."""
 
     index: int
+    source: torch.Tensor | None  # (1, length)
     prompt: torch.Tensor  # (1, length), start symbol included
     max_length: int
     key: tuple[Any, ...]
@@ -100,7 +101,12 @@ class Prompts:
         asked = prompt_for(self._layer, tokens, 1, self._start_id, None)
         key = key_of(operator.index(seed), index if self._has_one_seed else None)
         return _Row(
-            index, asked.tokens, operator.index(max_length), key, isinstance(prompt, torch.Tensor)
+            index,
+            asked.source,
+            asked.tokens,
+            operator.index(max_length),
+            key,
+            isinstance(prompt, torch.Tensor),
         )
 
 
@@ -114,6 +120,7 @@ class Generating:
       samplers: how tokens are chosen, by how many there are: for one row, and for all.
       ends: end symbols.
       stops: stop sequences.
+      padding: what sources are padded with.
       log_probs: whether they are wanted, too.
       wish, backend: as for `PredictRun`.
     """
@@ -123,6 +130,7 @@ class Generating:
     samplers: dict[int, Sampler]
     ends: tuple[int, ...]
     stops: tuple[tuple[int, ...], ...]
+    padding: int
     log_probs: bool
     wish: bool | None
     backend: str
@@ -133,9 +141,11 @@ class Generating:
         if not waiting:
             return
         n_places = max(row.n_places for row in waiting)
-        run = RefilledRun(
-            self.layer, self.batch_size, waiting[0].prompt, n_places, self.wish, self.backend
-        )
+        sources = [row.source for row in waiting if row.source is not None]
+        source = max(sources, key=lambda source: source.shape[1], default=None)
+        prompt = waiting[0].prompt
+        kind = (n_places, self.padding, self.wish, self.backend)
+        run = RefilledRun(self.layer, self.batch_size, source, prompt, *kind)
         rows = _Rows(self, run)
         while waiting or rows.are_going:
             with contextlib.closing(run), run:
@@ -191,7 +201,7 @@ class _Rows:
         if n > self._run.n_places:
             raise ValueError(f"Prompt {row.index}: {what_fits(int(self._run.n_places), n)}")
         try:
-            logits = self._run.read(place, row.prompt, row.max_length)
+            logits = self._run.read(place, row.source, row.prompt, row.max_length)
         except Exception as error:
             error.add_note(f"That is prompt {row.index}, from 0.")
             raise
