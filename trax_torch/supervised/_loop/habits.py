@@ -127,6 +127,6 @@ OF_ATTRIBUTES = {
     **dict.fromkeys(("add_callback", "add_callbacks"), "Loop(callbacks=[MyCallback])"),
     **dict.fromkeys(("log_dir", "dir", "checkpoint_dir", "default_root_dir"), "loop.output_dir"),
     **dict.fromkeys(("should_stop", "terminate", "stop_training"), "loop.stop()"),
-    **dict.fromkeys(("summary", "count_params"), "print(loop.model)"),
+    "count_params": "loop.summary()",
     **dict.fromkeys(("cuda", "to", "cpu"), "Loop(device='cuda')"),
 }
