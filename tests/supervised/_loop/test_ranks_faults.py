@@ -174,6 +174,37 @@ def test_others_fail_soon_when_a_rank_raises_in_the_middle_of_a_step(tmp_path):
     assert time.monotonic() - start < 30
 
 
+class Falls(torch.optim.lr_scheduler.LRScheduler):
+    """A scheduler that fails on one rank."""
+
+    def get_lr(self):
+        if self.last_epoch == 3 and torch.distributed.get_rank():
+            raise KeyError("no rate for step 3")
+        return self.base_lrs
+
+
+class FailsInEvals(TrainingStepCallback):
+    def on_evals_begin(self, step):
+        if step == 5 and torch.distributed.get_rank():
+            raise KeyError("no evals at step 5")
+
+
+@pytest.mark.parametrize("what", ["scheduler", "callback"])
+def test_what_fails_between_collective_calls_reaches_the_others_with_its_words(what, tmp_path):
+    def run(rank):
+        if what == "callback":
+            make_loop(rank, callbacks=[FailsInEvals]).run(12)
+        task = TrainTask(data(0, rank), tl.L2Loss(), optimizers.Adam(0.01), Falls)
+        make_loop(rank, task=task).run(12)
+
+    first, other = ranks.outcomes(tmp_path, 2, run, limit=60)
+
+    assert first[:2] == ("error", "RankError")
+    assert other[:2] == ("error", "KeyError")
+    words = "no evals at step 5" if what == "callback" else "no rate for step 3"
+    assert f"On rank 1: KeyError: '{words}'" in first[2]
+
+
 # Data, callbacks and evals.
 
 

@@ -1,6 +1,7 @@
 """What ranks that hold parts of weights bring together at a time, however a model is written."""
 
 import functools
+import types
 
 import numpy as np
 import pytest
@@ -137,6 +138,10 @@ def test_what_cannot_be_cut_is_refused():
     early = Several(lambda s, x: s.a(x), a=nn.Linear(8, 8))
     with pytest.raises(ValueError, match=r"a\.weight are used before it is called"):
         shard_groups.find(early, [lambda: early(early.a.weight * 2)], ALONE)
+    hidden = Several(lambda s, x: types.SimpleNamespace(y=s.a(x)), a=nn.Linear(8, 8))
+    hidden.w = nn.Parameter(torch.ones(8))
+    with pytest.raises(ValueError, match="torch finds no tensors in its SimpleNamespace"):
+        groups(hidden, torch.ones(2, 8))
     sparse = nn.Sequential(nn.Embedding(4, 8, sparse=True))
     with pytest.raises(ValueError, match="0 has sparse ones. Build it with sparse=False"):
         groups(sparse, torch.tensor([1]))
@@ -244,6 +249,7 @@ def trained(rank, size, names):
     return found
 
 
+@pytest.mark.slow
 def test_models_as_people_write_them_train_as_in_one_process(tmp_path):
     alone = trained(0, 1, list(MODELS))
 

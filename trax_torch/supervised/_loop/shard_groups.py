@@ -66,7 +66,15 @@ def find(
     groups = _chosen(root, free, _LEAST)
     if _size(_left(root, groups)) > _REPEATED * _size(root.parameters()):
         groups = _chosen(root, free, 0.0)
-    return ShardGroups(groups, _kept_whole(root, groups))
+    found = ShardGroups(groups, _kept_whole(root, groups))
+    (n_opaque,) = world.sum([float(seen.opaque is not None)])
+    if n_opaque and len(found.whole) < len(_left(root, groups)):
+        raise ValueError(
+            f"strategy='fsdp' brings weights together again for gradients by what the model gives, "
+            f"and torch finds no tensors in its {seen.opaque or 'outputs'}. Have the model give "
+            f"tensors in a tuple, list, dict or dataclass."
+        )
+    return found
 
 
 def alone(root: nn.Module) -> ShardGroups:
@@ -103,10 +111,15 @@ def repeated(root: nn.Module) -> list[nn.Module]:
 
 
 class _Seen:
-    """Notes which modules compute while a weight is used."""
+    """Notes which modules compute while a weight is used.
+
+    Attributes:
+      opaque: the type of what the root gives, if no hook reaches tensors in it.
+    """
 
     def __init__(self, root: nn.Module):
         self._root = root
+        self.opaque: str | None = None
         self._inside = {id(m): {id(x) for x in m.modules()} for m in root.modules()}
         self._holders = collections.defaultdict(list)  # of a weight: all modules it lies in
         self._hindered: set[int] = set()
@@ -159,6 +172,8 @@ class _Seen:
                     self._outputs.append((id(module), x, _torch_private.version(x)))
             elif hasattr(x, "__dict__") and not callable(x):  # with tensors that no hook reaches
                 self._hindered.add(id(module))
+                if module is self._root:
+                    self.opaque = type(x).__qualname__
         if not self._running:
             for holder, x, version in self._outputs:
                 if _torch_private.version(x) != version:
