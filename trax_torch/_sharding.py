@@ -22,6 +22,7 @@ def shard(
     groups: Sequence[nn.Module] = (),
     whole: Sequence[nn.Parameter] = (),
     n_replicas: int = 1,
+    parts_ways: bool = False,
 ) -> Apart:
     """Has each rank keep a part of every weight of a module, and of its gradient and slots.
 
@@ -33,6 +34,8 @@ def shard(
       groups: modules inside, the inner ones first; the weights of each, but for those of groups in
         it, are brought together while it computes. The rest is while all of `module` does.
       whole: weights that every rank keeps whole; their gradients are not added up.
+      parts_ways: whether ranks may use other weights than each other: gradients of those that a
+        rank does not use are 0 then.
       n_replicas: into how many sets of neighbours the ranks are divided, of which each holds all.
 
     Returns:
@@ -55,6 +58,14 @@ def shard(
     for each in (*groups, module):
         fully_shard(each, mesh=mesh, ignored_params=set(whole))
     outermost: Any = module
+    if parts_ways:
+        if not hasattr(outermost, "set_reduce_scatter_unused_params"):
+            raise ValueError(
+                f"Ranks use different weights, and torch {torch.__version__} adds up no gradients "
+                f"then where each holds parts of them. Take torch 2.13 or later, or "
+                f"strategy='ddp'."
+            )
+        outermost.set_reduce_scatter_unused_params(True)
     module.register_forward_hook(_part_again)
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ from trax_torch import _distributed, optimizers
 from trax_torch import layers as tl
 from trax_torch.supervised import EvalTask, TrainTask
 from trax_torch.supervised._checkpoint import storage
+from trax_torch.supervised.callbacks import TrainingStepCallback
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -401,6 +402,46 @@ def test_adasum_merges_weights_that_one_rank_uses(tmp_path):
     one, other = ranks.values(tmp_path, 2, rank_switched)
 
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+class RankSwitchedLater(RankSwitched):
+    """Whose head one rank leaves out from some step on."""
+
+    def forward(self, x):
+        out = self.body(x) if self.rank and self.is_late else self.body(x) + self.head(x)
+        return out
+
+    is_late = False
+
+
+class Late(TrainingStepCallback):
+    def on_step_begin(self, step):
+        self._loop.model.is_late = step > 4
+
+
+def ways(rank, case, strategy):
+    """Gradients' norms, and weights, of a model of which one rank leaves a head out."""
+    torch.manual_seed(0)
+    model = (RankSwitched if case == "one rank" else RankSwitchedLater)(rank)
+    settings = {"find_unused_parameters": case == "later", "callbacks": [Late]}
+    loop = law_loop(rank, 2, model=model, strategy=strategy, timeout=20, **settings)
+    loop.run(10)
+    weights = [_distributed.whole(p.detach()).numpy() for p in model.parameters()]
+    return weights, loop.history.get("train", "training/gradients_l2")
+
+
+@pytest.mark.parametrize("case", ["one rank", "later"])
+def test_ranks_with_parts_of_weights_may_go_different_ways(case, tmp_path):
+    """As with 'ddp': seen on the sample batch, or looked for where that is asked for."""
+    one, other = ranks.values(
+        tmp_path / "fsdp", 2, functools.partial(ways, case=case, strategy="fsdp")
+    )
+    whole, _ = ranks.values(tmp_path / "ddp", 2, functools.partial(ways, case=case, strategy="ddp"))
+
+    assert one[1] == other[1]
+    for a, b, c in zip(one[0], other[0], whole[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, c, 1e-4, 1e-6)
 
 
 def other_tasks(rank):

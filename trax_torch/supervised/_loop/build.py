@@ -144,7 +144,7 @@ def build(
     runs = Running(config, residence, blocks)
     with world.watched():
         trainers = [
-            make_trainer(each, runs, met, task, share, world, config, sharded.apart, residence)
+            make_trainer(each, runs, met, task, share, world, config, sharded, residence)
             for each, met, task, share in zip(models, meetings, tasks, shares, strict=True)
         ]
     world.compare({"the optimizers": _checkpoint.settings_of(trainers)})
@@ -329,7 +329,7 @@ def make_trainer(
     shares: optimizers.Shares,
     world: _distributed.World,
     config: LoopConfig,
-    apart: Callable[[], Any],
+    sharded: data_parallel.Sharded,
     residence: optimizers.Residence,
 ) -> optimizers.Trainer:
     """Returns the trainer of a task; batch, model and loss are known to fit together."""
@@ -350,7 +350,7 @@ def make_trainer(
     ranks = blocks = None
     forward: Any = module
     if world.size > 1:
-        forward, ranks = data_parallel.over_ranks(module, both, sample, world, config, apart)
+        forward, ranks = data_parallel.over_ranks(module, both, sample, world, config, sharded)
     elif module is both and _losses.Straight.can_take(both):
         forward = _losses.Straight(both)
     if config.use_memory_efficient_trainer:

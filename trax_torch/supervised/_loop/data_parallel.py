@@ -42,10 +42,12 @@ class Sharded:
       apart: makes a context in which backward passes stay with their rank.
       groups: what of the model is brought together at a time, with no other group in it; empty
         where nothing was cut.
+      parts_ways: whether ranks may use other weights than each other.
     """
 
     apart: Callable[[], Any] = contextlib.nullcontext
     groups: tuple[torch.nn.Module, ...] = ()
+    parts_ways: bool = False
 
 
 def shard(
@@ -75,7 +77,9 @@ def shard(
     batches = [(both, _nest.to_tensors(sample, device)) for both, sample in samples]
     passes = [functools.partial(optimizers.run_through, *each, 0, True) for each in batches]
     passes += [functools.partial(_measured, *each) for each in batches]
-    found = [shard_groups.find(_checkpoint.bare(model), passes, world)]
+    found = [
+        shard_groups.find(_checkpoint.bare(model), passes, world, config.find_unused_parameters)
+    ]
     bares = [_checkpoint.bare(model)]
     for task in tasks:
         if any(True for _ in task.loss_layer.parameters()):
@@ -88,7 +92,7 @@ def shard(
         found.append(shard_groups.find(bares[-1], [run], world))
     n_replicas = _n_replicas(world) if config.strategy == "hsdp" else 1
     aparts = [
-        _sharding.shard(world, module, each.modules, each.whole, n_replicas)
+        _sharding.shard(world, module, each.modules, each.whole, n_replicas, each.parts_ways)
         for module, each in zip(bares, found, strict=True)
     ]
 
@@ -107,7 +111,7 @@ def shard(
                 stack.enter_context(each())
             yield
 
-    return Sharded(apart, tuple(module for module, _ in innermost))
+    return Sharded(apart, tuple(module for module, _ in innermost), found[0].parts_ways)
 
 
 def recomputed_blocks(
@@ -172,7 +176,7 @@ def over_ranks(
     sample: tuple[Any, ...],
     world: _distributed.World,
     config: LoopConfig,
-    apart: Callable[[], Any],
+    sharded: Sharded,
 ) -> tuple[torch.nn.Module, optimizers.Ranks]:
     """Returns what computes the loss where several ranks train, and what they do about gradients.
 
@@ -203,8 +207,10 @@ def over_ranks(
 
     if config.is_sharded:
         whole = [p for p in both.parameters() if not _distributed.is_shard(p)]
-        merge = functools.partial(_merge, whole, world) if whole else leave
-        return module, ranks(take_buffers, apart, merge)
+        merge = leave
+        if whole or sharded.parts_ways:
+            merge = functools.partial(_merge, whole, sharded.parts_ways, world)
+        return module, ranks(take_buffers, sharded.apart, merge)
     world.copy_from_chief_([*both.parameters(), *buffers])
     if config.adasum or config.use_memory_efficient_trainer:
 
@@ -215,7 +221,7 @@ def over_ranks(
             else:
                 world.means_(gradients)
 
-        return module, ranks(take_buffers, apart, merge_all)
+        return module, ranks(take_buffers, sharded.apart, merge_all)
     batch = _nest.to_tensors(sample, world.device)
     params = [p for p in both.parameters() if p.requires_grad]
     used = world.sum([float(u) for u in optimizers.try_out(module, both, batch, seed=0)])
@@ -231,10 +237,23 @@ def over_ranks(
 
 
 def _merge(
-    whole: list[torch.nn.Parameter], world: _distributed.World, params: list[torch.nn.Parameter]
+    whole: list[torch.nn.Parameter],
+    parts_ways: bool,
+    world: _distributed.World,
+    params: list[torch.nn.Parameter],
 ) -> None:
-    """Adds up the gradients of weights that are whole on all ranks, where others are in parts."""
-    world.means_(_gradients_anywhere([p for p in whole if p.requires_grad], world))
+    """Adds up the gradients of weights that are whole on all ranks, where others are in parts.
+
+    Weights that no rank has used have none; where ranks may part ways, torch has made them 0.
+    """
+    if whole:
+        world.means_(_gradients_anywhere([p for p in whole if p.requires_grad], world))
+    if parts_ways:
+        grads = [None if p.grad is None else _distributed.local(p.grad) for p in params]
+        used = world.sum([float(g is not None and bool(g.any())) for g in grads])
+        for p, n in zip(params, used, strict=True):
+            if not n:
+                p.grad = None
 
 
 def _gradients_anywhere(

@@ -29,14 +29,19 @@ class ShardGroups:
       modules: the weights of each are, the inner ones first, while it computes; the rest is for all
         of the time.
       whole: weights that each rank keeps whole.
+      parts_ways: whether ranks may use other weights than each other.
     """
 
     modules: list[nn.Module]
     whole: list[nn.Parameter]
+    parts_ways: bool = False
 
 
 def find(
-    root: nn.Module, passes: Sequence[Callable[[], Any]], world: _distributed.World
+    root: nn.Module,
+    passes: Sequence[Callable[[], Any]],
+    world: _distributed.World,
+    parts_ways: bool = False,
 ) -> ShardGroups:
     """Returns the `ShardGroups` of a module, the same on all ranks.
 
@@ -49,6 +54,8 @@ def find(
       root: the module.
       passes: each computes with it.
       world: the ranks.
+      parts_ways: whether they may go different ways at a step; all is one group then, since a
+        module that one rank leaves out would have the others wait.
 
     Raises:
       ValueError: if weights cannot be cut into parts, with the reason.
@@ -63,10 +70,13 @@ def find(
     hindered = [float(not is_known or seen.hinders(m)) for m in modules]
     hindered = world.sum(hindered)  # a rank's pass may go another way
     free = {id(m) for m, n in zip(modules, hindered, strict=True) if not n}
+    used = world.sum([float(id(p) in seen.used) for p in root.parameters()])
+    parts_ways = parts_ways or any(0 < n < world.size for n in used)
+    free = set() if parts_ways else free
     groups = _chosen(root, free, _LEAST)
     if _size(_left(root, groups)) > _REPEATED * _size(root.parameters()):
         groups = _chosen(root, free, 0.0)
-    found = ShardGroups(groups, _kept_whole(root, groups))
+    found = ShardGroups(groups, _kept_whole(root, groups), parts_ways)
     (n_opaque,) = world.sum([float(seen.opaque is not None)])
     if n_opaque and len(found.whole) < len(_left(root, groups)):
         raise ValueError(
@@ -115,11 +125,13 @@ class _Seen:
 
     Attributes:
       opaque: the type of what the root gives, if no hook reaches tensors in it.
+      used: the ids of the weights that are used.
     """
 
     def __init__(self, root: nn.Module):
         self._root = root
         self.opaque: str | None = None
+        self.used: set[int] = set()
         self._inside = {id(m): {id(x) for x in m.modules()} for m in root.modules()}
         self._holders = collections.defaultdict(list)  # of a weight: all modules it lies in
         self._hindered: set[int] = set()
@@ -182,6 +194,7 @@ class _Seen:
 
     def _used(self, tensor: torch.Tensor) -> None:
         for p in self._by_storage.get(tensor.untyped_storage().data_ptr(), ()):
+            self.used.add(p)
             for holder in self._holders[p]:
                 if holder not in self._running:
                     self._hindered.add(holder)
