@@ -28,7 +28,7 @@ from trax_torch._dtensors import local as local
 from trax_torch._dtensors import shard_like as shard_like
 from trax_torch._dtensors import whole as whole
 from trax_torch._errors import CallError, RankError
-from trax_torch._last_words import Words
+from trax_torch._last_words import Words, heard
 from trax_torch._rendezvous import meeting_place
 
 _GONE = (
@@ -217,7 +217,7 @@ class World:
                     first = failed.index(True)
                     raise kind(f"On rank {first}: {texts[first].decode()}")
         if error is not None:
-            raise error
+            raise heard(error)
 
     @contextlib.contextmanager
     def together(self, kind: type[Exception] = RankError) -> Generator[None]:
@@ -295,11 +295,12 @@ class World:
             for name, value in everyones[0].items():
                 if theirs.get(name) != value:
                     first, other = _where_they_differ(value, theirs.get(name))
-                    raise ValueError(
+                    text = (
                         f"All ranks must train the same, but {name}: {first} on rank 0, {other} on "
                         f"rank {rank}. Give every rank the same model, tasks and settings; data "
                         f"alone may differ."
                     )
+                    raise heard(ValueError(text))
 
     def exchange(self, tensor: torch.Tensor, partner: int) -> torch.Tensor:
         """Returns the partner's tensor of the same shape, which gets this one."""

@@ -4,6 +4,12 @@ import contextlib
 from typing import Any
 
 
+def heard(error: Exception) -> Exception:
+    """Marks an error that all ranks know of, and returns it: no words are left for it."""
+    error.is_heard = True  # type: ignore[attr-defined]
+    return error
+
+
 class Words:
     """What a rank that fails says to those that wait for it: by the store where all of them met.
 
@@ -28,6 +34,8 @@ class Words:
 
     def leave(self, error: Exception) -> None:
         """Leaves the words of an error, if nobody else has."""
+        if getattr(error, "is_heard", False):
+            return
         with contextlib.suppress(Exception):  # nobody may hear of it; the error itself counts
             said = f"On rank {self._rank}: {type(error).__name__}: {error} "
             self._store.compare_set(self._key, "", said)

@@ -156,7 +156,9 @@ def outcomes(rank, size, strategy, folder, names, env=()):
         x, _ = next(batches(0, 1, 9, next(loop.model.parameters()).dtype))
         with torch.no_grad():
             predicted = loop.eval_model(x)
-        weights = {k: _distributed.whole(p.detach()) for k, p in loop.model.named_parameters()}
+        weights = {
+            k: _distributed.whole(p.detach()).clone() for k, p in loop.model.named_parameters()
+        }
         loop.update_weights_and_state({k: w * 0 + 0.1 for k, w in weights.items()})
         with torch.no_grad():  # what was brought together for the last pass is not used again
             again = loop.eval_model(x)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trax_torch import _distributed, optimizers
+from trax_torch import _distributed, _last_words, optimizers
 from trax_torch import layers as tl
 from trax_torch._torch_private import foreach
 from trax_torch.supervised import _checkpoint, _tasks
@@ -96,10 +96,18 @@ def check_together(
             is_sum = name != "the learning rates"
             if _are_near(value, theirs[name]) if is_sum else value == theirs[name]:
                 continue
-            raise ValueError(
-                f"After step {step} the ranks train no longer the same: {name} is {value} on rank "
-                f"0, and {theirs[name]} on rank {rank}. Change rates and weights on all ranks "
-                f"alike, or not at all; go on from a checkpoint of before."
+            hint = ""
+            if is_sum:
+                hint = (
+                    " Where a loss depends on other weights at some steps, give "
+                    "Loop(find_unused_parameters=True)."
+                )
+            raise _last_words.heard(
+                ValueError(
+                    f"After step {step} the ranks train no longer the same: {name} is {value} on "
+                    f"rank 0, and {theirs[name]} on rank {rank}. Change rates and weights on all "
+                    f"ranks alike, or not at all; go on from a checkpoint of before.{hint}"
+                )
             )
 
 
