@@ -8,6 +8,7 @@ import ast
 import logging
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -749,6 +750,33 @@ def _texts(rank):
     except RuntimeError as error:
         found["gone"] = private.is_of_gloo(error), type(error).__name__, str(error)
     return found
+
+
+def _places(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    dist.init_process_group("gloo")
+    found = []
+    for shape, placements in (((3,), [Shard(0)]), ((3,), [Shard(1)]), ((3, 1), [Replicate()] * 2)):
+        whole = torch.arange(20).reshape(4, 5)
+        mesh = init_device_mesh("cpu", shape)
+        cut = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+        without = types.SimpleNamespace(
+            dim=cut.dim, shape=cut.shape, device_mesh=mesh, placements=cut.placements
+        )
+        places = private.place_in_whole(cut), private.place_in_whole(without)
+        own = cut.to_local()
+        box = whole[places[0][0] :, places[0][1] :][: own.shape[0], : own.shape[1]]
+        found.append((*places, bool(torch.equal(box, own))))
+    return found
+
+
+def test_where_a_part_belongs_is_known_by_torch_and_by_hand(tmp_path):
+    for found in ranks.values(tmp_path, 3, _places):
+        for place, by_hand, is_there in found:
+            assert place == by_hand
+            assert is_there
 
 
 def test_errors_between_ranks_are_known_by_their_words(tmp_path):

@@ -14,7 +14,7 @@ import torch
 
 import trax_torch
 from trax_torch.supervised import training
-from trax_torch.supervised._checkpoint import storage
+from trax_torch.supervised._checkpoint import shards, storage
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -97,6 +97,40 @@ def test_any_number_of_ranks_reads_what_four_have_saved(tmp_path, saved, size, s
         assert step == 4
         assert found.keys() == weights.keys()
         assert all(np.array_equal(found[name], weights[name]) for name in weights)
+
+
+def loaded_lean(rank, folder, is_shared):
+    """Loads; returns the weights, and how many numbers were read one by one and are held."""
+    loop = pieces.make_loop(rank, 3, None)
+    n_read, read = [], shards.Saved.read
+
+    def counted(self, box=None):
+        tensor = read(self, box)
+        n_read.append(tensor.numel())
+        return tensor
+
+    shards.Saved.read = counted  # in a process of its own
+    loop.load_checkpoint(str(folder) if is_shared or rank == 0 else f"{folder}_of_{rank}")
+    n_held = sum(p.to_local().numel() for p in loop.model.parameters())
+    return pieces.weights_of(loop.model), sum(n_read), n_held
+
+
+@pytest.mark.parametrize("size", [1, 2], ids=["one process", "two ranks"])
+@pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "the chief's"])
+def test_each_rank_reads_its_part_of_what_was_saved_whole_or_in_pieces(tmp_path, size, is_shared):
+    """Or the chief reads all, where others do not see the folder."""
+    folder = tmp_path / "run"
+    work = functools.partial(pieces.run, size=size, folder=folder, until=4)
+    weights = ranks.values(tmp_path / "saved", size, work)[0]
+    work = functools.partial(loaded_lean, folder=folder, is_shared=is_shared)
+
+    for rank, (found, n_read, n_held) in enumerate(ranks.values(tmp_path / "loaded", 3, work)):
+        assert all(np.array_equal(found[name], weights[name]) for name in weights)
+        if is_shared:
+            n_steps = len(weights)  # Adam's counts, which the chief reads for all
+            assert n_read == 3 * n_held + (n_steps if rank == 0 else 0)
+        else:
+            assert n_read == 0 or (rank == 0 and size == 2)
 
 
 def test_what_four_ranks_have_saved_fills_a_model(saved):

@@ -317,8 +317,9 @@ def read(
 ) -> tuple[storage.Parts, dict[str, Any] | None, dict[str, Any]]:
     """Returns the parts and info of a checkpoint, or `({}, None, {})`.
 
-    The chief reads what each rank is to have whole; of what was saved in pieces, and is to be in
-    pieces, each rank reads its own. The third is the manifest, on the chief.
+    The chief reads what each rank is to have whole. Of what is to be in pieces each rank reads its
+    own, however it was saved; where some rank does not see the folder, the chief reads that, too.
+    The third is the manifest, on the chief.
 
     Args:
       directory: the folder, and basename: the checkpoint's name in it.
@@ -329,6 +330,9 @@ def read(
       CheckpointError: if it cannot be read, on all ranks, with the names of others that can.
     """
     found, manifest = None, None
+    path = os.path.join(directory, f"{basename}.json")
+    if like is not shards.like_nothing and not world.all_agree(os.path.lexists(path)):
+        like = shards.like_nothing
     with world.together(CheckpointError):
         if world.is_chief:
             with _ways_around(directory, basename):
@@ -336,11 +340,13 @@ def read(
                 if manifest is not None:
                     found = storage.read_listed(directory, basename, manifest, like)
     parts, info = found or ({}, None)
-    parts, (info, pieces) = world.share(parts, [info, (manifest or {}).get("shards", {})])
-    with world.together(CheckpointError), _ways_around(directory, basename):
-        own = shards.read_own(directory, basename, {"shards": pieces}, like)
-        for part, tensors in own.items():
-            parts[part] |= tensors
+    listed = {key: (manifest or {}).get(key, {}) for key in ("files", "shards")}
+    parts, (info, listed) = world.share(parts, [info, listed])
+    if like is not shards.like_nothing:
+        with world.together(CheckpointError), _ways_around(directory, basename):
+            own = shards.read_own(directory, basename, listed, like)
+            for part, tensors in own.items():
+                parts[part] = parts.get(part, {}) | tensors
     return parts, info, manifest or {}
 
 

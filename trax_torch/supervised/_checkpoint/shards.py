@@ -228,6 +228,7 @@ class Saved:
     _pieces: Sequence[Mapping[str, Any]]
     _files: Sequence[TensorFile]
     _name: str
+    _order: Sequence[int] | None = None  # of its axes in memory, where it was saved whole
 
     def read(self, box: Box | None = None) -> torch.Tensor:
         """Returns the tensor, or a box of it, on the CPU; pieces beside the box are not read.
@@ -247,7 +248,9 @@ class Saved:
             self._files[piece["file"]].read_into(whole, self._name, piece["sha256"])
             if not is_all:
                 place.copy_(_narrowed(whole, common, piece["at"]))
-        return there
+        if self._order is None or box is not None:
+            return there
+        return packing.from_plain({"": there}, {"": {"order": self._order}})[""]
 
 
 def _common(one: Box, other: Box) -> Box | None:
@@ -323,27 +326,29 @@ def _wholes(file: TensorFile, forms: Mapping[str, Any]) -> dict[str, Saved]:
         if "dtype" in form:  # it became bytes
             dtype, shape = getattr(torch, form["dtype"]), form["shape"]
         piece = {"at": [0] * len(shape), "extents": shape, "file": 0, "sha256": None}
-        found[name] = Saved(torch.Size(shape), dtype, [piece], [file], name)
+        order = form.get("order")
+        found[name] = Saved(torch.Size(shape), dtype, [piece], [file], name, order)
     return found
 
 
 def read_own(
     directory: str, basename: str, manifest: Mapping[str, Any], like: Like
 ) -> dict[str, Tensors]:
-    """Returns tensors that ranks saved in pieces, cut as the ranks of now hold others.
+    """Returns tensors, saved whole or in pieces, cut as the ranks of now hold others.
 
     Each rank reads what it needs; none waits for another.
 
     Args:
       directory: the folder, and basename: the checkpoint's name in it.
-      manifest: has `shards`, as `storage.read_manifest` gave them.
+      manifest: has `files` and `shards`, as `storage.read_manifest` gave them.
       like: tells how a tensor is to be cut; those that are to be whole are left out.
 
     Raises:
       CheckpointError: if a file is damaged, or not there, with its name.
     """
     found: dict[str, Tensors] = {}
-    with opened(directory, basename, manifest, manifest.get("shards", {})) as saved:
+    parts = manifest["files"].keys() | manifest.get("shards", {}).keys()
+    with opened(directory, basename, manifest, parts, with_whole=True) as saved:
         for part, tensors in saved.items():
             found[part] = {}
             for name, each in tensors.items():

@@ -114,6 +114,8 @@ class Members:
         Slots are cut as their weights are, where they have their shape.
         """
         mine = self._tensors()
+        if not any(map(_distributed.is_shard, mine["weights"].values())):
+            return shards.like_nothing
         for i, trainer in enumerate(self.trainers):
             mine[f"opt_slots{i}"] = dict(trainer.model_with_loss.named_parameters())
 

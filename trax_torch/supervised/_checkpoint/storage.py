@@ -349,8 +349,9 @@ def read_parts(
 
     path = os.path.join(directory, f"{basename}.json")
     parts: Parts = {}
+    is_cut = like is not shards.like_nothing  # then no file is read as one
     for part, entry in manifest["files"].items():
-        if part not in names:
+        if part not in names or is_cut:
             continue
         name = entry["name"]
         shards.check_name(directory, basename, name)
@@ -367,8 +368,9 @@ def read_parts(
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             # KeyError: a type that torch has not; the last three: a form that does not fit
             raise CheckpointError(f"{name} is damaged: {error}") from error
-    with shards.opened(directory, basename, manifest, names) as cut:
+    with shards.opened(directory, basename, manifest, names, with_whole=is_cut) as cut:
         for part, tensors in cut.items():
+            parts.setdefault(part, {})
             for name, saved in tensors.items():
                 if like(part, name, saved.shape) is None:
                     parts[part][name] = saved.read()

@@ -90,7 +90,7 @@ def stream(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, st
     text += b" " * (-len(text) % _LENGTH)
     file.write(len(text).to_bytes(_LENGTH, "little") + text)
     for name in names:
-        file.write(_bytes_of(tensors[name].read()))
+        file.write(_bytes_of(tensors[name].read().contiguous()))
 
 
 def n_bytes(tensor: Any) -> int:
