@@ -426,7 +426,8 @@ def warmup(
     fast, draft = _to_compile(model), _to_compile(draft)
     start = _generation.START
     if many_prompts:
-        run = _generation.refilled_run(fast, inputs, batch_size, max_length)
+        others = {"n_beams": n_beams - 1, "prompt_lengths": prompt_lengths, "draft": draft}
+        run = _generation.refilled_run(fast, inputs, batch_size, max_length, others)
     else:
         asked = (fast, inputs, batch_size, start, True, prompt_lengths, max_length, None, n_beams)
         run = _run(*asked, draft=draft)

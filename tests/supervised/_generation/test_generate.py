@@ -350,6 +350,14 @@ def test_compiled_steps_make_the_same_with_one_program(name, caplog):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("other", [{"n_beams": 2}, {"draft": "prompt"}, {"prompt_lengths": [1]}])
+def test_a_warmup_for_many_prompts_takes_what_generate_takes(other):
+    """All else is refused."""
+    (name,) = other
+    with pytest.raises(ValueError, match=f"for generate, which takes no {name}"):
+        decoding.warmup(lively("attention"), inputs=[[1]], many_prompts=True, **other)
+
+
 def test_a_longer_prompt_makes_a_program_of_its_own():
     """Caches grow while rows go on, and what they hold stays."""
     graphs, backend = counted()

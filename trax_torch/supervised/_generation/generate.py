@@ -92,14 +92,23 @@ def generate(
     return in_order(results) if ordered else results
 
 
-def refilled_run(model: Any, inputs: Any, batch_size: int, max_length: int) -> RefilledRun:
+def refilled_run(
+    model: Any, inputs: Any, batch_size: int, max_length: int, others: dict[str, Any]
+) -> RefilledRun:
     """Returns a run that is to be compiled, for `warmup`.
 
     Args:
       model: a `tl.Accelerate`.
       inputs: integers (batch, length) as long as the prompts that will come, or None.
       batch_size, max_length: of the calls.
+      others: what `generate` does not take; false for what was not given.
     """
+    for name, value in others.items():
+        if value is not None and value != 0:
+            raise ValueError(
+                f"many_prompts=True is for generate, which takes no {name}. Leave it out, or warm "
+                f"up for other calls by a call of its own."
+            )
     layer, wish, backend = wish_of(model, True, _BACKEND)
     asked = prompt_for(layer, inputs, batch_size, START, None)
     source = None if asked.source is None else asked.source[:1]
