@@ -34,7 +34,7 @@ def check_given(
     """Raises ValueError if ranks were given different things."""
     if world.size == 1:
         return
-    both = [*tasks, *eval_tasks]
+    both: list[Any] = [*tasks, *eval_tasks]
     world.compare(
         {
             "random_seed": config.random_seed,
