@@ -119,7 +119,11 @@ def imports_of(path):
 @pytest.mark.parametrize(
     ("word", "speakers"),
     [
-        ("torch.distributed", {"_distributed.py", "_dtensors.py", "_sharding.py"}),
+        (
+            "torch.distributed",
+            {"_distributed.py", "_dtensors.py", "_sharding.py", "_rendezvous.py"}
+            | {"_torch_private.py"},  # what of it is private
+        ),
         (
             "safetensors",
             {
