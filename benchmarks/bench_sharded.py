@@ -111,13 +111,13 @@ def work(rank, args, place, port):
             fresh = make_loop(None, n_layers)
             with contextlib.ExitStack() as stack:
                 if name != "load":  # all of it is read by the chief, and sent to all
-                    whole = mock.patch.object(Members, "like", lambda self: shards.like_nothing)
-                    stack.enter_context(whole)
+                    way = {"return_value": shards.like_nothing}
+                    stack.enter_context(mock.patch.object(Members, "like", **way))
                 result = measured(lambda b=basename, f=fresh: f.load_checkpoint(run, b))
             found.setdefault(name, []).append(result)
             del fresh
     if rank == 0:
-        found["equal"] = verify.differences(run, run) == [] and are_equal(run)
+        found["equal"] = are_equal(run)
     with open(os.path.join(place, f"{rank}.json"), "w") as f:
         json.dump(found, f)
 
