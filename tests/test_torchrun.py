@@ -123,11 +123,11 @@ def test_ranks_save_one_step_when_torchrun_is_asked_to_end_and_resume_from_it(la
 def test_what_is_left_of_the_machines_goes_on_after_one_is_lost(launch, tmp_path):
     """Three, then two: those find each other though the names of all three are there still."""
     folder, mark = tmp_path / "run", tmp_path / "mark"
-    conf = "last_call_timeout=8,keep_alive_interval=1,is_host"
+    conf, port = "last_call_timeout=15,keep_alive_interval=1,is_host", ranks.free_port()
     runs = [
         launch(
             *("--nnodes=1:3", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"),
-            *("--rdzv-endpoint=127.0.0.1:29517", f"--rdzv-conf={conf}={int(machine == 0)}"),
+            *(f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf={conf}={int(machine == 0)}"),
             *(STEPS, folder, "--steps", 100, "--pause", 0.05, "--mark", mark),
         )
         for machine in range(3)

@@ -80,10 +80,15 @@ def start(folder, size, function, *args):
     if torch.cuda.is_available():
         pytest.skip("a process that uses a GPU cannot fork: run with CUDA_VISIBLE_DEVICES=")
     os.makedirs(folder, exist_ok=True)
+    port = free_port()
+    return [Rank(str(folder), rank, size, port, function, args) for rank in range(size)]
+
+
+def free_port():
+    """Returns the number of a port of this machine that nobody listens at."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    return [Rank(str(folder), rank, size, port, function, args) for rank in range(size)]
+        return s.getsockname()[1]
 
 
 def outcomes(folder, size, function, *args, limit=120):
