@@ -769,6 +769,7 @@ def _places(rank):
         own = cut.to_local()
         box = whole[places[0][0] :, places[0][1] :][: own.shape[0], : own.shape[1]]
         found.append((*places, bool(torch.equal(box, own))))
+    dist.barrier()  # the first rank has the store by which others make their groups
     return found
 
 

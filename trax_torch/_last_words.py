@@ -1,7 +1,12 @@
 """What a rank that fails says to the others, which wait for it in vain."""
 
 import contextlib
+import queue
+import threading
+from collections.abc import Callable
 from typing import Any
+
+_PATIENCE = 2.0  # seconds that a store has to answer; it may be cut off
 
 
 def heard(error: Exception) -> Exception:
@@ -36,13 +41,35 @@ class Words:
         """Leaves the words of an error, if nobody else has."""
         if getattr(error, "is_heard", False):
             return
-        with contextlib.suppress(Exception):  # nobody may hear of it; the error itself counts
-            said = f"On rank {self._rank}: {type(error).__name__}: {error} "
-            self._store.compare_set(self._key, "", said)
+        said = f"On rank {self._rank}: {type(error).__name__}: {error} "
+        _in_time(lambda: self._store.compare_set(self._key, "", said))
 
     def read(self) -> str | None:
-        """Returns what was said, if anything, waiting for nothing."""
-        with contextlib.suppress(Exception):  # the store may be gone with a rank
-            if self._store.check([self._key]):
-                return str(self._store.get(self._key).decode(errors="replace"))
-        return None
+        """Returns what was said, if anything, waiting for nobody to say it."""
+
+        def said() -> str | None:
+            if not self._store.check([self._key]):
+                return None
+            return str(self._store.get(self._key).decode(errors="replace"))
+
+        answer: str | None = _in_time(said)
+        return answer
+
+
+def _in_time(ask: Callable[[], Any]) -> Any:
+    """Returns what a store answers; None if it does not in time, or is gone with a rank.
+
+    It is asked by a thread, since torch's waits for as long as a network is cut.
+    """
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run() -> None:
+        answer = None
+        with contextlib.suppress(Exception):  # the error that there is counts, not the words
+            answer = ask()
+        answers.put(answer)
+
+    threading.Thread(target=run, daemon=True).start()
+    with contextlib.suppress(queue.Empty):
+        return answers.get(timeout=_PATIENCE)
+    return None

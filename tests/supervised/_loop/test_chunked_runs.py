@@ -367,7 +367,7 @@ def test_a_loss_of_little_precision_is_no_other_loss():
         ({"loss_chunk_size": 0.5}, "or 0 for no chunks; got 0.5"),
         (
             {"loss_chunk_size": 8, "strategy": "fsdp"},
-            "loss_chunk_size=8 does not go with strategy='fsdp' yet",
+            "loss_chunk_size=8 does not go with strategy='fsdp': ",
         ),
     ],
 )

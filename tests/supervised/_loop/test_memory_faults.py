@@ -282,7 +282,7 @@ def test_a_gradient_in_the_midst_that_is_not_finite_on_one_rank_is_told_on_both(
         ({"n_accumulation_steps": 2}, "gradients of several parts .* Make batches smaller"),
         ({"on_nonfinite": "skip"}, "other weights are updated already. Leave it out"),
         ({"compile": True}, "blocks run one by one"),
-        ({"strategy": "fsdp"}, "Choose one of the two"),
+        ({"strategy": "fsdp"}, "Leave one of the two out"),
         ({"recipe": optimizers.Adam(0.01, clip_grad_norm=1.0)}, "clip_grad_norm does not go with"),
         ({"use_memory_efficient_trainer": 3}, "is False, True or 2; got 3"),
     ],
