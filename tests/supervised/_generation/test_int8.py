@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trax_torch import layers as tl
@@ -30,6 +30,7 @@ def floats(layer):
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     st.integers(0, 99),
 )
+@example(1, 29, -41, torch.float32, 0)  # half of whose scale is not among the numbers of its type
 def test_a_weight_is_within_half_a_scale(d_in, n_units, power, kind, seed):
     """Of any type and size, the smallest that a type has included; and zero is zero."""
     layer = dense(d_in, n_units, seed).double()

@@ -98,9 +98,11 @@ def _rounded(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     wide = w if w.dtype == torch.float64 else w.float()
     largest = wide.abs().amax(1)
     scale = (largest / 127).to(w.dtype)
-    # Below the normal numbers a type rounds so coarsely that 127 scales may not be enough.
-    info = torch.finfo(w.dtype)
-    scale = torch.where(scale.to(wide.dtype) * 127.5 < largest, scale + info.tiny * info.eps, scale)
+    # Below the normal numbers a type rounds so coarsely that 127 scales may not be enough; half a
+    # scale may be no number of it, but twice what is left over is.
+    info, wide_scale = torch.finfo(w.dtype), scale.to(wide.dtype)
+    is_short = 2 * (largest - 127 * wide_scale) > wide_scale
+    scale = torch.where(is_short, scale + info.tiny * info.eps, scale)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     q = (wide / scale.to(wide.dtype)[:, None]).round().clamp(-127, 127).to(torch.int8)
     return q.contiguous(), scale
