@@ -172,7 +172,8 @@ def _has_rows(batch: Any, n: int) -> bool:
     items = batch if isinstance(batch, (list, tuple)) else named and named.values()
     if items:
         return all(_has_rows(item, n) for item in items)
-    return getattr(batch, "ndim", 0) > 0 and batch.shape[0] == n
+    shape = getattr(batch, "shape", ())
+    return bool(shape) and shape[0] == n
 
 
 def _is_list_of_rows(batch: Any, n: int) -> bool:

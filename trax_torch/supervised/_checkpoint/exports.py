@@ -113,7 +113,7 @@ def _opened(stack: contextlib.ExitStack, directory: str, basename: str) -> dict[
             raise
         return _opened(stack, directory, basename)  # a run under way has saved anew meanwhile
     with state.described_by(directory, basename):
-        apart = {**parts, "state": _ReadByName(parts["state"])}
+        apart: Any = {**parts, "state": _ReadByName(parts["state"])}
         values = state.module_state(apart, manifest["info"]["members"])
     there = {k: v for k, v in values.items() if not isinstance(v, shards.Saved)}
     _protocol.check_plain(there)
