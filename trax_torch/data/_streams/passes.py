@@ -172,7 +172,7 @@ def _has_rows(batch: Any, n: int) -> bool:
     items = batch if isinstance(batch, (list, tuple)) else named and named.values()
     if items:
         return all(_has_rows(item, n) for item in items)
-    shape = getattr(batch, "shape", ())
+    shape: Any = getattr(batch, "shape", None)
     return bool(shape) and shape[0] == n
 
 
