@@ -62,6 +62,20 @@ def test_a_signal_leaves_the_checkpoint_of_a_whole_step(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_signal_while_workers_begin_leaves_a_whole_step(tmp_path, whole, signum):
+    """Of a second epoch: they get it before they know what to do with it, and begin nevertheless."""
+    setup, blow = Setup(n_workers=2), Blow(signum=signum, to_group=True, echo=600.0)
+
+    code = children.run(runs.train_and_strike_a_worker_that_begins, tmp_path, setup, blow)
+    saved = step_in(tmp_path)
+    children.run(runs.train, tmp_path, setup)
+
+    assert code == 128 + signum
+    assert 0 < saved < runs.N_STEPS
+    assert_ends_as(tmp_path, whole)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_second_signal_exits_at_once(tmp_path, signum):
     """In the middle of the step, without another save."""
     blow = Blow(5, "step", signum, n_times=2, apart=1.1)
@@ -73,7 +87,7 @@ def test_a_second_signal_exits_at_once(tmp_path, signum):
 
 def test_a_signal_that_is_passed_on_as_well_is_one(tmp_path):
     """A launcher and a terminal both send it; the step ends in good order."""
-    blow = Blow(5, "step", signal.SIGINT, n_times=2)
+    blow = Blow(5, "step", signal.SIGINT, n_times=2, echo=60.0)
     code = children.run(runs.train, tmp_path, Setup(), blow)
 
     assert code == 130

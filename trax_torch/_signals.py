@@ -3,6 +3,7 @@
 What is done about it, the loop decides between two steps.
 """
 
+import contextlib
 import functools
 import gc
 import multiprocessing.sharedctypes
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -96,6 +97,20 @@ def exit_code(signum: int) -> int:
     return 128 + signum
 
 
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Holds signals that ask a run to end back while its block starts workers.
+
+    So do forked workers, until what `worker_init` returns is called: before that a signal to the
+    group would end one that has only begun, and the run with an error.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def worker_init(worker_init_fn: Any) -> Callable[[int], None]:
     """Returns what a DataLoader's worker begins with, so that it lives while its loop needs it.
 
@@ -130,6 +145,7 @@ def _outlive_first(
         signal.signal(signum, ignore_first)
     if is_interactive:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)  # see `held`
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 

@@ -52,6 +52,7 @@ class Blow:
       to_group: whether the whole group of processes gets it, as from a terminal.
       n_times: how many come.
       apart: how many seconds lie between them.
+      echo: for how many seconds a second one is taken for the first; None for those of the package.
     """
 
     step: int = 0
@@ -60,6 +61,7 @@ class Blow:
     to_group: bool = False
     n_times: int = 1
     apart: float = 0.02  # whoever is to be interrupted here, is
+    echo: float | None = None
 
     def strike(self, pid):
         for _ in range(self.n_times):
@@ -166,6 +168,8 @@ def train(folder, setup, blow=None):
     blow = blow or Blow()
     if blow.to_group:
         os.setsid()
+    if blow.echo is not None:
+        _signals._ECHO = blow.echo
     write = storage._write
 
     def write_and_pass(*args):
@@ -183,3 +187,19 @@ def train_ignoring_signals(*args):
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
     train(*args)
+
+
+def train_and_strike_a_worker_that_begins(folder, setup, blow):
+    """Trains; workers that begin meanwhile strike the group, and know nothing of signals yet."""
+    set_num_threads = torch.set_num_threads  # which a loader's worker calls as it begins
+
+    def strike(n):
+        if n_running.value:
+            blow.strike(trainer)
+        set_num_threads(n)
+
+    os.setsid()
+    trainer, n_running = os.getpid(), _signals.n_running()
+    _signals._ECHO = blow.echo
+    torch.set_num_threads = strike
+    make_loop(folder, setup).run(until=N_STEPS)

@@ -111,7 +111,8 @@ class Loader(Source):
         own = loader.worker_init_fn
         loader.worker_init_fn = _signals.worker_init(own)
         try:
-            return iter(loader)
+            with _signals.held():
+                return iter(loader)
         finally:
             loader.worker_init_fn = own
 
