@@ -98,33 +98,44 @@ def without_padding(data: Any, batches: Iterator[Any], name: str) -> Generator[A
       batches: the pass.
       name: how messages call the data.
     """
+    for k, batch in enumerate(batches):
+        kept = own_rows(data, batch, k, name)
+        if kept is not None:
+            yield kept
+
+
+def own_rows(data: Any, batch: Any, k: int, name: str) -> Any:
+    """Returns a batch without the rows that a DistributedSampler repeats; None if none are left.
+
+    Args:
+      data: what is gone through.
+      batch: the batch.
+      k: which batch of a pass it is, from 0.
+      name: how messages call the data.
+    """
     sampler = _sampler_of(data)
     n_padded = _n_padded(sampler)
     if not n_padded:
-        yield from batches
-        return
+        return batch
     size = 1 if data.batch_sampler is None else data.batch_sampler.batch_size
-    n_left, n_own = sampler.num_samples, sampler.num_samples - n_padded
-    for batch in batches:
-        n = min(size, n_left)
-        n_kept = min(n, n_own)
-        n_left, n_own = n_left - n, n_own - n_kept
-        if n_kept == n:
-            yield batch
-        elif n_kept == 0:
-            _log.info("%s: left out %d rows that the sampler repeats", name, n)
-        elif _has_rows(batch, n):
-            _log.info("%s: left out %d rows that the sampler repeats", name, n - n_kept)
-            yield _first_rows(batch, n, n_kept)
-        else:
-            _log.warning(
-                "%s: %d rows that the sampler repeats count twice: they cannot be cut off a batch "
-                "whose items are not all arrays or tensors of %d rows.",
-                name,
-                n - n_kept,
-                n,
-            )
-            yield batch
+    n = min(size, sampler.num_samples - k * size)
+    n_kept = min(n, max(0, sampler.num_samples - n_padded - k * size))
+    if n_kept == n:
+        return batch
+    if n_kept == 0:
+        _log.info("%s: left out %d rows that the sampler repeats", name, n)
+        return None
+    if _has_rows(batch, n):
+        _log.info("%s: left out %d rows that the sampler repeats", name, n - n_kept)
+        return _first_rows(batch, n, n_kept)
+    _log.warning(
+        "%s: %d rows that the sampler repeats count twice: they cannot be cut off a batch whose "
+        "items are not all arrays or tensors of %d rows.",
+        name,
+        n - n_kept,
+        n,
+    )
+    return batch
 
 
 def _parts_of(data: Any) -> list[Any]:

@@ -90,6 +90,10 @@ class BatchStream:
         self.n_taken += 1
         return batch
 
+    def next_own(self) -> Any:
+        """Returns `next` without rows that a sampler repeats; None if none is left."""
+        return passes.own_rows(self._data, self.next(), self._n_in_pass - 1, self._name)
+
     def sample(self, given: Any) -> Any:
         """Returns the batch that was given to take shapes from, or the next one for None.
 
@@ -133,9 +137,7 @@ class BatchStream:
     @property
     def repeats(self) -> bool:
         """Whether the data is gone through again and again, alone or as a share of it."""
-        if self._own is not None:
-            return self._own.repeats
-        return self._repeats
+        return self._repeats if self._own is None else self._own.repeats
 
     @property
     def n_passes(self) -> int:
@@ -166,8 +168,7 @@ class BatchStream:
             return
         batches = passes.without_padding(self._data, self._one_pass(), self._name)
         with contextlib.closing(batches):
-            for batch in batches:
-                yield self._as_batch(batch)
+            yield from map(self._as_batch, batches)
 
     def _one_pass(self) -> Iterator[Any]:
         numbers, iterator = self._numbers.of_whole_passes(), None
