@@ -16,6 +16,8 @@ import gc
 import io
 import json
 import os
+import random
+import socket
 import statistics
 import tempfile
 import time
@@ -89,6 +91,24 @@ def memory(name):
         return next(1024 * int(line.split()[1]) for line in f if line.startswith(name))
 
 
+def free_port():
+    """Returns a port that nobody listens at, below those that the system hands out by itself."""
+    for port in random.sample(range(12000, 32000), 100):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as stores do
+            s.bind(("", port))
+            return port
+    raise OSError("of a hundred ports none was free")
+
+
+def told(values, quartiles=True):
+    """Returns a median, and in brackets quartiles, or the least and most; these of two values."""
+    low, high = min(values), max(values)
+    if quartiles and len(values) > 2:
+        low, _, high = statistics.quantiles(values, n=4)
+    return f"{statistics.median(values):8.3f}  ({low:.3f} to {high:.3f})"
+
+
 def work(rank, args, place, port):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(args.ranks)}
@@ -153,8 +173,7 @@ def main():
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory(dir=args.folder) as place:
-        port = 20000 + os.getpid() % 20000
-        mp.spawn(work, (args, place, port), nprocs=args.ranks)
+        mp.spawn(work, (args, place, free_port()), nprocs=args.ranks)
         ranks = []
         for rank in range(args.ranks):
             with open(os.path.join(place, f"{rank}.json")) as f:
@@ -186,11 +205,7 @@ def main():
             a / b for a, b in zip(seconds[name], seconds[rival], strict=True)
         ]
     for name, values in rows.items():
-        spread = f"({min(values):.3f} to {max(values):.3f})"
-        if len(values) > 2 and "bytes" not in name:
-            low, _, high = statistics.quantiles(values, n=4)
-            spread = f"({low:.3f} to {high:.3f})"
-        print(f"{name:44}{statistics.median(values):8.3f}  {spread}  {AIMS.get(name, '')}")
+        print(f"{name:44}{told(values, 'bytes' not in name)}  {AIMS.get(name, '')}")
     for name, values in seconds.items():
         print(f"{name:44}{statistics.median(values):8.2f} s")
     print(json.dumps({"megabytes": whole / 1e6, "rows": rows, "seconds": seconds}))

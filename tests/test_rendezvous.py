@@ -4,12 +4,13 @@ import datetime
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import patience
 import pytest
 import torch.distributed as dist
 
 from trax_torch._rendezvous import agreed_name
 
-LIMIT = datetime.timedelta(seconds=20)
+LIMIT = datetime.timedelta(seconds=120)
 
 
 def start(store, size, late=()):
@@ -50,4 +51,4 @@ def test_who_does_not_come_is_an_error_within_the_limit(missing):
     began = time.monotonic()
     with pytest.raises(dist.DistError, match="ranks \\[1\\]" if missing else "timeout"):
         agreed_name(dist.HashStore(), 1 - missing, 2, datetime.timedelta(seconds=0.3))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < patience.SOON

@@ -12,6 +12,7 @@ import sys
 import time
 
 import numpy as np
+import patience
 import pytest
 import ranks
 import torch
@@ -93,7 +94,7 @@ def test_torchrun_restarts_ranks_after_one_is_killed_and_the_result_is_the_same(
 
     assert training.differences(whole, cut) == []
     assert text.startswith("RankError: Another rank is gone")
-    assert float(seconds) - float(pathlib.Path(died).read_text()) < 5
+    assert float(seconds) - float(pathlib.Path(died).read_text()) < patience.SOON
     assert "at step 5." in run.text()
 
 
@@ -104,9 +105,9 @@ def test_ranks_save_one_step_when_torchrun_is_asked_to_end_and_resume_from_it(la
         *("--standalone", "--nproc-per-node=2", STEPS, cut),
         *("--steps", 2000, "--pause", 0.05, "--mark", mark),
     )
-    ranks.wait_for(mark)
+    run.wait_for(mark)
     run.send(signal.SIGTERM)
-    code = run.wait(60)
+    code = run.wait()
     step = storage.read(cut, "model")[1]["step"]
     undisturbed(tmp_path, cut, 2, "--steps", step + 7)
     undisturbed(tmp_path, whole, 2, "--steps", step + 7)
@@ -132,7 +133,7 @@ def test_what_is_left_of_the_machines_goes_on_after_one_is_lost(launch, tmp_path
         )
         for machine in range(3)
     ]
-    ranks.wait_for(mark, limit=60)
+    runs[0].wait_for(mark)
     n_at_first = mark.read_text()
     runs[2].lose()
     codes = [run.wait() for run in runs[:2]]
@@ -147,7 +148,8 @@ def test_what_is_left_of_the_machines_goes_on_after_one_is_lost(launch, tmp_path
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads cannot be held back here")
 def test_processes_end_in_order_however_late_the_threads_between_ranks_are():
     """One that is last to let go of a tensor aborts an interpreter that is ending."""
-    command = [sys.executable, PROGRAMS / "ending.py", "4"]
+    ports = [str(ranks.free_port()) for _ in range(4)]
+    command = [sys.executable, PROGRAMS / "ending.py", *ports]
     ended = subprocess.run(command, env=ranks.environment(), capture_output=True, text=True)
 
     assert ended.returncode == 0, ended.stderr
@@ -178,6 +180,9 @@ class Hosts:
     def cut(self):
         """Takes the cable out."""
         _ip("-n", self.names[1], "link", "set", self.links[1], "down")
+
+    def mend(self):
+        _ip("-n", self.names[1], "link", "set", self.links[1], "up")
 
     def remove(self):
         for name in self.names:
@@ -237,17 +242,25 @@ def test_two_machines_train_as_one_does(hosts, launch, tmp_path):
 def test_a_machine_that_is_cut_off_is_an_error_on_the_other_within_the_timeout(
     hosts, launch, tmp_path
 ):
-    folder, mark = str(tmp_path / "run"), str(tmp_path / "mark")
-    options = ("--steps", 2000, "--pause", 0.05, "--mark", mark, "--timeout", 8)
-    launch_on_both(launch, hosts, STEPS, folder, *options)
-    ranks.wait_for(mark)
-    hosts.cut()
-    cut_at = time.monotonic()
-    paths = [f"{folder}.rank{rank}.error" for rank in (0, 1)]
-    for path in paths:
-        ranks.wait_for(path, limit=40)
+    def check(timeout):
+        folder, mark = str(tmp_path / f"run{timeout}"), str(tmp_path / f"mark{timeout}")
+        options = ("--steps", 2000, "--pause", 0.05, "--mark", mark, "--timeout", timeout)
+        runs = launch_on_both(launch, hosts, STEPS, folder, *options)
+        try:
+            runs[0].wait_for(mark)
+            hosts.cut()
+            cut_at = time.monotonic()
+            paths = [f"{folder}.rank{rank}.error" for rank in (0, 1)]
+            for run, path in zip(runs, paths, strict=True):
+                run.wait_for(path)
+        finally:
+            hosts.mend()
+            for run in runs:
+                run.end()
 
-    for path in paths:
-        seconds, text = pathlib.Path(path).read_text().split(" ", 1)
-        assert text.startswith("RankError: Another rank is gone or does not answer: ")
-        assert float(seconds) - cut_at < 8 + 5
+        for path in paths:
+            seconds, text = pathlib.Path(path).read_text().split(" ", 1)
+            assert text.startswith("RankError: Another rank is gone or does not answer: ")
+            assert float(seconds) - cut_at < timeout + patience.SOON
+
+    patience.with_more_time(check, 8, 60)

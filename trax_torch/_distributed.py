@@ -22,21 +22,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trax_torch import _memory_order, _torch_private
+from trax_torch import _memory_order, _roll_call, _torch_private
+from trax_torch._dtensors import fill_ as fill_
+from trax_torch._dtensors import in_memory as in_memory
+from trax_torch._dtensors import is_freed as is_freed
 from trax_torch._dtensors import is_shard as is_shard  # whoever asks about ranks asks here
 from trax_torch._dtensors import local as local
+from trax_torch._dtensors import piece_of as piece_of
 from trax_torch._dtensors import shard_like as shard_like
 from trax_torch._dtensors import whole as whole
 from trax_torch._errors import CallError, RankError
 from trax_torch._last_words import Words, heard
 from trax_torch._rendezvous import meeting_place
 
-_GONE = (
-    "Another rank is gone or does not answer: {}. See its own output; torchrun --max-restarts "
-    "starts all of them again, from the last checkpoint."
-)
 _ROOM = 30  # numbers in a sum of one piece
+_NOTHING = contextlib.nullcontext()
 _NAME = 200  # bytes of a call's name that are told
+_LET_GO = 1.0  # seconds in which threads let go of what was sent
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class World:
       timeout: seconds after which a rank that does not answer is given up.
       group: what they talk by, where that is not the process group of all.
       words: where a rank that fails in a call says why, for those that wait for it.
+      roll: tells who does not answer.
     """
 
     rank: int
@@ -60,6 +63,7 @@ class World:
     timeout: float = field(default=300.0, compare=False)
     group: Any = field(default=None, repr=False, compare=False)
     words: Words | None = field(default=None, repr=False, compare=False)
+    roll: _roll_call.Roll | None = field(default=None, repr=False, compare=False)
 
     @property
     def n_hosts(self) -> int:
@@ -82,13 +86,23 @@ class World:
             self.words.begin()
         self.calls.append(name)
         try:
-            yield
+            with self.phase(f"in {name}", is_told=True):
+                yield
         except Exception as error:
             if self.words is not None and not isinstance(error, RankError):
                 self.words.leave(error)
             raise
         finally:
             self.calls.pop()
+
+    def phase(self, name: str, is_told: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Names what its block does, for an error to say if this rank, or another, waits in vain.
+
+        Args:
+          name: as in 'hashing its part', or 'in step 4'.
+          is_told: whether others know of it while all is well, too, which costs a message.
+        """
+        return _NOTHING if self.roll is None else self.roll.phase(name, is_told)
 
     def aside(self) -> "World":
         """Returns the same ranks, who talk by a group of their own, for a thread beside this one.
@@ -100,12 +114,12 @@ class World:
         limit = datetime.timedelta(seconds=self.timeout)
         with self._told():
             group = dist.new_group(backend="gloo", timeout=limit)
-        return dataclasses.replace(self, calls=[], group=group, words=None)
+        roll = self.roll and self.roll.beside()
+        return dataclasses.replace(self, calls=[], group=group, words=None, roll=roll)
 
     def _gone(self, error: Exception, *hints: str) -> RankError:
-        """Returns the error that another rank is gone, with what it said, if it did."""
-        said = None if self.words is None else self.words.read()
-        return RankError("".join([said or "", _GONE.format(error), *hints]))
+        """Returns the error that another rank is gone, which one, and what it said, if it did."""
+        return _roll_call.gone(error, self.roll, self.words, self.timeout, *hints)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """All-reduces: returns the sums over ranks, in float64; nothing waits for a GPU.
@@ -209,6 +223,8 @@ class World:
           error: what was raised here, if anything.
           kind: of the error to raise where nothing was raised, with the rank and its message.
         """
+        if error is not None and getattr(error, "is_gone", False):  # nobody is left to tell
+            raise error
         if self.size > 1 and not isinstance(error, CallError):  # which all ranks have
             failed = [bool(n) for n in self.each(error is not None)]
             if any(failed):
@@ -402,8 +418,10 @@ def join(
             place = meeting_place(*launched(), limit)
             dist.init_process_group(backend, timeout=limit, **place)
         atexit.register(_close)
-    words = Words(_torch_private.meeting_store(), dist.get_rank())
-    return World(dist.get_rank(), size, device, timeout=timeout, words=words)
+    rank, store = dist.get_rank(), _torch_private.meeting_store()
+    words = Words(store, rank)
+    roll = _roll_call.Roll(store, str(words.serial), rank, size)
+    return World(rank, size, device, timeout=timeout, words=words, roll=roll)
 
 
 def launched() -> tuple[int, int]:
@@ -430,7 +448,7 @@ def _close() -> None:
 def _told(
     *tensors: torch.Tensor,
     calls: Sequence[str] = (),
-    gone: Callable[..., RankError] = lambda error, *_: RankError(_GONE.format(error)),
+    gone: Callable[..., RankError] = _roll_call.gone,
 ) -> Generator[None]:
     """Says in plain words that another rank is gone, or does not answer.
 
@@ -457,7 +475,7 @@ def _told(
             for call in calls
         ]
         raise gone(error, *hints) from error
-    until = time.monotonic() + 1.0
+    until = time.monotonic() + _LET_GO
     while [sys.getrefcount(t) for t in sent] > counts and time.monotonic() < until:
         time.sleep(0)
 

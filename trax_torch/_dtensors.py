@@ -3,10 +3,10 @@
 Such a tensor is a `DTensor`, on any mesh of ranks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from trax_torch import _torch_private
 
@@ -52,21 +52,65 @@ def piece_of(tensor: Any) -> tuple[list[int], list[int]]:
     return _torch_private.place_in_whole(tensor), list(local_tensor.shape)
 
 
-def is_first_copy(tensor: Any) -> bool:
-    """Tells whether this rank is the first of those that hold the same part of a tensor."""
-    if not is_shard(tensor):
-        return not dist.is_initialized() or dist.get_rank() == 0
+def holders_of(tensor: Any) -> list[int]:
+    """Returns the ranks that hold the same part of a cut tensor as this one, itself among them."""
     place = tensor.device_mesh.get_coordinate()
-    pairs = zip(place or [], tensor.placements, strict=False)
-    return place is not None and not any(i for i, each in pairs if each.is_replicate())
+    if place is None:
+        return []
+    pairs = zip(place, tensor.placements, strict=True)
+    index = tuple(slice(None) if each.is_replicate() else i for i, each in pairs)
+    holders: list[int] = tensor.device_mesh.mesh[index].flatten().tolist()
+    return sorted(holders)
 
 
-def with_part(own: torch.Tensor, tensor: Any) -> torch.Tensor:
-    """Returns a tensor cut as another one is, of which this rank's part is given."""
+def part_of(whole: torch.Tensor, box: tuple[Sequence[int], Sequence[int]]) -> torch.Tensor:
+    """Returns the part of a whole that begins at a place, and has so many extents, by axis."""
+    for axis, (begin, extent) in enumerate(zip(*box, strict=True)):
+        whole = whole.narrow(axis, begin, extent)
+    return whole
+
+
+@torch.no_grad()
+def fill_(tensor: Any, value: Any) -> None:
+    """Sets a tensor, or this rank's part of one that is cut, to what is there of a whole one.
+
+    Args:
+      tensor: is changed in place.
+      value: a tensor, cut or not; or what has a `read` that returns a box of one, given where it
+        begins and its extents, so that no rank reads more than it holds.
+    """
+    if is_shard(value):
+        tensor.copy_(shard_like(value, tensor))
+    elif not isinstance(value, torch.Tensor):
+        local(tensor).copy_(value.read(piece_of(tensor)))
+    else:
+        local(tensor).copy_(part_of(value, piece_of(tensor)))
+
+
+def is_freed(tensor: torch.Tensor) -> bool:
+    """Tells whether somebody has taken the memory of this rank's part of a tensor away."""
+    own = local(tensor)
+    return is_shard(tensor) and own.numel() > 0 and own.untyped_storage().nbytes() == 0
+
+
+def in_memory(tensor: Any, device: torch.device) -> torch.Tensor:
+    """Returns a new tensor on a device like one on the meta device, cut as that one is."""
+    own = torch.empty_like(local(tensor), device=device)
+    return with_part(own, tensor, device) if is_shard(tensor) else own
+
+
+def with_part(own: torch.Tensor, tensor: Any, device: torch.device | None = None) -> torch.Tensor:
+    """Returns a tensor cut as another one is, of which this rank's part is given.
+
+    Args:
+      own: the part.
+      tensor: the other one.
+      device: where to; by default where the other one is.
+    """
     from torch.distributed.tensor import DTensor
 
     shape, stride = tensor.shape, torch.empty(tensor.shape, device="meta").stride()
-    own = own.to(tensor.device)
+    own = own.to(device or tensor.device)
     made: torch.Tensor = DTensor.from_local(
         own, tensor.device_mesh, tensor.placements, run_check=False, shape=shape, stride=stride
     )

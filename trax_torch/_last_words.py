@@ -23,11 +23,16 @@ class Words:
     Args:
       store: the store; None has nobody hear anything.
       rank: this process's number.
+
+    Attributes:
+      serial: tells the ranks that made this from others at that store.
+      is_cut: whether the store gave no answer when it was last asked.
     """
 
     def __init__(self, store: Any, rank: int):
         self._store, self._rank, self._call = store, rank, 0
-        self._serial = 0 if store is None else store.add(f"trax_torch/words/of{rank}", 1)
+        self.serial = 0 if store is None else store.add(f"trax_torch/words/of{rank}", 1)
+        self.is_cut = False
 
     def begin(self) -> None:
         """Begins a call."""
@@ -35,14 +40,14 @@ class Words:
 
     @property
     def _key(self) -> str:
-        return f"trax_torch/words/{self._serial}.{self._call}"
+        return f"trax_torch/words/{self.serial}.{self._call}"
 
     def leave(self, error: Exception) -> None:
         """Leaves the words of an error, if nobody else has."""
         if getattr(error, "is_heard", False):
             return
         said = f"On rank {self._rank}: {type(error).__name__}: {error} "
-        _in_time(lambda: self._store.compare_set(self._key, "", said))
+        in_time(lambda: self._store.compare_set(self._key, "", said))
 
     def read(self) -> str | None:
         """Returns what was said, if anything, waiting for nobody to say it."""
@@ -52,24 +57,25 @@ class Words:
                 return None
             return str(self._store.get(self._key).decode(errors="replace"))
 
-        answer: str | None = _in_time(said)
-        return answer
+        is_there, answer = in_time(said)
+        self.is_cut = self._store is not None and not is_there
+        return None if answer is None else str(answer)
 
 
-def _in_time(ask: Callable[[], Any]) -> Any:
-    """Returns what a store answers; None if it does not in time, or is gone with a rank.
+def in_time(ask: Callable[[], Any]) -> tuple[bool, Any]:
+    """Returns whether a store answers, and what; it may be cut off, or gone with a rank.
 
     It is asked by a thread, since torch's waits for as long as a network is cut.
     """
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def run() -> None:
-        answer = None
+        answer: tuple[bool, Any] = (False, None)
         with contextlib.suppress(Exception):  # the error that there is counts, not the words
-            answer = ask()
+            answer = (True, ask())
         answers.put(answer)
 
     threading.Thread(target=run, daemon=True).start()
     with contextlib.suppress(queue.Empty):
         return answers.get(timeout=_PATIENCE)
-    return None
+    return False, None

@@ -26,7 +26,7 @@ def shard(
 ) -> Apart:
     """Has each rank keep a part of every weight of a module, and of its gradient and slots.
 
-    Weights become the chief's.
+    Weights become the chief's. Those on the meta device stay there, each as this rank's part.
 
     Args:
       world: the ranks.
@@ -44,7 +44,8 @@ def shard(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    world.copy_from_chief_([*module.parameters(), *module.buffers()])
+    tensors = [*module.parameters(), *module.buffers()]
+    world.copy_from_chief_([tensor for tensor in tensors if not tensor.is_meta])
     for p in module.parameters():
         p.data = p.data.contiguous()  # fully_shard takes no other order in memory
     # It warns of outputs that are views, since what is done to them in place goes wrong. Where that

@@ -19,9 +19,9 @@ def merged(gradients):
     def on_rank(rank):
         def swap(tensor):
             sent[rank] = tensor.clone()
-            meeting.wait(10)
+            meeting.wait(120)
             everyones = list(sent)
-            meeting.wait(10)
+            meeting.wait(120)
             return everyones
 
         def mean_(tensor):

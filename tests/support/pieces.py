@@ -1,7 +1,12 @@
 """Runs and saves of which each rank has a part, for forked ranks."""
 
 import contextlib
+import errno
 import functools
+import json
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from toys import line_loop
 
-from trax_torch import _distributed, optimizers
+from trax_torch import _distributed, _roll_call, optimizers
 from trax_torch import layers as tl
 from trax_torch._errors import CheckpointError, RankError
 from trax_torch.supervised import EvalTask, TrainTask, share_of
@@ -98,7 +103,8 @@ def save_layouts(rank, folder):
     tensors = {n: cut_tensor(whole_of(0, dtype=b), a) for n, (a, b) in names.items()}
     tensors["empty"] = cut_tensor(torch.empty(0, 3), "rows")
     parts = {"weights": tensors, "state": {"plain": torch.tensor(3)}, "opt_slots0": {}}
-    saver.Saver(folder, world).save(["model"], parts, INFO, History(), blocking=True)
+    first = saver.Saver(folder, world, has_stand_in=True)
+    first.save(["model"], parts, INFO, History(), blocking=True)
     differences = []
     for layout in LAYOUTS:
         likes = {n: cut_tensor(whole_of(1, dtype=b), layout) for n, (_, b) in names.items()}
@@ -158,6 +164,17 @@ def step_in(folder, name="model"):
     return step
 
 
+def files_of(folder):
+    """The files that the manifests of a folder list, and themselves, and the lock."""
+    found = {".lock"}
+    for path in folder.glob("*.json"):
+        manifest = json.loads(path.read_text())
+        entries = [*manifest["files"].values(), manifest["history"]]
+        entries += [entry for part in manifest["shards"].values() for entry in part["files"]]
+        found |= {path.name, *(entry["name"] for entry in entries)}
+    return sorted(found)
+
+
 def history_at(step):
     history = History()
     for i in range(1, step + 1):
@@ -168,14 +185,16 @@ def history_at(step):
 class Saves:
     """Saves of a few steps by all ranks, one of which is broken somewhere."""
 
-    def __init__(self, rank, folder, blocking):
+    is_cut = False  # whether folders may be several
+
+    def __init__(self, rank, folder, blocking, timeout=60):
         self.rank, self.folder, self.blocking = rank, str(folder), blocking
-        self.world = _distributed.join(timeout=60)
+        self.world = _distributed.join(timeout=timeout)
         self.mesh = init_device_mesh("cpu", (self.world.size,))
-        self.saver = saver.Saver(self.folder, self.world, keep_last=1)
+        self.saver = saver.Saver(self.folder, self.world, keep_last=1, is_cut=self.is_cut)
         if not blocking:  # a rank that dies while groups are made is not noticed before the timeout
             self.saver._beside = self.world.aside()
-        found = storage.read_manifest(self.folder, "model")
+        found = None if self.is_cut else storage.read_manifest(self.folder, "model")
         if found is not None and rank == 0:
             history = storage.read_history(self.folder, found)
             self.saver.goes_on_from("model", found, History.from_dict(history))
@@ -205,6 +224,40 @@ def die_at(rank, folder, blocking, victim, n):
         saves.save(step + 1, ["model"])
 
 
+FATES = {"stopped": "SIGSTOP", "killed": "SIGKILL"}
+
+
+def fall_in(rank, folder, blocking, victim, phase, fate, timeout):
+    """Saves the next step; a rank is 'stopped', 'slow' or 'killed' when a phase begins.
+
+    Returns:
+      What was raised, as text, and when, by a clock that all read.
+    """
+    saves = Saves(rank, folder, blocking, timeout)
+    begin, mark = _roll_call.Roll.phase, f"{folder}.stopped"
+
+    @contextlib.contextmanager
+    def phased(roll, name, is_told):
+        with begin(roll, name, is_told):
+            if rank == victim and name.startswith(phase) and not os.path.exists(mark):
+                with open(mark, "w") as f:
+                    f.write(str(time.monotonic()))
+                if fate == "slow":
+                    time.sleep(timeout + 3)
+                else:
+                    os.kill(os.getpid(), getattr(signal, FATES[fate]))
+                    time.sleep(0.2)  # the signal may meet another thread first
+            yield
+
+    _roll_call.Roll.phase = phased  # in a process of its own
+    said = ""
+    try:
+        saves.save(step_in(folder) + 1, ["model"])
+    except (CheckpointError, RankError) as error:
+        said = f"{type(error).__name__}: {error}"
+    return said, time.monotonic()
+
+
 def save_first(rank, folder):
     Saves(rank, folder, True).save(1, ["model"])
 
@@ -230,4 +283,84 @@ def fail_everywhere(rank, folder, blocking, victim, every=1):
         if rank == 0:
             found.append(step_in(folder) - step)
         saves.save(step + 2)
+        step += 2
+
+
+# Ranks of which each has a folder of its own.
+
+
+def own_folder(folder, rank, n_beside=1):
+    return f"{folder}_of_{rank // n_beside}"
+
+
+def run_apart(rank, size, folder, until, n_beside, strategy="fsdp"):
+    """Trains to a step, where so many ranks share a folder."""
+    if strategy == "hsdp":
+        os.environ["LOCAL_WORLD_SIZE"] = str(n_beside)
+    return run(rank, size, own_folder(folder, rank, n_beside), until, strategy=strategy)
+
+
+class SavesApart(Saves):
+    """Saves of ranks of which each has a folder; they go on from what all have."""
+
+    is_cut = True
+
+    def __init__(self, rank, folder, blocking, timeout=60):
+        super().__init__(rank, own_folder(folder, rank), blocking, timeout)
+        self.step, manifest = self.read()
+        if manifest:
+            history = storage.read_history(self.folder, manifest)
+            self.saver.goes_on_from("model", manifest, History.from_dict(history))
+
+    def read(self):
+        """Returns the step that all have, each its part of it, and the manifest."""
+        likes = parts_at(-1, self.mesh)
+
+        def like(part, name, shape):
+            return likes[part][name] if shape else None
+
+        parts, info, manifest = saver.read(self.folder, "model", self.world, like)
+        if info is None:
+            return 0, None
+        wanted = parts_at(info["step"], self.mesh)
+        for part, tensors in wanted.items():
+            assert parts[part].keys() == tensors.keys()
+            for name, tensor in tensors.items():
+                mine, there = (_distributed.local(x) for x in (tensor, parts[part][name]))
+                assert torch.equal(mine, there), (part, name)
+        return info["step"], manifest
+
+
+def die_apart(rank, folder, blocking, victim, n):
+    """Saves the next step, in which a rank dies at a call; returns the step before."""
+    saves = SavesApart(rank, folder, blocking)
+    if rank == victim:
+        saves.break_at(n, "death", saves.step + 1, ["model"])
+    else:
+        saves.save(saves.step + 1, ["model"])
+    return saves.step
+
+
+def go_on_apart(rank, folder, blocking):
+    """Returns the step that all have, and saves the next one, which all then have."""
+    saves = SavesApart(rank, folder, blocking)
+    saves.save(saves.step + 1, ["model"])
+    assert saves.read()[0] == saves.step + 1
+    return saves.step
+
+
+def full_apart(rank, folder, blocking, victim, every):
+    """A rank's disk is full at a call of a save, one after another; returns the steps left."""
+    saves, found, n = SavesApart(rank, folder, blocking), [], 0
+    saves.save(1, ["model"])
+    step = 1
+    while True:
+        n += every
+        how = functools.partial(OSError, errno.ENOSPC)
+        is_broken = saves.break_at(n if rank == victim else 0, how, step + 1, ["model"])
+        if not saves.world.each(is_broken)[victim]:
+            return found
+        found.append(saves.read()[0] - step)
+        saves.save(step + 2, ["model"])
+        assert saves.read()[0] == step + 2
         step += 2

@@ -3,9 +3,11 @@
 import ctypes
 import gc
 import importlib
+import itertools
 import os
 import pathlib
 import pickle
+import random
 import signal
 import socket
 import sys
@@ -15,6 +17,11 @@ import traceback
 import pytest
 import torch
 import torch._dynamo  # DistributedDataParallel imports it: once here, instead of in every child
+
+_PORTS = range(12000, 32000)
+_WORKERS = 8  # tests that run side by side, at most
+LIMIT = 600  # seconds that anything may take, on a machine however busy
+_turns = itertools.count(random.SystemRandom().randrange(len(_PORTS)))
 
 
 class Rank:
@@ -85,13 +92,26 @@ def start(folder, size, function, *args):
 
 
 def free_port():
-    """Returns the number of a port of this machine that nobody listens at."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Returns the number of a port of this machine that nobody listens at, and no one is given.
+
+    It lies below those that the system hands out by itself: a rank of another test, which listens
+    wherever it may, could have one of those before the rank that it is meant for. Tests that run
+    side by side have numbers of their own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for n in _turns:
+        port = _PORTS[(n * _WORKERS + worker % _WORKERS) % len(_PORTS)]
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as stores do
+            try:
+                s.bind(("", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError
 
 
-def outcomes(folder, size, function, *args, limit=120):
+def outcomes(folder, size, function, *args, limit=LIMIT):
     """Returns what each rank came to."""
     until = time.monotonic() + limit
     ranks = start(folder, size, function, *args)
@@ -99,15 +119,16 @@ def outcomes(folder, size, function, *args, limit=120):
     try:
         for rank in ranks:
             found.append(rank.wait(until))
-    except TimeoutError:
+    except TimeoutError as error:
         for rank in ranks[len(found) + 1 :]:
             os.kill(rank.pid, signal.SIGKILL)
             os.waitpid(rank.pid, 0)
+        error.add_note(f"Before it ended: {found}")
         raise
     return found
 
 
-def values(folder, size, function, *args, limit=120):
+def values(folder, size, function, *args, limit=LIMIT):
     """Returns what the function returned on each rank."""
     found = outcomes(folder, size, function, *args, limit=limit)
     assert [kind for kind, *_ in found] == ["value"] * size, found
@@ -144,12 +165,21 @@ class Torchrun:
     def send(self, signum):
         os.kill(self._pid, signum)
 
-    def wait(self, limit=120):
+    def wait(self, limit=LIMIT):
         """Returns the exit code, or less than 0 for a signal."""
         if not self._has_ended(limit):
             self.end()
             raise TimeoutError(f"No end within {limit} s:\n{self.text()[-4000:]}")
         return self._code
+
+    def wait_for(self, path, limit=LIMIT):
+        """Waits until a file is there and has content; an error if it ends before."""
+        until = time.monotonic() + limit
+        while not _has_content(path):
+            is_over = self._has_ended(0) or time.monotonic() > until
+            if is_over and not _has_content(path):
+                raise TimeoutError(f"{path} did not come:\n{self.text()[-4000:]}")
+            time.sleep(0.02)
 
     def end(self):
         """Ends it and its ranks, if it has not ended."""
@@ -208,10 +238,5 @@ def _run_torchrun(output, args, network, env):
         os._exit(code)
 
 
-def wait_for(path, limit=60):
-    """Waits until a file is there and has content."""
-    until = time.monotonic() + limit
-    while not (os.path.exists(path) and os.path.getsize(path)):
-        if time.monotonic() > until:
-            raise TimeoutError(f"{path} did not come.")
-        time.sleep(0.02)
+def _has_content(path):
+    return os.path.exists(path) and os.path.getsize(path) > 0

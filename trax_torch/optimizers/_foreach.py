@@ -106,10 +106,12 @@ class BoundRule(torch.optim.Optimizer):
         with torch.no_grad():
             for mine, theirs in pairs:
                 for name, value in theirs.items():
-                    if isinstance(value, torch.Tensor):
-                        mine[name].copy_(value)
-                    else:
+                    if not isinstance(value, torch.Tensor):
                         mine[name] = value
+                    elif _distributed.is_freed(mine[name]):  # so that there was room for the other
+                        mine[name] = _distributed.shard_like(value, mine[name])
+                    else:
+                        mine[name].copy_(value)
         self.state.update(own)
 
     def _bundles(self, params: list[torch.Tensor]) -> Iterator[list[Member]]:

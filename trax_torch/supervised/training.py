@@ -83,7 +83,7 @@ class Loop(_loop.Described, Generic[Model]):
       best_at: 'evals' keeps the lowest and highest of a metric whenever it is measured;
         'checkpoints', as Trax does, at steps alone at which a checkpoint is saved.
       device: where to compute; by default CUDA if there is any, else the CPU.
-      progress: True shows a progress bar, False none; by default one on a terminal.
+      progress: True shows a bar, False none; by default one on a terminal and in a notebook.
       verbose: False prints nothing; what is said goes to the logger 'trax_torch' in any case.
       loggers: of `supervised.loggers`, or what has their methods: what the history gets is given
         to them, too, by its names behind 'train/' or 'eval/'. One that fails ends no run.
@@ -236,7 +236,7 @@ class Loop(_loop.Described, Generic[Model]):
             self._stopping.begin(stopper)
             with (
                 self._saver.running(),
-                self._console.progress(first, n_steps, self._config.progress) as steps,
+                self._console.progress(first, n_steps, self._config.progress, self) as steps,
                 _logging.clocks_running(self._parts.accumulators),
                 _loop.float32_precision(self._config),
                 self._reports.running(),

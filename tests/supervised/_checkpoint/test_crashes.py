@@ -198,7 +198,7 @@ def test_kills_lose_nothing_that_was_acknowledged(tmp_path, background, n_kills)
         n_said = len(said.read_text()) if said.exists() else 0
         child = children.start(crashing.train_and_tell, folder, background)
         waited = time.monotonic()
-        while kill % 5 and time.monotonic() < waited + 60:  # at every fifth, it may just begin
+        while kill % 5 and time.monotonic() < waited + 600:  # at every fifth, it may just begin
             if said.exists() and len(said.read_text()) > n_said:
                 break
             time.sleep(0.002)
@@ -303,7 +303,7 @@ def test_a_permanent_checkpoint_that_a_crash_prevented_is_made_up_for(tmp_path, 
 def test_a_wait_that_is_broken_off_leaves_the_save_in_flight(tmp_path, monkeypatch):
     """The next save does not write into the copy that the last one is made of."""
     gate, write = threading.Event(), storage._write
-    monkeypatch.setattr(storage, "_write", lambda *what: gate.wait(60) and write(*what))
+    monkeypatch.setattr(storage, "_write", lambda *what: gate.wait(600) and write(*what))
     saver = _saver.Saver(str(tmp_path), _distributed.join())
     saver.save(["model"], parts_of(1), {"step": 1}, history_of([1]), blocking=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

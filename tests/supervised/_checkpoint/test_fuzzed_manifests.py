@@ -20,7 +20,7 @@ VALUES = [
     None, True, -1, 2**31, 2**62, 2**70, 1.5, float("nan"), float("inf"), "x\x1b[31m",
     [], {}, [[]], {"tensor": "no"}, {"dict": 3}, {"tuple": [[1]]}, {"array": 1}, {"bytes": "zz"},
 ]  # fmt: skip
-SECONDS = 20  # that a load may take, on a machine that is busy
+SECONDS = 120  # that a load may take, on a machine that is busy
 
 
 class Remembers(callbacks.TrainingStepCallback):

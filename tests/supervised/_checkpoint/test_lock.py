@@ -105,17 +105,18 @@ def test_a_child_that_outlives_its_parent_does_not_hold_the_lock(tmp_path):
         "with FolderLock(sys.argv[1]).held():\n"
         "    child = os.fork()\n"
         "    if not child:\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
         "        os._exit(0)\n"
         "    print(child, flush=True)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(600)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         child = int(parent.stdout.readline())
-        assert not others_may_write(tmp_path)
+        is_free = others_may_write(tmp_path)
         parent.kill()
     try:
+        assert not is_free
         os.kill(child, 0)  # it is there
         with lock.FolderLock(str(tmp_path)).held():
             pass

@@ -19,7 +19,7 @@ def slowed(monkeypatch, gate):
     write = storage._write
 
     def wait_and_write(path, data):
-        assert gate.wait(60)
+        assert gate.wait(600)
         write(path, data)
 
     monkeypatch.setattr(storage, "_write", wait_and_write)

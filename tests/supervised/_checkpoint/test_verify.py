@@ -97,7 +97,7 @@ def from_numpy():
     return rows_at_random(lambda: np.random.randint(64))
 
 
-BY_RANDOM_SEED = {"random_seed": 0}
+BY_RANDOM_SEED = {"random_seed": 1}  # not the one that each test starts with
 CASES = {
     "nothing is seeded": (dict(manual_seed=None), "random_seed is missing: two new runs drew"),
     "the model is not": (
@@ -160,6 +160,21 @@ def test_what_is_seeded_passes(given):
 @pytest.mark.parametrize("seed", [None, 1])
 def test_a_compiled_model_with_dropout_passes(seed):
     training.verify_resume(maker(compile=True, random_seed=seed), n_steps=3)
+
+
+@pytest.mark.parametrize("kind", ["another folder", "no folder", "one Loop for all", "no Loop"])
+def test_each_run_has_a_loop_and_a_folder_of_its_own(kind, tmp_path):
+    one = maker()(str(tmp_path))
+    made = {
+        "another folder": lambda folder: maker()(str(tmp_path)),
+        "no folder": lambda folder: maker()(None),
+        "one Loop for all": lambda folder: one,
+        "no Loop": lambda folder: None,
+    }
+    with pytest.raises(ValueError, match=r"needs to make a Loop that saves into that folder.* for"):
+        training.verify_resume(made[kind], n_steps=1)
+
+    assert one.step == 0
 
 
 def test_the_tasks_are_left_as_they_were():

@@ -1,7 +1,7 @@
 """What a run says of itself: console lines, TensorBoard files, a progress bar."""
 
 import re
-import time
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from toys import line_loop, line_model, train_task
 
 from trax_torch import layers as tl
 from trax_torch.supervised import EvalTask, Loop, TrainingStepCallback, TrainTask
+from trax_torch.supervised._logging import accumulators
 
 
 def test_the_console_lines_are_those_of_trax(capsys):
@@ -36,31 +37,37 @@ def test_the_console_lines_are_those_of_trax(capsys):
 
 
 def test_a_progress_bar_shows_where_it_is_wanted(capsys):
-    """None in a file; where it is asked for, it ends and leaves the console lines whole."""
+    """None in a file; where it is asked for, it ends and leaves the console lines whole.
+
+    Beside it stands the loss of the last step.
+    """
     Loop(line_model(), train_task()).run(2)
     assert capsys.readouterr().err == ""
-    Loop(line_model(), train_task(), progress=True).run(3)
+    loop = Loop(line_model(), train_task(), progress=True)
+    loop.run(3)
 
     captured = capsys.readouterr()
     assert "step" in captured.err
+    assert f"loss={loop.loss:.4g}]" in captured.err
     assert "Step      1: Ran 1 train steps" in captured.out
 
 
-def test_the_clock_runs_while_the_loop_does():
+def test_the_clock_runs_while_the_loop_does(monkeypatch):
     """Steps per second are right however the steps are spread over runs."""
+    clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(accumulators, "time", clock)
 
     class Slow(TrainingStepCallback):
         def on_step_end(self, step):
-            time.sleep(0.01)
+            clock.now += 0.25
 
     loop = line_loop(callbacks=[Slow], task=train_task(n_steps_per_checkpoint=20))
-    loop.run(1)
-    for _ in range(19):
+    for _ in range(20):
         loop.run(1)
-        time.sleep(0.005)
+        clock.now += 3.0
 
     speed = loop.history.get("train", "training/steps per second")[-1][1]
-    assert 10 < speed < 100
+    assert speed == pytest.approx(4)
 
 
 def test_tensorboard_reads_tags_steps_and_values(tmp_path):

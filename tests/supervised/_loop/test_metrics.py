@@ -267,3 +267,24 @@ def test_logits_that_torchmetrics_takes_for_probabilities_in_some_batches_are_to
 
     classes_of_logits = torchmetrics.classification.MulticlassAccuracy(2)
     measured(classes_of_logits, in_batches(torch.cat([x, -x], 1), y, 2), model=nn.Identity())
+
+
+def test_metrics_that_torchmetrics_takes_for_one_are_told_of():
+    """Their first batch came out alike, and all others would be counted by the first's settings."""
+    tm = packages.needed("torchmetrics")
+    x, y = torch.tensor([0.9, 0.1, 0.4, 0.6]), torch.tensor([1, 0, 1, 1])
+    data = in_batches(x[:, None], y, 2)
+
+    def collection(**kwargs):
+        at = {f"at_{p}": tm.classification.BinaryAccuracy(threshold=p / 100) for p in (30, 50)}
+        return tm.MetricCollection(at, **kwargs)
+
+    with pytest.warns(UserWarning, match="at_30 and at_50 as one metric"):
+        measured(collection(), data)
+    apart = measured(collection(compute_groups=False), data)
+    assert sorted(apart.values()) == [0.75, 1.0]
+    same = {
+        "precision": tm.classification.BinaryPrecision(),
+        "recall": tm.classification.BinaryRecall(),
+    }
+    measured(tm.MetricCollection(same), data)

@@ -55,16 +55,17 @@ def lists(rank, size):
     return list(zip(x.split(2), y.split(2), w.split(2), strict=True))
 
 
-def measure(rank, size, data_of, **kwargs):
+def measure(rank, size, data_of, n_eval_batches=None, **kwargs):
     model = Through()
     task = TrainTask([(X, X * 0)], nn.MSELoss(), functools.partial(torch.optim.SGD, lr=0.0))
     evals = EvalTask(
         data_of(rank, size),
         [Mean(), tl.L2Loss()],
         metric_names=["mean", "square"],
+        n_eval_batches=n_eval_batches,
         sample_batch=ROWS[:4],
     )
-    loop = line_loop(model=model, task=task, evals=evals, device="cpu", timeout=20, **kwargs)
+    loop = line_loop(model=model, task=task, evals=evals, device="cpu", timeout=120, **kwargs)
     return [loop.run_evals() for _ in range(2)]
 
 
@@ -80,3 +81,24 @@ def test_each_row_counts_once_on_any_number_of_ranks(data_of, size, kwargs, tmp_
     }
     for first, second in ranks.values(tmp_path, size, work):
         assert first == second == wanted
+
+
+@pytest.mark.parametrize(("size", "kwargs"), [(2, {}), (3, {"strategy": "fsdp"})])
+def test_rows_that_a_sampler_repeats_are_left_out_of_several_passes(size, kwargs, tmp_path):
+    kwargs = {**kwargs, "data_of": padded, "n_eval_batches": 2 * len(padded(0, size))}
+    work = functools.partial(measure, size=size, **kwargs)
+    for first, second in ranks.values(tmp_path, size, work):
+        assert first["metrics/mean"] == pytest.approx(4.0, rel=1e-6)
+        assert second == first
+
+
+@pytest.mark.parametrize("size", [2, 4, 5])
+def test_rows_that_a_sampler_repeats_are_left_out_of_parts_of_a_pass(size):
+    """Where an eval measures a batch, and the next one the next."""
+    seen = []
+    for rank in range(size):
+        task = EvalTask(padded(rank, size), [Mean()], n_eval_batches=1, sample_batch=ROWS[:4])
+        for _ in range(2 * len(padded(rank, size))):
+            seen += [x for batch in task.batches() for x in batch[0].flatten().tolist()]
+
+    assert sorted(seen) == sorted(2 * X.flatten().tolist())

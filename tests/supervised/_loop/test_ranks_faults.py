@@ -4,26 +4,26 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import signal
 import time
 
 import figures
 import numpy as np
+import patience
 import pytest
 import ranks
 import torch
 from toys import batches, eval_task, line_loop, state_of
 
+from trax_torch import _signals, models, optimizers
 from trax_torch import layers as tl
-from trax_torch import models, optimizers
 from trax_torch.supervised import EvalTask, TrainTask, training
 from trax_torch.supervised._checkpoint import storage
 from trax_torch.supervised.callbacks import ExponentialMovingAverage, TrainingStepCallback
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
-
-SOON = 5.0  # seconds; a broken connection is noticed within one, a busy machine needs some more
 
 
 class At(TrainingStepCallback):
@@ -103,7 +103,7 @@ def hang(path, loop=None):
     """Does not answer until the others have given up."""
     with open(path, "w") as f:
         f.write(str(time.monotonic()))
-    until = time.monotonic() + 60
+    until = time.monotonic() + ranks.LIMIT / 2
     while not os.path.exists(f"{path}.given_up") and time.monotonic() < until:
         time.sleep(0.05)
     raise KeyError("hung")
@@ -129,28 +129,35 @@ def give_up(rank, path, **kwargs):
 def test_others_fail_at_once_when_a_rank_is_killed(place, settings, tmp_path):
     path = str(tmp_path / "time")
     function = functools.partial(run_into, fate=die, path=path, place=place, **settings)
-    found = ranks.outcomes(tmp_path, 2, function, limit=60)
+    found = ranks.outcomes(tmp_path, 2, function)
 
     assert found[1] == ("signal", signal.SIGKILL)
     kind, (name, text, step, now, _) = found[0]
     assert (kind, name) == ("value", "RankError")
-    assert text.startswith("Another rank is gone or does not answer: ")
+    assert text.startswith("Another rank is gone or does not answer: rank 1 (last heard of: ")
+    assert "This is rank 0, in step " in text
     assert "--max-restarts" in text
     assert 3 <= step <= 8
-    assert now - float((tmp_path / "time").read_text()) < SOON
+    assert (
+        now - float((tmp_path / "time").read_text()) < patience.SOON
+    )  # ranks are given up after 300
 
 
 @pytest.mark.parametrize("place", ["between", "within"])
 def test_others_fail_within_the_timeout_when_a_rank_hangs(place, tmp_path):
-    path = str(tmp_path / "time")
-    found = ranks.values(
-        tmp_path, 2, functools.partial(give_up, path=path, place=place, timeout=3), limit=60
-    )
 
-    name, text, _, now, _ = found[0]
-    assert name == "RankError"
-    assert "does not answer" in text
-    assert 2 < now - float((tmp_path / "time").read_text()) < 3 + SOON
+    def check(timeout):
+        path = tmp_path / f"time{timeout}"
+        work = functools.partial(give_up, path=str(path), place=place, timeout=timeout)
+        found = ranks.values(tmp_path / f"ranks{timeout}", 2, work)
+
+        name, text, _, now, _ = found[0]
+        assert name == "RankError"
+        assert text.startswith("Another rank is gone or does not answer: rank 1 (last heard of: ")
+        assert f"If it is only slow, give Loop(timeout=) more than {timeout} seconds." in text
+        assert timeout / 2 < now - float(path.read_text()) < timeout + patience.SOON
+
+    patience.with_more_time(check, 3, 20, 60)
 
 
 def test_others_fail_soon_when_a_rank_raises_in_the_middle_of_a_step(tmp_path):
@@ -164,14 +171,14 @@ def test_others_fail_soon_when_a_rank_raises_in_the_middle_of_a_step(tmp_path):
         make_loop(rank, model=model).run(12)
 
     start = time.monotonic()
-    found = ranks.outcomes(tmp_path, 2, run, limit=60)
+    found = ranks.outcomes(tmp_path, 2, run)
 
     assert [each[:2] for each in found] == [("error", "RankError"), ("error", "LayerError")]
     assert "Another rank is gone" in found[0][2]
     assert "On rank 1: LayerError: " in found[0][2]
     assert "out of memory" in found[0][2]
     assert "out of memory" in found[1][2]
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120  # and not 300, after which ranks are given up
 
 
 class Falls(torch.optim.lr_scheduler.LRScheduler):
@@ -197,7 +204,7 @@ def test_what_fails_between_collective_calls_reaches_the_others_with_its_words(w
         task = TrainTask(data(0, rank), tl.L2Loss(), optimizers.Adam(0.01), Falls)
         make_loop(rank, task=task).run(12)
 
-    first, other = ranks.outcomes(tmp_path, 2, run, limit=60)
+    first, other = ranks.outcomes(tmp_path, 2, run)
 
     assert first[:2] == ("error", "RankError")
     assert other[:2] == ("error", "KeyError")
@@ -253,7 +260,7 @@ def assert_failed_together(found, names, text):
 )
 @pytest.mark.parametrize("size", [2, 3])
 def test_data_that_fails_on_one_rank_ends_all_at_the_same_step(size, error, name, text, tmp_path):
-    found = ranks.values(tmp_path, size, functools.partial(ending, n=8, error=error), limit=60)
+    found = ranks.values(tmp_path, size, functools.partial(ending, n=8, error=error))
 
     assert_failed_together(found, ["RankError", name, "RankError"][:size], text)
     # The first batch is the sample, which comes last where an iterator ends.
@@ -268,7 +275,7 @@ def test_an_eval_that_fails_on_one_rank_ends_all(tmp_path):
             raise KeyError("no more evals")
         return batch
 
-    found = ranks.values(tmp_path, 2, functools.partial(error_of, eval_edit=edit), limit=60)
+    found = ranks.values(tmp_path, 2, functools.partial(error_of, eval_edit=edit))
 
     assert_failed_together(found, ["RankError", "KeyError"], "no more evals")
     assert found[0][2] == 5
@@ -280,7 +287,7 @@ def boom(loop):
 
 def test_a_callback_that_fails_before_a_step_on_one_rank_ends_all(tmp_path):
     run = functools.partial(error_of, at={"step": 7, "do": boom})
-    found = ranks.values(tmp_path, 2, run, limit=60)
+    found = ranks.values(tmp_path, 2, run)
 
     assert_failed_together(found, ["RankError", "KeyError"], "boom")
     assert found[0][2] == 6
@@ -292,7 +299,7 @@ def test_a_callback_that_fails_after_a_step_on_one_rank_ends_all_soon(tmp_path):
     def run(rank):
         make_loop(rank, at={"step": 7, "do": boom, "before": False}).run(12)
 
-    found = ranks.outcomes(tmp_path, 2, run, limit=60)
+    found = ranks.outcomes(tmp_path, 2, run)
 
     assert [each[:2] for each in found] == [("error", "RankError"), ("error", "KeyError")]
 
@@ -312,7 +319,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_and_saves_nothing(settin
     """All say step, task and rank; the weights are those of the step before."""
     folder = str(tmp_path / "run")
     run = functools.partial(error_of, folder=folder, edit=bad_batch, **settings)
-    found = ranks.values(tmp_path, 2, run, limit=60)
+    found = ranks.values(tmp_path, 2, run)
 
     for rank, (name, text, step, _, weights) in enumerate(found):
         assert name == "NonFiniteError"
@@ -333,7 +340,7 @@ def skipping(rank):
 
 
 def test_a_step_that_is_skipped_for_one_rank_is_skipped_on_all(tmp_path):
-    found = ranks.values(tmp_path, 2, skipping, limit=60)
+    found = ranks.values(tmp_path, 2, skipping)
 
     for step, history, is_finite, weights in found:
         assert (step, history, is_finite) == (10, [(10, 1.0)], True)
@@ -363,7 +370,7 @@ def failing_save(rank, folder, **kwargs):
 def test_a_save_that_fails_on_the_chief_is_the_same_error_on_all_ranks(background, tmp_path):
     folder = str(tmp_path / "run")
     run = functools.partial(failing_save, folder=folder, background_saves=background)
-    found = ranks.values(tmp_path, 3, run, limit=60)
+    found = ranks.values(tmp_path, 3, run)
 
     for name, text, step, _, _ in found:
         assert name == "CheckpointError"
@@ -388,7 +395,7 @@ def leave_with_a_failing_save(rank, folder):
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_save_in_the_background_that_fails_is_not_lost_when_a_signal_comes(size, tmp_path):
     run = functools.partial(leave_with_a_failing_save, folder=str(tmp_path / "run"))
-    found = ranks.values(tmp_path, size, run, limit=60)
+    found = ranks.values(tmp_path, size, run)
 
     assert [each[0] for each in found] == ["CheckpointError"] * size
     assert {each[2] for each in found} == {10}
@@ -518,7 +525,7 @@ def other_step(rank, folder):
 def test_ranks_that_do_not_train_the_same_are_refused_at_the_start(build, text, tmp_path):
     """The error names what differs; data alone may differ."""
     run = functools.partial(build, folder=str(tmp_path / "run"))
-    found = ranks.outcomes(tmp_path, 2, run, limit=60)
+    found = ranks.outcomes(tmp_path, 2, run)
 
     assert [each[:2] for each in found] == [("error", "ValueError")] * 2
     for *_, message in found:
@@ -527,35 +534,45 @@ def test_ranks_that_do_not_train_the_same_are_refused_at_the_start(build, text, 
         assert "Give every rank the same model, tasks and settings" in message
 
 
-def parted(rank, what):
+def parted(rank, what, strategy):
     """Rank 1 changes a weight, or its rate, when step 3 is done."""
 
     def change(loop):
         if what == "weights":
             with torch.no_grad():
-                next(loop.model.parameters())[0] += 0.1
+                weight = next(loop.model.parameters())
+                (weight.to_local() if strategy == "hsdp" else weight)[0] += 0.1
         else:
             loop.optimizers[0].param_groups[0]["lr"] *= 0.5
 
+    if strategy == "hsdp":
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
     task = TrainTask(
         data(0, rank),
         tl.L2Loss(),
         functools.partial(torch.optim.Adam, lr=0.01),
         n_steps_per_checkpoint=5,
     )
-    make_loop(rank, task=task, at={"step": 3, "do": change, "before": False}, guilty=1).run(12)
+    fault = {"step": 3, "do": change, "before": False}
+    make_loop(rank, task=task, at=fault, guilty=1, strategy=strategy).run(12)
 
 
 @pytest.mark.parametrize(
-    ("what", "text"),
-    [("weights", "a checksum of the weights is"), ("rates", "the learning rates is [[0.01]] on")],
+    ("strategy", "size", "what", "text"),
+    [
+        ("ddp", 3, "weights", r"a checksum of the weights is .* on rank 0, and .* on rank 1"),
+        ("ddp", 3, "rates", r"the learning rates is \[\[0.01\]\] on rank 0, and .* on rank 1"),
+        ("hsdp", 4, "weights", r"a checksum of their parts .* on rank 1, and .* on rank 3"),
+    ],
 )
-def test_ranks_that_part_are_told_so_at_the_next_report(what, text, tmp_path):
-    for found in ranks.outcomes(tmp_path, 3, functools.partial(parted, what=what), limit=60):
+def test_ranks_that_part_are_told_so_at_the_next_report(strategy, size, what, text, tmp_path):
+    """Of two machines of two ranks each, the ranks that hold the same parts are compared."""
+    work = functools.partial(parted, what=what, strategy=strategy)
+    for found in ranks.outcomes(tmp_path, size, work):
         assert found[:2] == ("error", "ValueError")
         assert "After step 5 the ranks train no longer the same" in found[2]
-        assert text in found[2]
-        assert "on rank 1. Change rates and weights on all ranks alike" in found[2]
+        assert re.search(text, found[2])
+        assert "Change rates and weights on all ranks alike" in found[2]
 
 
 @pytest.mark.parametrize("setting", ["eval_at", "checkpoint_at"])
@@ -563,7 +580,7 @@ def test_reports_and_saves_that_are_due_on_the_chief_alone_are_refused(setting, 
     def run(rank):
         make_loop(rank, tmp_path / "run", **{setting: lambda step: step == 4 and rank == 0}).run(6)
 
-    found = ranks.outcomes(tmp_path, 2, run, limit=60)
+    found = ranks.outcomes(tmp_path, 2, run)
 
     for kind, name, text in found:
         assert (kind, name) == ("error", "ValueError")
@@ -571,7 +588,7 @@ def test_reports_and_saves_that_are_due_on_the_chief_alone_are_refused(setting, 
 
 
 def test_adasum_refuses_three_ranks_and_says_why(tmp_path):
-    found = ranks.outcomes(tmp_path, 3, functools.partial(make_loop, adasum=True), limit=60)
+    found = ranks.outcomes(tmp_path, 3, functools.partial(make_loop, adasum=True))
 
     for kind, name, text in found:
         assert (kind, name) == ("error", "ValueError")
@@ -585,10 +602,10 @@ def test_a_rank_that_does_not_come_is_an_error_within_the_timeout(tmp_path):
             make_loop(rank, timeout=2)
 
     start = time.monotonic()
-    found = ranks.outcomes(tmp_path, 2, run, limit=60)
+    found = ranks.outcomes(tmp_path, 2, run)
 
     assert found[0][:2] == ("error", "RankError")
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120  # and not 300, which are the default
 
 
 # Ends that are asked for.
@@ -606,11 +623,11 @@ def run_whole(rank, folder, **kwargs):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_rank_ends_all_at_the_same_step_and_they_resume(signum, tmp_path):
     whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
-    ranks.values(tmp_path / "a", 2, functools.partial(run_whole, folder=whole), limit=60)
+    ranks.values(tmp_path / "a", 2, functools.partial(run_whole, folder=whole))
     at = {"step": 7, "do": functools.partial(ask, signum)}
     ended = ranks.outcomes(tmp_path / "b", 2, functools.partial(run_whole, folder=cut, at=at))
     saved_step = storage.read(cut, "model")[1]["step"]
-    ranks.values(tmp_path / "c", 2, functools.partial(run_whole, folder=cut), limit=60)
+    ranks.values(tmp_path / "c", 2, functools.partial(run_whole, folder=cut))
 
     assert ended == [("exit", 128 + signum)] * 2
     assert saved_step == 7
@@ -618,6 +635,8 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step_and_they_resume(signum, 
 
 
 def ask_twice(pause, loop):
+    if not pause:
+        _signals._ECHO = 60.0  # a busy machine may take a second between the two
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(pause)
@@ -630,7 +649,7 @@ def test_a_second_signal_ends_a_process_at_once_unless_it_is_an_echo(pause, save
     at = {"step": 7, "do": functools.partial(ask_twice, pause)}
     run = functools.partial(run_whole, folder=folder, at=at, guilty=0)
     (rank,) = ranks.start(tmp_path, 1, run)
-    code = rank.exit_code(until=time.monotonic() + 60)
+    code = rank.exit_code(until=time.monotonic() + ranks.LIMIT)
 
     assert code == 143
     assert storage.read(folder, "model")[1]["step"] == saved_step
@@ -650,7 +669,7 @@ def stopped(rank, before, step):
 def test_a_stop_on_one_rank_ends_all_after_that_step(before, step, tmp_path):
     """As it does alone; and the next run goes on."""
     run = functools.partial(stopped, before=before, step=step)
-    found = ranks.values(tmp_path, 2, run, limit=60)
+    found = ranks.values(tmp_path, 2, run)
     with contextlib.redirect_stdout(None):
         alone = stopped(1, before, step)
 

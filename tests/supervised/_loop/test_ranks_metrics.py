@@ -23,7 +23,7 @@ def own_batches(rank, x, y, share, size=8):
 
 
 def measured(rank, metrics, data, sample, model, n_evals=1):
-    world = _distributed.join(2, "cpu", timeout=30.0)
+    world = _distributed.join(2, "cpu", timeout=120.0)
     n = len(data) or 0
     task = EvalTask(data or [sample], metrics, n_eval_batches=n, sample_batch=sample)
     evaluator = Evaluator(tl.as_layer(model), task, world)
@@ -94,7 +94,7 @@ def padded(rank):
     dataset = torch.utils.data.TensorDataset(x[:5].expand(5, 10).clone(), y[:5])
     sampler = torch.utils.data.DistributedSampler(dataset, 2, rank, shuffle=False)
     loader = torch.utils.data.DataLoader(dataset, 2, sampler=sampler)
-    world = _distributed.join(2, "cpu", timeout=30.0)
+    world = _distributed.join(2, "cpu", timeout=120.0)
     task = EvalTask(loader, Seen())
     return Evaluator(tl.as_layer(trained()), task, world).means(0)
 

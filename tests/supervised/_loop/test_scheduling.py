@@ -106,6 +106,31 @@ def test_a_scheduler_is_stepped_after_each_epoch(data):
     assert want == 6 * [0.1] + 6 * [0.05] + 3 * [0.025]
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        functools.partial(lr_scheduler.LambdaLR, lr_lambda=[lambda _: 1.0, lambda n: 0.5**n]),
+        functools.partial(lr_scheduler.OneCycleLR, max_lr=[0.1, 0.2], total_steps=10),
+    ],
+    ids=["lambdas", "one_cycle"],
+)
+def test_groups_whose_rates_are_one_tensor_have_rates_of_their_own(schedule):
+    """As with a float: torch's optimizers put the same tensor into each group."""
+
+    def rates(rate):
+        model = linear()
+        groups = [{"params": [model.weight]}, {"params": [model.bias]}]
+        optimizer = torch.optim.Adam(groups, lr=rate)
+        task = TrainTask(loader(), nn.MSELoss(), optimizer, lr_schedule=schedule)
+        loop = line_loop(model=model, task=task, evals=EvalTask(loader(), nn.MSELoss()))
+        loop.run(2)
+        return [float(group["lr"]) for group in loop.optimizers[0].param_groups]
+
+    first, second = rates(0.1)
+    assert first != second
+    assert rates(torch.tensor(0.1)) == pytest.approx([first, second])
+
+
 def test_rates_by_epoch_begin_with_the_epoch():
     make = functools.partial(lr_scheduler.ExponentialLR, gamma=0.5)
     loop = loop_of(task={"lr_schedule": make, "lr_schedule_every": "epoch"}, save_at_end=False)

@@ -200,7 +200,7 @@ def alone(tmp_path_factory):
     work = functools.partial(
         outcomes, size=1, strategy="fsdp", folder=str(folder), names=list(FEATURES)
     )
-    (found,) = ranks.values(folder / "ranks", 1, work, limit=400)
+    (found,) = ranks.values(folder / "ranks", 1, work)
     return folder, found
 
 
@@ -215,7 +215,7 @@ def test_each_feature_comes_to_the_numbers_of_one_process(strategy, size, alone,
     work = functools.partial(
         outcomes, size=size, strategy=strategy, folder=str(tmp_path), names=names, env=env
     )
-    results = ranks.values(tmp_path / "ranks", size, work, limit=400)
+    results = ranks.values(tmp_path / "ranks", size, work)
 
     for found in results:
         for name in names:

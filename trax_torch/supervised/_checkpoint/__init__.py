@@ -19,7 +19,9 @@ from trax_torch.supervised._checkpoint.state import (
     share_buffers,
     share_weights,
 )
-from trax_torch.supervised._checkpoint.storage import check_basename, from_bytes, to_bytes
+from trax_torch.supervised._checkpoint.storage import check_basename
+from trax_torch.supervised._checkpoint.tensor_files import from_bytes, to_bytes
+from trax_torch.supervised._checkpoint.unfilled import Unfilled, left, times_written
 from trax_torch.supervised._checkpoint.verify import differences, verify_resume
 from trax_torch.supervised._checkpoint.weights import load_weights
 
@@ -28,6 +30,7 @@ __all__ = [
     "Found",
     "Members",
     "RunState",
+    "Unfilled",
     "bare",
     "check_basename",
     "differences",
@@ -35,12 +38,14 @@ __all__ = [
     "forms_of",
     "found_in",
     "from_bytes",
+    "left",
     "load_weights",
     "pack",
     "put_trees",
     "settings_of",
     "share_buffers",
     "share_weights",
+    "times_written",
     "to_bytes",
     "unpack",
     "verify_resume",

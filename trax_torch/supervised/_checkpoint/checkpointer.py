@@ -10,10 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from trax_torch import _distributed, optimizers
+from trax_torch import _distributed, _heap, optimizers
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised import _logging
-from trax_torch.supervised._checkpoint import from_trax, places, retention, storage
+from trax_torch.supervised._checkpoint import (
+    from_trax,
+    optimizer_state,
+    places,
+    retention,
+    storage,
+    tensor_files,
+    unfilled,
+)
 from trax_torch.supervised._checkpoint.saver import Saver, read
 from trax_torch.supervised._checkpoint.state import Members
 from trax_torch.supervised.history import History
@@ -107,13 +115,13 @@ class Checkpointer:
         self._output_dir = folder = config.output_dir
         self._settings = config.of_steps()
         self._checked: set[optimizers.Trainer | None] = set()
+        self._is_new = True  # until the first checkpoint is looked for, when the run is built
         self.saved_step: int | None = None
-        self._saver = (
-            None if folder is None else Saver(folder, world, config.keep_last, config.has_stand_in)
-        )
+        is_cut, how = members.is_cut, (config.keep_last, config.has_stand_in)
+        self._saver = None if folder is None else Saver(folder, world, *how, is_cut)
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Keeps other processes from writing here for a while; see `Saver.locked`."""
+        """Keeps other processes from writing here while a run begins; see `Saver.locked`."""
         return contextlib.nullcontext() if self._saver is None else self._saver.locked()
 
     def running(self) -> contextlib.AbstractContextManager[None]:
@@ -162,8 +170,8 @@ class Checkpointer:
         with self._world.together():
             ranks = [self._members.take_own(self._world.rank)]
         if self._world.size > 1:
-            gathered = self._world.gather(storage.to_bytes(*ranks[0]))
-            ranks = [storage.from_bytes(data) for data in gathered]
+            gathered = self._world.gather(tensor_files.to_bytes(*ranks[0]))
+            ranks = [tensor_files.from_bytes(data) for data in gathered]
         parts, members = self._members.take()
         for tensors, _ in ranks:
             parts["state"] |= tensors
@@ -207,9 +215,12 @@ class Checkpointer:
         self.wait()
         if self._config.has_stand_in and not is_named and self._state.step == 0:
             self._put_aside_if_removed()
-        parts, info, manifest = read(directory, name, self._world, self._members.like())
-        if info is not None:
-            self._go_on_from(parts, info, directory, name)
+        with contextlib.ExitStack() as stack:  # whose files are open until weights are read
+            how = self._members.like(), stack, self._make_room
+            parts, info, manifest = read(directory, name, self._world, *how)
+            if info is not None:
+                self._go_on_from(parts, info, directory, name)
+        self._is_new = False
         is_there = True
         with self._world.together(CheckpointError):
             if info is not None:  # all ranks have gone on together
@@ -224,6 +235,13 @@ class Checkpointer:
                 is_there = False
         self._world.compare({"the step": self._state.step, "the seed": self._state.seed})
         return is_there
+
+    def _make_room(self) -> None:
+        """Frees slots of a run that is being built: those that are read come in their place."""
+        if self._is_new:
+            for trainer in self._members.trainers:
+                optimizer_state.free_parts(trainer)
+            _heap.give_back()
 
     def _go_on_from(
         self, parts: storage.Parts, info: dict[str, Any], directory: str, name: str
@@ -267,7 +285,7 @@ class Checkpointer:
 
         Args:
           directory: its folder, and name: its name there.
-          manifest: what the chief read it by; None for one of Trax's own.
+          manifest: what was read of it here; None for one of Trax's own.
         """
         self.saved_step = None
         if self._saver is None or self._output_dir is None:
@@ -289,7 +307,8 @@ class Checkpointer:
             )
 
     def check_whole(self) -> None:
-        """Raises CheckpointError if an update was broken off."""
+        """Raises CheckpointError if an update was broken off, or weights have no numbers yet."""
+        unfilled.check(self._members.unfilled, self._world)
         if not all(trainer.is_whole for trainer in self._members.trainers):
             raise CheckpointError(
                 f"The update of step {self._state.step + 1} was broken off, so the weights in "

@@ -92,12 +92,15 @@ class _ReadByName(dict[str, Any]):
         return tensor
 
 
-def _opened(stack: contextlib.ExitStack, directory: str, basename: str) -> dict[str, Any] | None:
-    """Returns what a module's state_dict held when it was saved, to be read one by one; or None.
+def opened(stack: contextlib.ExitStack, directory: str, basename: str) -> dict[str, Any] | None:
+    """Returns what a module's state_dict held when it was saved, tensors to be read one by one.
 
     Args:
       stack: closes the files.
       directory: the folder, and basename: the checkpoint's name in it.
+
+    Returns:
+      None, if there is no checkpoint.
     """
     if not storage.is_basename(basename):
         return None
@@ -111,14 +114,21 @@ def _opened(stack: contextlib.ExitStack, directory: str, basename: str) -> dict[
     except CheckpointError:
         if storage.generation_of(directory, basename) == manifest["generation"]:
             raise
-        return _opened(stack, directory, basename)  # a run under way has saved anew meanwhile
+        return opened(stack, directory, basename)  # a run under way has saved anew meanwhile
     with state.described_by(directory, basename):
         apart: Any = {**parts, "state": _ReadByName(parts["state"])}
         values = state.module_state(apart, manifest["info"]["members"])
+    return {_protocol.plain_name(name): value for name, value in values.items()}
+
+
+def _opened(stack: contextlib.ExitStack, directory: str, basename: str) -> dict[str, Any] | None:
+    """Returns what `opened` does, all of it tensors that are read."""
+    values = opened(stack, directory, basename)
+    if values is None:
+        return None
     there = {k: v for k, v in values.items() if not isinstance(v, shards.Saved)}
     _protocol.check_plain(there)
-    values |= {name: _There(value) for name, value in there.items()}
-    return {_protocol.plain_name(name): value for name, value in values.items()}
+    return values | {name: _There(value) for name, value in there.items()}
 
 
 def _write_folder(path: str, values: Mapping[str, Any], limit: int) -> None:

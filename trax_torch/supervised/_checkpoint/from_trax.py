@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trax_torch import _distributed
 from trax_torch import layers as tl
 from trax_torch._errors import MismatchError
 from trax_torch.interop import trax_checkpoint
@@ -176,6 +177,6 @@ def _axes_of(weight: torch.Tensor, view: torch.Tensor) -> list[int]:
 def _set_slots(present: dict[str, Any], mine: dict[str, Any]) -> None:
     for key, value in mine.items():
         if isinstance(present.get(key), torch.Tensor):
-            present[key].copy_(value)
+            _distributed.fill_(present[key], value)
         else:
             present[key] = value

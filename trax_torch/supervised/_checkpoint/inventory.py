@@ -50,7 +50,7 @@ def _looked_at(directory: str, name: str) -> Found:
         if manifest is None:
             return Found(name, problem="its manifest has gone")
         step = manifest["info"]["step"]
-        n_bytes = sum(entry["size"] for entry in manifest["files"].values())
+        n_bytes = sum(entry["size"] for entry in storage.files_of(manifest))
         parts, info = storage.read_listed(directory, name, manifest)
     except CheckpointError as error:
         return Found(name, step, 0, n_bytes, str(error))

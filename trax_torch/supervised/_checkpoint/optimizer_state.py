@@ -185,6 +185,20 @@ def put_task(
         )
 
 
+def free_parts(trainer: optimizers.Trainer) -> None:
+    """Frees the memory of slots of which ranks have parts, before others take their places.
+
+    An optimizer that loads its slots in a way of its own keeps them: it may write into them.
+    """
+    own = type(trainer.optimizer).load_state_dict
+    if not own.__module__.startswith(("torch.", "trax_torch.")):
+        return
+    for slots in trainer.optimizer.state.values():
+        for slot in slots.values() if isinstance(slots, dict) else ():
+            if isinstance(slot, torch.Tensor) and _distributed.is_shard(slot):
+                _distributed.local(slot).untyped_storage().resize_(0)
+
+
 def _held_by(trainer: optimizers.Trainer) -> list[tuple[str, torch.Tensor]]:
     """Returns the parameters that an optimizer holds, by name, in its order."""
     names = {id(p): name for name, p in _named_of(trainer)}

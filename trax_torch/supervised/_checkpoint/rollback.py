@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trax_torch import _nest, optimizers
+from trax_torch import _distributed, _nest, optimizers
 from trax_torch._errors import CheckpointError, RestoreError
 
 Back = Callable[[], Any]
@@ -134,6 +134,6 @@ def _loads_as_torch(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _values_in(nest: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Returns the tensors in a nest, with copies of them."""
-    leaves = _nest.leaves(list(nest.values()))
-    return [(x, x.detach().clone()) for x in leaves if isinstance(x, torch.Tensor)]
+    """Returns the tensors in a nest that have memory, with copies of them."""
+    leaves = [x for x in _nest.leaves(list(nest.values())) if isinstance(x, torch.Tensor)]
+    return [(x, x.detach().clone()) for x in leaves if not _distributed.is_freed(x)]

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from trax_torch import _distributed, _memory_order, optimizers
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised._checkpoint import (
+    own_folders,
     retention,
     schema,
     shards,
@@ -37,7 +38,8 @@ class Saver:
 
     Where several ranks train, all of them call what is here. The chief alone touches files, but
     for those of tensors of which each rank holds a part: these each rank writes for itself, and the
-    chief commits when all are there. What it comes to, a save or an error, all ranks come to.
+    chief commits when all are there; where machines have folders of their own, the first rank of
+    each does. What it comes to, a save or an error, all ranks come to.
 
     A save in the background works on a copy of the tensors, which is made before `save` returns and
     whose memory is used again by the next one. One is in flight at a time. If it fails, the next
@@ -48,6 +50,7 @@ class Saver:
       world: the ranks that train together.
       keep_last: how many permanent checkpoints of the run, `model_<step>`, to keep; None keeps all.
       has_stand_in: whether a `model.pkl.gz` stands for 'model'; see `stand_in`.
+      is_cut: whether each rank holds a part of tensors, and writes it.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Saver:
         world: _distributed.World,
         keep_last: int | None = None,
         has_stand_in: bool = False,
+        is_cut: bool = False,
     ):
         self._path = path
         self._world = world
@@ -66,14 +70,19 @@ class Saver:
         self._in_flight: futures.Future[None] | None = None
         self._copies: storage.Parts = {}
         self._beside: _distributed.World | None = None  # how the thread behind talks to others'
-        self._folder: storage.Folder | None = None  # the chief's
+        self._folder: storage.Folder | None = None  # the chief's, or the first's who sees it
         self._lock = FolderLock(path)
         self._shelf = retention.Shelf(path)
         self._history_file = HistoryFile(path, self._shelf.bytes_of)
         self._run = _new_run()
+        self._beside_here: list[int] = [*range(world.size)]  # the ranks that see the folder
         with self._together():
-            if world.is_chief:
+            if world.is_chief or is_cut:
                 self._folder = storage.Folder(path)
+        if is_cut:
+            self._beside_here = own_folders.ranks_beside(path, world)
+            if self._beside_here[0] != world.rank:
+                self._folder = None
 
     def save(
         self,
@@ -99,7 +108,7 @@ class Saver:
           NonFiniteError: if a tensor is not finite; nothing is saved then.
         """
         self.wait()
-        cut = shards.cut(parts)
+        cut = shards.cut(parts, self._world.rank, self._beside_here)
         world, chief = self._talking(cut, blocking), self._folder is not None
         lengths = history.lengths()  # of now: it grows behind a save in the background
         with contextlib.ExitStack() as held:
@@ -126,7 +135,7 @@ class Saver:
     def has(self, basename: str) -> bool:
         """Tells whether there is a checkpoint of a name, whole or damaged."""
         found = os.path.lexists(os.path.join(self._path, f"{basename}.json"))
-        return self._world.from_chief(b"yes" if found else b"no") == b"yes"
+        return self._world.all_agree(found or self._folder is None)
 
     def history_of(self, basename: str, step: int) -> History | None:
         """Returns what a checkpoint holds of the history, if it is whole, and of a step."""
@@ -191,7 +200,8 @@ class Saver:
             return
         if manifest:
             is_model = basename == "model"
-            self._generation = manifest["generation"] if is_model else self._current()
+            read = manifest.get("current", manifest["generation"])
+            self._generation = read if is_model else self._current()
         self._run = manifest.get("run") or _new_run()  # format version 1 knew of none
         self._history_file.goes_on(manifest.get("history"), history.lengths())
 
@@ -263,7 +273,7 @@ class Saver:
                     beside = stand_in.put(self._path, basename)
             try:
                 what = (basename, cut, {**info, **beside}, entry, self._run)
-                generation = shared_save.save(world, self._path, folder, *what)
+                generation = shared_save.save(world, self._path, folder, *what, self._beside_here)
             except BaseException:  # the new one may be live all the same
                 if basename == "model":
                     self._generation = self._current()
@@ -314,37 +324,55 @@ def read(
     basename: str,
     world: _distributed.World,
     like: shards.Like = shards.like_nothing,
+    until: contextlib.ExitStack | None = None,
+    make_room: Callable[[], Any] = lambda: None,
 ) -> tuple[storage.Parts, dict[str, Any] | None, dict[str, Any]]:
     """Returns the parts and info of a checkpoint, or `({}, None, {})`.
 
     The chief reads what each rank is to have whole. Of what is to be in pieces each rank reads its
     own, however it was saved; where some rank does not see the folder, the chief reads that, too.
-    The third is the manifest, on the chief.
+    The third is the manifest, on the chief, and on others that read.
 
     Args:
       directory: the folder, and basename: the checkpoint's name in it.
       world: the ranks that train together.
       like: tells of which tensors, and how, each rank is to have a part.
+      until: as for `shards.read_own`.
+      make_room: is called before a rank reads its own.
 
     Raises:
       CheckpointError: if it cannot be read, on all ranks, with the names of others that can.
     """
     found, manifest = None, None
     path = os.path.join(directory, f"{basename}.json")
-    if like is not shards.like_nothing and not world.all_agree(os.path.lexists(path)):
-        like = shards.like_nothing
+    if like is not shards.like_nothing:
+        there = world.each(os.path.lexists(path))
+        if any(there) and not there[0]:
+            raise CheckpointError(
+                f"{basename} is in {directory} of rank {there.index(1)}, and not of rank 0. Copy "
+                f"the files of a machine that has them, or have it come first; or clear all."
+            )
+        if not all(there):
+            like = shards.like_nothing
+    is_cut = like is not shards.like_nothing
+    if is_cut and world.size > 1:
+        with _ways_around(directory, basename):
+            manifest = own_folders.manifest_of_all(directory, basename, world)
     with world.together(CheckpointError):
         if world.is_chief:
             with _ways_around(directory, basename):
-                manifest = storage.read_manifest(directory, basename, schema.check)
+                if not is_cut or world.size == 1:
+                    manifest = storage.read_manifest(directory, basename, schema.check)
                 if manifest is not None:
                     found = storage.read_listed(directory, basename, manifest, like)
     parts, info = found or ({}, None)
-    listed = {key: (manifest or {}).get(key, {}) for key in ("files", "shards")}
-    parts, (info, listed) = world.share(parts, [info, listed])
-    if like is not shards.like_nothing:
+    parts, info = world.share(parts, info)
+    if is_cut:
+        listed = {key: (manifest or {}).get(key, {}) for key in ("files", "shards")}
         with world.together(CheckpointError), _ways_around(directory, basename):
-            own = shards.read_own(directory, basename, listed, like)
+            if info is not None:
+                make_room()
+            own = shards.read_own(directory, basename, listed, like, until)
             for part, tensors in own.items():
                 parts[part] = parts.get(part, {}) | tensors
     return parts, info, manifest or {}

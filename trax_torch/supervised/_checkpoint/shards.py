@@ -4,6 +4,7 @@ A piece is a box of the whole tensor: where it begins and how far it extends, ax
 does not matter how ranks were laid out, nor how they are when it is read.
 """
 
+import collections
 import contextlib
 import math
 import os
@@ -18,7 +19,12 @@ from trax_torch import _dtensors
 from trax_torch._errors import CheckpointError
 from trax_torch.supervised._checkpoint import packing
 from trax_torch.supervised._checkpoint.files import reasons
-from trax_torch.supervised._checkpoint.tensor_files import TensorFile, write_pieces
+from trax_torch.supervised._checkpoint.tensor_files import (
+    TensorFile,
+    hashes_of,
+    n_bytes,
+    write_pieces,
+)
 
 Tensors = dict[str, torch.Tensor]
 # Of a part, a name and a shape: a tensor that ranks hold in pieces as they are to hold that one, or
@@ -51,15 +57,36 @@ class Cut:
     is_cut: bool = False
 
 
-def cut(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Cut:
-    """Returns what of a run's tensors a rank is to save."""
+def cut(
+    parts: Mapping[str, Mapping[str, torch.Tensor]], rank: int = 0, beside: Collection[int] = (0,)
+) -> Cut:
+    """Returns what of a run's tensors a rank is to save.
+
+    Pieces that several ranks hold, they share out, by bytes.
+
+    Args:
+      parts: the tensors, by part and name.
+      rank: this process's number.
+      beside: the ranks that write to the same folder.
+    """
     found = Cut(is_cut=any(map(_dtensors.is_shard, _all_of(parts))))
+    loads: collections.Counter[tuple[int, ...]] = collections.Counter()  # bytes
+
+    def is_mine(tensor: torch.Tensor) -> bool:
+        holders = [each for each in _dtensors.holders_of(tensor) if each in beside]
+        if not holders:
+            return False
+        # All of these hold the same pieces, so all come to the same.
+        writer = min(holders, key=lambda each: (loads[*holders, each], each))
+        loads[*holders, writer] += n_bytes(_dtensors.local(tensor))
+        return writer == rank
+
     for part, tensors in parts.items():
         whole, own, places = {}, {}, {}
         for name, tensor in tensors.items():
             if not _dtensors.is_shard(tensor):
                 whole[name] = tensor
-            elif _dtensors.is_first_copy(tensor) and _dtensors.local(tensor).numel():
+            elif is_mine(tensor) and _dtensors.local(tensor).numel():
                 own[name] = _dtensors.local(tensor)
                 shape, dtype = list(tensor.shape), str(tensor.dtype)[6:]
                 at = _dtensors.piece_of(tensor)[0]
@@ -72,7 +99,13 @@ def cut(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Cut:
     return found
 
 
-def write(folder: str, stem: str, rank: int, cut: Cut) -> dict[str, Any]:
+def write(
+    folder: str,
+    stem: str,
+    rank: int,
+    cut: Cut,
+    phase: Callable[[str], contextlib.AbstractContextManager[None]],
+) -> dict[str, Any]:
     """Writes a rank's pieces, a file for each part of the run.
 
     Args:
@@ -80,6 +113,7 @@ def write(folder: str, stem: str, rank: int, cut: Cut) -> dict[str, Any]:
       stem: what the files' names begin with.
       rank: this process's number.
       cut: the pieces.
+      phase: says what its block does with them.
 
     Returns:
       Plain data for `listed`.
@@ -89,8 +123,8 @@ def write(folder: str, stem: str, rank: int, cut: Cut) -> dict[str, Any]:
     """
     if not os.path.isdir(folder):
         raise CheckpointError(
-            f"{os.path.dirname(folder)} is not the folder that the chief writes to. Give Loop an "
-            f"output_dir that all machines share: each rank writes its own part of the weights."
+            f"{os.path.dirname(folder)} is no longer the folder that a rank beside this one writes "
+            f"to: it was removed or replaced while the run was under way. Start the run again."
         )
     written = {}
     for part, places in cut.places.items():
@@ -99,8 +133,11 @@ def write(folder: str, stem: str, rank: int, cut: Cut) -> dict[str, Any]:
         if own := cut.own[part]:
             name = f"{stem}.{part}.rank{rank}.safetensors"
             path = os.path.join(folder, name)
-            with reasons(path, "write"):
-                entry, hashes = write_pieces(path, packing.to_plain(own)[0])
+            plain = packing.to_plain(own)[0]
+            with phase("hashing its part of"):
+                hashes = hashes_of(plain)
+            with phase("writing its part of"), reasons(path, "write"):
+                entry = write_pieces(path, plain)
             entry["name"] = name
             for key, tensor in own.items():
                 tensors[key] |= {"extents": list(tensor.shape), "sha256": hashes[key]}
@@ -108,8 +145,14 @@ def write(folder: str, stem: str, rank: int, cut: Cut) -> dict[str, Any]:
     return written
 
 
-def listed(everyones: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def listed(
+    everyones: Sequence[Mapping[str, Any]], beside: Sequence[int] | None = None
+) -> dict[str, Any]:
     """Returns what the manifest says of pieces, from what `write` returned on each rank.
+
+    Args:
+      everyones: that, in the order of ranks.
+      beside: the ranks whose pieces are taken where others have the same; None for any.
 
     Raises:
       CheckpointError: if the pieces of a tensor do not make it up.
@@ -118,7 +161,8 @@ def listed(everyones: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for part in everyones[0]:
         files: list[dict[str, Any]] = []
         tensors: dict[str, Any] = {}
-        for written in everyones:
+        for rank in sorted(range(len(everyones)), key=lambda each: each not in (beside or [])):
+            written = everyones[rank]
             entry = written[part]["file"]
             for name, piece in written[part]["tensors"].items():
                 known = tensors.setdefault(
@@ -226,7 +270,7 @@ class Saved:
     shape: torch.Size
     dtype: torch.dtype
     _pieces: Sequence[Mapping[str, Any]]
-    _files: Sequence[TensorFile]
+    _files: "_Files | Sequence[TensorFile]"
     _name: str
     _order: Sequence[int] | None = None  # of its axes in memory, where it was saved whole
 
@@ -243,6 +287,10 @@ class Saved:
             if common is None:
                 continue
             place = _narrowed(there, common, at)
+            if piece["sha256"] is None and place.is_contiguous() and _are_rows(common, piece):
+                first = (common[0][0] - piece["at"][0]) * math.prod(common[1][1:])
+                self._files[piece["file"]].read_into(place, self._name, None, first)
+                continue
             is_all = list(common[1]) == list(piece["extents"]) and place.is_contiguous()
             whole = place if is_all else torch.empty(piece["extents"], dtype=self.dtype)
             self._files[piece["file"]].read_into(whole, self._name, piece["sha256"])
@@ -251,6 +299,11 @@ class Saved:
         if self._order is None or box is not None:
             return there
         return packing.from_plain({"": there}, {"": {"order": self._order}})[""]
+
+
+def _are_rows(box: Box, piece: Mapping[str, Any]) -> bool:
+    """Tells whether a box of a piece is some of its rows, whole: one after another in the file."""
+    return len(box[1]) > 0 and list(box[1][1:]) == list(piece["extents"][1:])
 
 
 def _common(one: Box, other: Box) -> Box | None:
@@ -303,7 +356,7 @@ def opened(
         for part, each in manifest.get("shards", {}).items():
             if part not in parts:
                 continue
-            opened_files = [file_of(entry) for entry in each["files"]]
+            opened_files = _Files(each["files"], file_of)
             found[part] = found.get(part, {}) | {
                 name: Saved(
                     torch.Size(tensor["shape"]),
@@ -315,6 +368,24 @@ def opened(
                 for name, tensor in each["tensors"].items()
             }
         yield found
+
+
+def saved_in(file: TensorFile) -> dict[str, Saved]:
+    """Returns the tensors of a file of somebody's, by name, to be read one by one."""
+    return _wholes(file, {})
+
+
+class _Files:
+    """Files that are opened when something of them is read."""
+
+    def __init__(self, entries: Sequence[Mapping[str, Any]], open_: Callable[..., TensorFile]):
+        self._entries, self._open = entries, open_
+        self._opened: dict[int, TensorFile] = {}
+
+    def __getitem__(self, i: int) -> TensorFile:
+        if i not in self._opened:
+            self._opened[i] = self._open(self._entries[i])
+        return self._opened[i]
 
 
 def _wholes(file: TensorFile, forms: Mapping[str, Any]) -> dict[str, Saved]:
@@ -332,8 +403,12 @@ def _wholes(file: TensorFile, forms: Mapping[str, Any]) -> dict[str, Saved]:
 
 
 def read_own(
-    directory: str, basename: str, manifest: Mapping[str, Any], like: Like
-) -> dict[str, Tensors]:
+    directory: str,
+    basename: str,
+    manifest: Mapping[str, Any],
+    like: Like,
+    until: contextlib.ExitStack | None = None,
+) -> dict[str, dict[str, Any]]:
     """Returns tensors, saved whole or in pieces, cut as the ranks of now hold others.
 
     Each rank reads what it needs; none waits for another.
@@ -342,20 +417,28 @@ def read_own(
       directory: the folder, and basename: the checkpoint's name in it.
       manifest: has `files` and `shards`, as `storage.read_manifest` gave them.
       like: tells how a tensor is to be cut; those that are to be whole are left out.
+      until: keeps the files open, so that weights, which are known to be as they were saved then,
+        are `Saved` and are read where they belong; None reads all at once.
 
     Raises:
       CheckpointError: if a file is damaged, or not there, with its name.
     """
-    found: dict[str, Tensors] = {}
+    found: dict[str, dict[str, Any]] = {}
     parts = manifest["files"].keys() | manifest.get("shards", {}).keys()
-    with opened(directory, basename, manifest, parts, with_whole=True) as saved:
+    with contextlib.ExitStack() as stack:
+        whole_time = stack if until is None else until
+        saved = whole_time.enter_context(
+            opened(directory, basename, manifest, parts, with_whole=True)
+        )
         for part, tensors in saved.items():
             found[part] = {}
             for name, each in tensors.items():
                 other = like(part, name, each.shape)
-                if other is not None:
-                    own = each.read(_dtensors.piece_of(other))
-                    found[part][name] = _dtensors.with_part(own, other)
+                if other is None:
+                    continue
+                own = each.read(_dtensors.piece_of(other))
+                is_later = until is not None and part == "weights"
+                found[part][name] = each if is_later else _dtensors.with_part(own, other)
     return found
 
 

@@ -75,7 +75,7 @@ def put_aside_if_removed(folder: str, basename: str) -> str | None:
     with files.reasons(aside, "write"):
         os.makedirs(aside, exist_ok=True)
         history = [manifest["history"]["name"]] if manifest.get("history") else []
-        for name in [entry["name"] for entry in manifest["files"].values()] + history:
+        for name in [entry["name"] for entry in storage.files_of(manifest)] + history:
             _keep(folder, aside, name, may_link=name not in history)
         put(aside, basename)
         _keep(folder, aside, f"{basename}.json")

@@ -22,6 +22,7 @@ from trax_torch._errors import CheckpointError, MismatchError
 from trax_torch._memory_order import order_of
 from trax_torch.supervised import _logging, _tasks
 from trax_torch.supervised._checkpoint import (
+    alike,
     changes,
     optimizer_state,
     schema,
@@ -35,6 +36,7 @@ from trax_torch.supervised._checkpoint.rollback import (
     back_to_task,
     explained,
 )
+from trax_torch.supervised._checkpoint.unfilled import Unfilled
 
 Tensors = dict[str, torch.Tensor]
 
@@ -57,6 +59,7 @@ class Members:
       schedulers: one for each training task: a torch scheduler, or None.
       accumulators: one for each training task: what happened since the last report.
       callbacks: those with `state_dict` and `load_state_dict` remember something, too.
+      unfilled: tensors that had no first numbers when the run was built.
     """
 
     model: tl.Layer
@@ -66,6 +69,7 @@ class Members:
     schedulers: list[Any]
     accumulators: list[_logging.Accumulators]
     callbacks: list[Any]
+    unfilled: list[Unfilled] = field(default_factory=list)
     waiting: dict[str, Any] = field(default_factory=dict)  # saved states of callbacks to come
     asked: list[dict[str, Any]] = field(init=False)  # of each training task, before it begins
 
@@ -108,27 +112,17 @@ class Members:
         for i, trainer in enumerate(self.trainers):
             optimizer_state.check_task(i, trainer)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether each rank holds a part of the weights."""
+        return any(map(_distributed.is_shard, self._tensors()["weights"].values()))
+
     def like(self) -> shards.Like:
-        """Returns what tells of which saved tensors each rank is to have a part, and how it is cut.
-
-        Slots are cut as their weights are, where they have their shape.
-        """
-        mine = self._tensors()
-        if not any(map(_distributed.is_shard, mine["weights"].values())):
+        """Returns what tells of which saved tensors each rank is to have a part, and how."""
+        if not self.is_cut:
             return shards.like_nothing
-        for i, trainer in enumerate(self.trainers):
-            mine[f"opt_slots{i}"] = dict(trainer.model_with_loss.named_parameters())
-
-        def like(part: str, name: str, shape: torch.Size) -> Any:
-            found, way = mine.get(part, {}), name
-            while way not in found and "." in way and part.startswith("opt_slots"):
-                way = way.rpartition(".")[0]
-            tensor = found.get(way)
-            if tensor is None or tensor.shape != shape or not _distributed.is_shard(tensor):
-                return None
-            return tensor
-
-        return like
+        named = [dict(each.model_with_loss.named_parameters()) for each in self.trainers]
+        return alike.like(self._tensors(), named)
 
     def frozen(self) -> set[str]:
         """Returns the names of weights that are not trained."""
@@ -210,7 +204,7 @@ class Members:
             with torch.no_grad():
                 for part, tensors in self._tensors().items():
                     for name, tensor in tensors.items():
-                        tensor.copy_(_distributed.shard_like(parts[part][name], tensor))
+                        _distributed.fill_(tensor, parts[part][name])
             for trainer in self.trainers:
                 trainer.is_whole = True
         for i, accumulators in enumerate(self.accumulators):
@@ -254,7 +248,11 @@ class Members:
           The states of callbacks that are not there.
         """
         weights = self._tensors()["weights"]
-        orders = {id(tensor): order_of(parts["weights"][n]) for n, tensor in weights.items()}
+        orders = {
+            id(tensor): order_of(parts["weights"][name])
+            for name, tensor in weights.items()
+            if not _distributed.is_shard(tensor)
+        }
         for i, (trainer, scheduler) in enumerate(zip(self.trainers, self.schedulers, strict=True)):
             back = back_to_task(trainer, scheduler)
             put_task = functools.partial(

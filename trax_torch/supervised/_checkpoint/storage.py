@@ -106,15 +106,18 @@ class Folder:
         draft.commit()
         return draft.generation
 
-    def begin(self, basename: str) -> "Draft":
+    def begin(self, basename: str, generation: str | None = None) -> "Draft":
         """Begins a checkpoint that is made in steps; `save` takes all of them.
+
+        Args:
+          basename: its name, and generation: what tells it from all others; None makes one.
 
         Raises:
           ValueError: if the name is not a plain one.
           CheckpointError: as for `save`.
         """
         self._check_free(basename)
-        return Draft(self, basename)
+        return Draft(self, basename, generation or os.urandom(8).hex())
 
     def _check_free(self, basename: str) -> None:
         """Refuses to write over JSON that is no checkpoint's; what is damaged may have been one."""
@@ -150,9 +153,9 @@ class Draft:
     Args:
       folder: where it is made.
       basename: its name, for which nothing changes before `commit`.
+      generation: what tells this save from every other.
 
     Attributes:
-      generation: what tells this save from every other.
       stem: what the names of its files begin with.
       staging: the folder that they are written in.
 
@@ -160,10 +163,10 @@ class Draft:
       CheckpointError: if it cannot be begun, with the reason.
     """
 
-    def __init__(self, folder: Folder, basename: str):
+    def __init__(self, folder: Folder, basename: str, generation: str):
         self._folder = folder
         self._basename = basename
-        self.generation = os.urandom(8).hex()
+        self.generation = generation
         self.stem, self.staging = names_of_save(folder.path, basename, self.generation)
         self._entries: dict[str, dict[str, Any]] = {}
         self._final: list[str] = []
@@ -203,12 +206,14 @@ class Draft:
         history: history_file.Entry | None,
         run: str | None,
         pieces: Mapping[str, Any] | None = None,
+        written: Collection[str] = (),
     ) -> None:
-        """Writes the manifest, and gives all files the names that it lists.
+        """Writes the manifest, and gives the files the names that it lists.
 
         Args:
           info: as for `Folder.save`, and history and run.
           pieces: what `shards.listed` made of the files that ranks have written.
+          written: the names of those of them that are in this folder.
         """
         manifest = {
             "format": FORMAT,
@@ -229,24 +234,32 @@ class Draft:
                 f"The manifest of {self._basename} would have {len(text)} bytes, and at most "
                 f"{MAX_MANIFEST} are read. Keep what is large in tensors."
             )
-        entries = [*self._entries.values()]
-        entries += [entry for each in (pieces or {}).values() for entry in each["files"]]
+        names = [*(entry["name"] for entry in self._entries.values()), *written]
         with reasons(self.staging, "write"):
             _write(self._staged, text)
-            for entry in entries:
-                path = os.path.join(self._folder.path, entry["name"])
+            for name in names:
+                path = os.path.join(self._folder.path, name)
                 self._final.append(path)
-                os.rename(os.path.join(self.staging, entry["name"]), path)
+                os.rename(os.path.join(self.staging, name), path)
             sync_folder(self._folder.path)
 
-    def commit(self) -> None:
-        """Has the name stand for this checkpoint, and deletes what it stood for."""
+    def commit(self, sweeps: bool = True) -> None:
+        """Has the name stand for this checkpoint, and deletes what it stood for.
+
+        Args:
+          sweeps: False deletes nothing of that; `sweep` does.
+        """
         path = self._folder.manifest(self._basename)
         with reasons(path, "write"):
             # From here on nothing is taken back: the new manifest may be live already.
             os.replace(self._staged, path)
             sync_folder(self._folder.path)
         _remove(self.staging)
+        if sweeps:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Deletes what the name stood for before."""
         with contextlib.suppress(OSError):  # what could not be deleted now, the next save deletes
             self._folder.sweep(self._basename, self.generation)
 
@@ -387,6 +400,12 @@ def names_in(directory: str) -> list[str]:
     return sorted(name for name in names if f"{name}.json" in files)
 
 
+def files_of(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the entries of all files that hold tensors of a checkpoint, pieces too."""
+    cut = [entry for each in manifest.get("shards", {}).values() for entry in each["files"]]
+    return [*manifest["files"].values(), *cut]
+
+
 def generation_of(directory: str, basename: str) -> str | None:
     """Returns which save of a name is the current one; None if there is none that can be read."""
     try:
@@ -400,24 +419,6 @@ def owner_of(name: str) -> str | None:
     """Returns of which checkpoint a file of this name is a part; None if it is none."""
     match = shards.PART.fullmatch(name)
     return match and match["basename"]
-
-
-def to_bytes(tensors: Mapping[str, torch.Tensor], info: Any) -> bytes:
-    """Returns tensors and plain data as bytes, to be sent."""
-    from safetensors.torch import save
-
-    plain, forms = packing.to_plain(tensors)
-    text = json.dumps([forms, info]).encode()
-    return len(text).to_bytes(8, "little") + text + save(plain)
-
-
-def from_bytes(data: bytes) -> tuple[dict[str, torch.Tensor], Any]:
-    """Returns what `to_bytes` was given."""
-    from safetensors.torch import load
-
-    end = 8 + int.from_bytes(data[:8], "little")
-    forms, info = json.loads(data[8:end])
-    return packing.from_plain(load(data[end:]), forms), info
 
 
 def _canonical(manifest: Mapping[str, Any]) -> bytes:

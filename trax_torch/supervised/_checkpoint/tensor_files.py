@@ -15,11 +15,13 @@ from typing import Any, BinaryIO
 import torch
 
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised._checkpoint.files import hash_of, reasons
+from trax_torch.supervised._checkpoint import packing
+from trax_torch.supervised._checkpoint.files import hash_of, read_first, reasons
 
 _LENGTH = 8  # bytes that say how long the header is
 _AT_ONCE = 2**22  # bytes that are read, hashed or written in one go
 _METADATA = "__metadata__"
+_MOST = 10**8  # bytes of a header, as the library has it
 _TYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
@@ -35,22 +37,23 @@ def write(path: str, tensors: Mapping[str, torch.Tensor]) -> tuple[int, str]:
         return os.fstat(f.fileno()).st_size, hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write_pieces(
-    path: str, tensors: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def write_pieces(path: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Writes a file that did not exist, of plain tensors that are read one by one.
 
     Returns:
-      `(entry, hashes)`: its `size` in bytes, how many of them are its `header`, and the header's
-      `sha256`; and of each tensor the hash of its bytes, by name.
+      Its `size` in bytes, how many of them are its `header`, and the header's `sha256`.
     """
-    hashes = {name: _hash_of_tensor(tensor) for name, tensor in tensors.items()}
     _write(path, tensors)
     with open(path, "rb+") as f:
         os.fsync(f.fileno())
         size, header = os.fstat(f.fileno()).st_size, _LENGTH + _length_of(f.read(_LENGTH))
         f.seek(0)
-        return {"size": size, "header": header, "sha256": hash_of(f.read(header))}, hashes
+        return {"size": size, "header": header, "sha256": hash_of(f.read(header))}
+
+
+def hashes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Returns of each plain tensor the hash of its bytes, by name."""
+    return {name: hashlib.sha256(_bytes_of(x)).hexdigest() for name, x in tensors.items()}
 
 
 def _write(path: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -93,6 +96,24 @@ def stream(file: BinaryIO, tensors: Mapping[str, Any], metadata: Mapping[str, st
         file.write(_bytes_of(tensors[name].read().contiguous()))
 
 
+def to_bytes(tensors: Mapping[str, torch.Tensor], info: Any) -> bytes:
+    """Returns tensors and plain data as bytes, to be sent."""
+    from safetensors.torch import save
+
+    plain, forms = packing.to_plain(tensors)
+    text = json.dumps([forms, info]).encode()
+    return len(text).to_bytes(8, "little") + text + save(plain)
+
+
+def from_bytes(data: bytes) -> tuple[dict[str, torch.Tensor], Any]:
+    """Returns what `to_bytes` was given."""
+    from safetensors.torch import load
+
+    end = 8 + int.from_bytes(data[:8], "little")
+    forms, info = json.loads(data[8:end])
+    return packing.from_plain(load(data[end:]), forms), info
+
+
 def n_bytes(tensor: Any) -> int:
     """Returns how many bytes a tensor has, by its `shape` and `dtype`."""
     n: int = math.prod(tensor.shape) * tensor.dtype.itemsize
@@ -112,6 +133,21 @@ def _name_of_type(dtype: torch.dtype, of: str) -> str:
         ) from error
     name: str = json.loads(data[_LENGTH:])[of]["dtype"]
     return name
+
+
+def entry_of(path: str) -> dict[str, Any]:
+    """Returns for `TensorFile` what a file of somebody's says of itself; tensors have no hashes.
+
+    Raises:
+      CheckpointError: if it cannot be read.
+    """
+    with reasons(path, "read"):
+        n_bytes = os.stat(path).st_size
+    header = min(_LENGTH + _length_of(read_first(path, _LENGTH) or b""), n_bytes)
+    if header > _MOST:
+        raise CheckpointError(f"{path} is no safetensors file: its header has {header} bytes.")
+    data = read_first(path, header) or b""
+    return {"size": n_bytes, "header": header, "sha256": hash_of(data)}
 
 
 class TensorFile:
@@ -134,7 +170,10 @@ class TensorFile:
                 # Without O_NONBLOCK a pipe in the file's place would wait for a writer for ever.
                 fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except FileNotFoundError:
-                raise CheckpointError(f"{path} is listed, and is not there.") from None
+                raise CheckpointError(
+                    f"{path} is listed, and is not there. Where each machine has an output_dir of "
+                    f"its own, other ranks go on from it when the files of all are in one folder."
+                ) from None
             self._file = os.fdopen(fd, "rb", buffering=0)
             try:
                 self._start, self._entries = self._check(entry)
@@ -158,14 +197,25 @@ class TensorFile:
         """The tensors' names."""
         return [name for name in self._entries if name != _METADATA]
 
-    def read_into(self, tensor: torch.Tensor, name: str, sha256: str | None) -> None:
+    def read_into(
+        self, tensor: torch.Tensor, name: str, sha256: str | None, first: int | None = None
+    ) -> None:
         """Fills a contiguous tensor on the CPU with the bytes of one of the file's.
+
+        Args:
+          tensor: is filled.
+          name: of the other.
+          sha256: the hash of all its bytes; None if that is not known.
+          first: at which number in it to begin, if the tensor is to have some of its numbers.
 
         Raises:
           CheckpointError: if there are other bytes than were saved.
         """
         begin, end = self._entry(name)["data_offsets"]
         view = _bytes_of(tensor)
+        if first is not None:
+            begin = min(begin + first * tensor.itemsize, end)
+            end = min(begin + len(view), end)
         digest = hashlib.sha256()
         if end - begin != len(view):
             raise self._damaged(f"{name} has {end - begin} bytes, and {len(view)} were saved")
@@ -235,10 +285,6 @@ class TensorFile:
 
 def _length_of(data: bytes) -> int:
     return int.from_bytes(data, "little")
-
-
-def _hash_of_tensor(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(_bytes_of(tensor)).hexdigest()
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -29,7 +29,8 @@ def verify_resume(make_loop: Callable[[str], Any], n_steps: int = 10) -> None:
       n_steps: how many steps before the restart, and after it.
 
     Raises:
-      ValueError: if the two runs differ, with the first differences by name, and why.
+      ValueError: if the two runs differ, with the first differences by name, and why; or if
+        `make_loop` makes no Loop that saves into the folder it is given.
 
     Example: `verify_resume(lambda folder: Loop(make_model(), make_task(), output_dir=folder))`.
     """
@@ -48,6 +49,13 @@ def verify_resume(make_loop: Callable[[str], Any], n_steps: int = 10) -> None:
 def _run(make_loop: Callable[[str], Any], folder: str, n_steps: int) -> witness.Witness:
     """Trains in a folder, in a loop that is made for it and goes."""
     loop = make_loop(folder)
+    own = getattr(loop, "output_dir", None)
+    if own is None or os.path.abspath(own) != folder:
+        what = f"{type(loop).__name__}(output_dir={own!r})"
+        raise ValueError(
+            f"make_loop(folder) needs to make a Loop that saves into that folder, a new one each "
+            f"time; it gave {what} for {folder!r}. Build it with Loop(..., output_dir=folder)."
+        )
     with witness.Witness(loop) as seen:
         loop.run(n_steps)
     if _saved_step(folder) != loop.step:  # what is saved later has seen the report

@@ -23,7 +23,7 @@ class Witness:
     Attributes:
       seed: the run's random seed.
       step: how many steps had been taken before.
-      weights: a digest of each weight and buffer, as the run began.
+      weights: a digest of each weight and buffer, or of this rank's part, as the run began.
       batches: digests of the batches of each task and eval, in order, by what to call their data.
       drew: by the same names, which process-wide generators moved while batches were drawn; and
         for "", which moved in between.
@@ -32,7 +32,7 @@ class Witness:
     def __init__(self, loop: Any):
         self.seed, self.step = loop.random_seed, loop.step
         tensors = state.weights_of(loop.model) | state.buffers_of(loop.model)
-        self.weights = {n: digest(_distributed.whole(tensor)) for n, tensor in tensors.items()}
+        self.weights = {n: digest(_distributed.local(tensor)) for n, tensor in tensors.items()}
         self.batches: dict[str, list[str]] = {}
         self.drew: dict[str, set[str]] = {"": set()}
         self._last = _generators.take()

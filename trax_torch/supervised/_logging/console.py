@@ -6,10 +6,18 @@ This room is told what to say; it measures nothing.
 import contextlib
 import logging
 import sys
+import time
+import warnings
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 _log = logging.getLogger("trax_torch")
+_BETWEEN_LOSSES = 0.5  # seconds: a loss that a bar shows is waited for
+
+
+class _HasLoss(Protocol):
+    @property
+    def loss(self) -> float | None: ...
 
 
 class Console:
@@ -63,29 +71,63 @@ class Console:
         self.say(f"Step {step: 6d}: {text}", stdout)
 
     @contextlib.contextmanager
-    def progress(self, first: int, n_steps: int, wanted: bool | None) -> Generator[Iterable[int]]:
+    def progress(
+        self, first: int, n_steps: int, wanted: bool | None, loop: "_HasLoss"
+    ) -> Generator[Iterable[int]]:
         """Yields the steps `first`, ..., `first + n_steps - 1`, under a progress bar or not.
+
+        There is one bar for each run, with the last step's loss. In a notebook it is a widget,
+        where ipywidgets is installed, and stays when the run has ended.
 
         Args:
           first: the first step.
           n_steps: how many.
-          wanted: True shows a bar, False does not, None does where standard error is a terminal,
-            and lines are printed.
+          wanted: True shows a bar, False does not, None does where lines are printed, and standard
+            error is a terminal or this is a notebook.
+          loop: is asked for the last step's loss, twice a second at most, and at the end.
         """
         steps = range(first, first + n_steps)
+        in_notebook = _is_notebook()
         if wanted is None:
-            wanted = self._prints and sys.stderr.isatty()
+            wanted = self._prints and (in_notebook or sys.stderr.isatty())
         if not wanted or not self._is_chief:
             yield steps
             return
-        from tqdm import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that a bar of text is all there is
+            from tqdm.auto import tqdm
 
-        with tqdm(steps, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+        with tqdm(
+            steps, unit="step", file=sys.stderr, dynamic_ncols=True, leave=in_notebook
+        ) as bar:
             self._bar = bar
             try:
-                yield bar
+                yield _with_losses(bar, steps, loop)
+                if bar.n < n_steps:  # the run was stopped
+                    _show_loss(bar, loop)
             finally:
                 self._bar = None
+
+
+def _with_losses(bar: Any, steps: range, loop: "_HasLoss") -> Generator[int]:
+    """Yields a bar's steps, and writes beside it what was lost in those that are done."""
+    asked_at = time.monotonic()
+    for step in bar:
+        yield step
+        if step == steps[-1] or time.monotonic() - asked_at > _BETWEEN_LOSSES:
+            _show_loss(bar, loop)
+            asked_at = time.monotonic()
+
+
+def _show_loss(bar: Any, loop: _HasLoss) -> None:
+    if (loss := loop.loss) is not None:
+        bar.set_postfix_str(f"loss={loss:.4g}")
+
+
+def _is_notebook() -> bool:
+    """Tells whether this process is a notebook's kernel; imports nothing to find out."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return hasattr(get_ipython(), "kernel")
 
 
 def _log_line(text: str, is_printed: bool) -> None:

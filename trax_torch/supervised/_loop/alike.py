@@ -6,19 +6,20 @@ This room describes things in plain data; it changes none.
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from trax_torch import _distributed, _last_words, optimizers
+from trax_torch import _distributed, _dtensors, _last_words, optimizers
 from trax_torch import layers as tl
 from trax_torch._torch_private import foreach
 from trax_torch.supervised import _checkpoint, _tasks
 from trax_torch.supervised._loop.meeting import Meeting
 from trax_torch.supervised._loop.settings import LoopConfig
 
+_RATES = "the learning rates"
 _NEAR = 1e-5  # of the weights' size: processors of several kinds round differently
 _NO_SETTINGS = {*vars(nn.Module()), *vars(tl.Layer())}  # what all modules have, or all layers
 
@@ -77,7 +78,7 @@ def check_together(
 ) -> None:
     """Raises ValueError on all ranks if their weights or rates have parted, with what and where.
 
-    Weights are compared by their sums; those of which each rank has a part, by nothing.
+    Weights are compared by their sums; parts of weights, between the ranks that hold the same ones.
 
     Args:
       step: the last one taken.
@@ -87,14 +88,15 @@ def check_together(
     if world.size == 1:
         return
     rates = [[_number(g.get("lr")) for g in each.optimizer.param_groups] for each in trainers]
-    weights = {id(p): p for each in trainers for p in each.model_with_loss.parameters()}
-    whole = [p.detach() for p in weights.values() if p.numel() and not _distributed.is_shard(p)]
-    mine = {"the learning rates": rates, "a checksum of the weights": _sums(whole)}
+    unique = {id(p): p for each in trainers for p in each.model_with_loss.parameters()}
+    weights = [p.detach() for p in unique.values() if p.numel()]
+    whole = [p for p in weights if not _dtensors.is_shard(p)]
+    mine = {"rates": rates, "whole": _sums(whole), "parts": _sums_of_parts(weights)}
     everyones = [json.loads(text) for text in world.gather(json.dumps(mine).encode())]
-    for rank, theirs in enumerate(everyones):
-        for name, value in everyones[0].items():
-            is_sum = name != "the learning rates"
-            if _are_near(value, theirs[name]) if is_sum else value == theirs[name]:
+    for rank in range(world.size):
+        for name, first, value, own in _compared(everyones, rank):
+            is_sum = name != _RATES
+            if _are_near(value, own) if is_sum else value == own:
                 continue
             hint = ""
             if is_sum:
@@ -105,10 +107,31 @@ def check_together(
             raise _last_words.heard(
                 ValueError(
                     f"After step {step} the ranks train no longer the same: {name} is {value} on "
-                    f"rank 0, and {theirs[name]} on rank {rank}. Change rates and weights on all "
+                    f"rank {first}, and {own} on rank {rank}. Change rates and weights on all "
                     f"ranks alike, or not at all; go on from a checkpoint of before.{hint}"
                 )
             )
+
+
+def _compared(everyones: list[dict[str, Any]], rank: int) -> Generator[tuple[str, int, Any, Any]]:
+    """Yields what a rank has, by name, and what the first rank has that should have the same."""
+    first, mine = everyones[0], everyones[rank]
+    yield _RATES, 0, first["rates"], mine["rates"]
+    yield "a checksum of the weights", 0, first["whole"], mine["whole"]
+    for holders, sums in mine["parts"].items():
+        other = int(holders.split()[0])
+        theirs = everyones[other]["parts"][holders]
+        yield "a checksum of their parts of the weights", other, theirs, sums
+
+
+def _sums_of_parts(weights: list[torch.Tensor]) -> dict[str, list[float]]:
+    """Returns the sums of this rank's parts of weights, by which ranks hold the same ones."""
+    held: dict[str, list[torch.Tensor]] = {}
+    for weight in filter(_dtensors.is_shard, weights):
+        holders = _dtensors.holders_of(weight)
+        if len(holders) > 1:
+            held.setdefault(" ".join(map(str, holders)), []).append(_dtensors.local(weight))
+    return {holders: _sums(parts) for holders, parts in held.items()}
 
 
 def _sums(tensors: list[torch.Tensor]) -> list[float]:

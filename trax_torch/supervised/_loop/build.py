@@ -13,7 +13,7 @@ from trax_torch import _distributed, _seeds, optimizers, shapes
 from trax_torch import layers as tl
 from trax_torch.layers.metrics import look_at_targets
 from trax_torch.supervised import _checkpoint, _logging, _tasks
-from trax_torch.supervised._loop import alike, counting, data_parallel
+from trax_torch.supervised._loop import alike, counting, data_parallel, meta
 from trax_torch.supervised._loop import losses as _losses
 from trax_torch.supervised._loop import meet as _meet
 from trax_torch.supervised._loop.evaluator import Evaluator
@@ -34,6 +34,7 @@ class Parts:
       trainers, pacers, accumulators, meetings: one for each training task.
       evaluators: one for each eval task.
       said: lines about what batches count for.
+      unfilled: tensors that no one has given first numbers.
     """
 
     model: tl.Layer
@@ -44,6 +45,7 @@ class Parts:
     evaluators: list[Evaluator]
     meetings: list[Meeting]
     said: list[str]
+    unfilled: list[_checkpoint.Unfilled]
 
     @functools.cached_property
     def _twin(self) -> tl.Layer:
@@ -86,6 +88,7 @@ class Parts:
             [pacer.scheduler for pacer in self.pacers],
             self.accumulators,
             callbacks,
+            self.unfilled,
         )
 
 
@@ -115,31 +118,32 @@ def build(
     Raises:
       ValueError: if what was given does not fit together, or differs between ranks.
     """
-    seed = _seeds.derive(seed, "init")
+    seeds = _seeds.derive(seed, "init"), seed
     layer = tl.as_layer(model)
     data_parallel.check_whole(layer)
     warn_of_unseen(layer)
     with world.together():
         meetings = [_met(layer, task, compute_loss) for task in tasks]
     sample = tasks[0].sample_batch
-    prepare_model(layer, meetings[0], sample, seed, world.device, config)
+    filling = meta.begin(layer, meetings[0], sample, seeds, world, config)
     residence = to_residence(layer, tasks, world, config)
     alike.check_given(layer, meetings, tasks, eval_tasks, config, world)
     data_parallel.check_world(world, config)  # no rank leaves before all have come
     models = [met.model(layer) for met in meetings]
-    for each, met, task in zip(models, meetings, tasks, strict=True):
-        check_task(each, met, task, config)
-    shares, said = counting.shares_of_all(models, meetings, tasks, config, world)
-    counts = counting.counts_in_evals(layer, eval_tasks, sample, world)
+    with filling.lent(layer):
+        for each, met, task in zip(models, meetings, tasks, strict=True):
+            check_task(each, met, task, config)
+        shares, said = counting.shares_of_all(models, meetings, tasks, config, world)
+        counts = counting.counts_in_evals(layer, eval_tasks, sample, world)
     samples = [_sample(*each) for each in zip(models, meetings, tasks, strict=True)]
     measured, own = layer, None
     if eval_model is not None:
         measured = tl.as_layer(eval_model)
         met = _met(measured, tasks[0], compute_loss)
-        prepare_model(measured, met, sample, seed, world.device, config)
+        meta.begin(measured, met, sample, seeds, world, config)
         _checkpoint.share_weights(layer, measured)
         own = (measured, *_sample(met.model(measured), met, tasks[0]))
-    sharded = data_parallel.shard(layer, tasks, samples, own, world, config)
+    sharded = data_parallel.shard(layer, tasks, samples, own, world, config, filling)
     blocks = data_parallel.recomputed_blocks(layer, sharded, config)
     runs = Running(config, residence, blocks)
     with world.watched():
@@ -160,7 +164,8 @@ def build(
     accumulators = [_logging.Accumulators() for _ in tasks]
     if config.stays_in_float32(world.device):
         said.append("This CPU multiplies no bfloat16: precision='bf16' computes as without it.")
-    return Parts(layer, measured, trainers, pacers, accumulators, evaluators, meetings, said)
+    runs_on = trainers, pacers, accumulators, evaluators, meetings
+    return Parts(layer, measured, *runs_on, said, filling.unfilled)
 
 
 def _met(
@@ -175,41 +180,6 @@ def _sample(model: tl.Layer, met: Meeting, task: _tasks.TrainTask) -> tuple[tl.L
     """Returns model and loss in series, and a sample that is arranged for them."""
     loss = met.loss if met.compute is None else _tasks.OwnLoss()
     return tl.Serial(model, loss), met.arranged(task.sample_batch)
-
-
-def prepare_model(
-    layer: tl.Layer,
-    met: Meeting,
-    batch: Any,
-    seed: int,
-    device: torch.device,
-    config: LoopConfig,
-) -> tl.Layer:
-    """Returns a model with weights, on the device; what has weights keeps them.
-
-    Args:
-      layer: the model.
-      met: how it meets batches.
-      batch: a sample.
-      seed: of the weights that are made.
-      device: where to.
-      config: says whether weights go there.
-    """
-    if not layer.is_initialized:
-        inputs = met.call.items(batch)
-        if len(inputs) < met.call.n_in:
-            raise ValueError(
-                f"The model takes {layer.n_in} inputs, but a batch has {len(batch)} items."
-            )
-        signature = shapes.signature(inputs[0] if len(inputs) == 1 else inputs)
-        met.asked_model(layer).init_missing(signature, rng=seed)
-    if config.use_memory_efficient_trainer != 2:
-        return layer.to(device)
-    for module in layer.modules():  # weights stay: there may be no room for them
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.to(device)
-    return layer
 
 
 def to_residence(

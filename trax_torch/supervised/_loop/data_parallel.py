@@ -12,6 +12,7 @@ from trax_torch import _distributed, _nest, _sharding, optimizers
 from trax_torch import layers as tl
 from trax_torch.supervised import _checkpoint, _tasks
 from trax_torch.supervised._loop import compiled_groups, shard_groups, sharded_update
+from trax_torch.supervised._loop.meta import Filling
 from trax_torch.supervised._loop.settings import LoopConfig
 
 
@@ -57,6 +58,7 @@ def shard(
     measured: tuple[tl.Layer, tl.Layer, Any] | None,
     world: _distributed.World,
     config: LoopConfig,
+    filling: Filling,
 ) -> Sharded:
     """Cuts the weights into parts, one for each rank, if that is wanted.
 
@@ -67,34 +69,20 @@ def shard(
       measured: a model that is measured instead, with the same weights, and its own such pair.
       world: the ranks.
       config: says whether.
+      filling: of weights that have no memory yet, which get it when they are cut.
 
     Raises:
       ValueError: if weights cannot be cut into parts, with the reason.
     """
     if world.size == 1 or not config.is_sharded:
         return Sharded()
-    device = world.device
-    batches = [(both, _nest.to_tensors(sample, device)) for both, sample in samples]
-    passes = [functools.partial(optimizers.run_through, *each, 0, True) for each in batches]
-    passes += [functools.partial(_measured, *each) for each in batches]
-    found = [
-        shard_groups.find(_checkpoint.bare(model), passes, world, config.find_unused_parameters)
-    ]
-    bares = [_checkpoint.bare(model)]
-    for task in tasks:
-        if any(True for _ in task.loss_layer.parameters()):
-            bares.append(_checkpoint.bare(task.loss_layer))
-            found.append(shard_groups.alone(bares[-1]))
-    if measured is not None:
-        layer, both, sample = measured
-        run = functools.partial(_measured, both, _nest.to_tensors(sample, device))
-        bares.append(_checkpoint.bare(layer))
-        found.append(shard_groups.find(bares[-1], [run], world))
+    bares, found = _groups(model, tasks, samples, measured, world, config, filling)
     n_replicas = _n_replicas(world) if config.strategy == "hsdp" else 1
     aparts = [
         _sharding.shard(world, module, each.modules, each.whole, n_replicas, each.parts_ways)
         for module, each in zip(bares, found, strict=True)
     ]
+    filling.fill(world, *bares)
 
     innermost = shard_groups.innermost(bares[0], found[0].modules)
     if config.compile:
@@ -112,6 +100,37 @@ def shard(
             yield
 
     return Sharded(apart, tuple(module for module, _ in innermost), found[0].parts_ways)
+
+
+def _groups(
+    model: tl.Layer,
+    tasks: list[_tasks.TrainTask],
+    samples: list[tuple[tl.Layer, Any]],
+    measured: tuple[tl.Layer, tl.Layer, Any] | None,
+    world: _distributed.World,
+    config: LoopConfig,
+    filling: Filling,
+) -> tuple[list[torch.nn.Module], list[shard_groups.ShardGroups]]:
+    """Returns the modules whose weights are cut, and what of each is brought together at a time."""
+    device = world.device
+    bares = [_checkpoint.bare(model)]
+    with filling.lent(model, *(measured or ())[:1]) as lent:
+        batches = [(both, _nest.to_tensors(sample, device)) for both, sample in samples]
+        passes = [functools.partial(optimizers.run_through, *each, 0, True) for each in batches]
+        passes += [functools.partial(_measured, *each) for each in batches]
+        found = [shard_groups.find(bares[0], passes, world, config.find_unused_parameters)]
+        for task in tasks:
+            if any(True for _ in task.loss_layer.parameters()):
+                bares.append(_checkpoint.bare(task.loss_layer))
+                found.append(shard_groups.alone(bares[-1]))
+        if measured is not None:
+            layer, both, sample = measured
+            run = functools.partial(_measured, both, _nest.to_tensors(sample, device))
+            bares.append(_checkpoint.bare(layer))
+            found.append(shard_groups.find(bares[-1], [run], world))
+    for each in found:
+        each.whole[:] = [lent.get(id(p), p) for p in each.whole]
+    return bares, found
 
 
 def recomputed_blocks(

@@ -38,14 +38,19 @@ OF_LOOP = {
     **dict.fromkeys(("save_every", "save_steps", "checkpoint_every", "save_interval"), _EVERY),
     **dict.fromkeys(("eval_every", "eval_steps", "val_check_interval"), "eval_at=lambda step: ..."),
     **dict.fromkeys(("save_total_limit", "save_top_k", "max_to_keep"), "keep_last=3"),
-    **dict.fromkeys(("monitor", "metric_for_best_model"), "checkpoint_low_metric='L2Loss'"),
+    **dict.fromkeys(
+        ("monitor", "metric_for_best_model", "load_best_model_at_end", "save_best_only"),
+        "checkpoint_low_metric='L2Loss'",
+    ),
     **dict.fromkeys(("torch_compile", "jit_compile", "jit"), "compile=True"),
     **dict.fromkeys(("progress_bar", "enable_progress_bar"), "progress=False"),
     **dict.fromkeys(("logger", "log_with", "report_to"), "loggers=[CSVLogger('run/metrics.csv')]"),
     **dict.fromkeys(("logging_steps", "log_every_n_steps", "log_interval"), "log_every=10"),
     **dict.fromkeys(("quiet", "silent"), "verbose=False"),
     **dict.fromkeys(("callback", "hooks"), "callbacks=[MyCallback]"),
-    "gradient_checkpointing": "use_memory_efficient_trainer=True",
+    "gradient_checkpointing": "activation_checkpointing=True",
+    "fsdp": "strategy='fsdp'",
+    "deterministic": "random_seed=0, and torch.use_deterministic_algorithms(True)",
 }
 
 # What Loop's arguments were called in Trax 1.3.4, where each was one task.

@@ -181,6 +181,7 @@ def make_scheduler(task: _tasks.TrainTask, trainer: optimizers.Trainer) -> Any:
                 f"functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=...)."
             )
         return None
+    _give_each_group_a_rate(trainer.optimizer)
     try:
         scheduler = task.scheduler_maker(trainer.optimizer)
     except Exception as error:
@@ -201,6 +202,15 @@ def make_scheduler(task: _tasks.TrainTask, trainer: optimizers.Trainer) -> Any:
             f"ReduceLROnPlateau, ...), and TrainTask(monitor=...)."
         )
     return scheduler
+
+
+def _give_each_group_a_rate(optimizer: torch.optim.Optimizer) -> None:
+    """Copies a rate that is one tensor in several groups: schedulers write over it for each."""
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        if isinstance(rate := group["lr"], torch.Tensor) and id(rate) in seen:
+            group["lr"] = rate.clone()
+        seen.add(id(rate))
 
 
 def follows_a_metric(scheduler: Any) -> bool:

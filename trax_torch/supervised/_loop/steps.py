@@ -100,7 +100,8 @@ class Stepper:
           NonFiniteError: if a loss or gradient is not finite, as `Loop.run` tells.
         """
         try:
-            trainer, called = self._take(step, due)
+            with self._world.phase(f"in step {step}"):
+                trainer, called = self._take(step, due)
         except optimizers.NonFiniteError as raised:
             if not all(each.is_whole for each in self._trainers):
                 raised.args = (f"{raised} {self._way_back()}",)

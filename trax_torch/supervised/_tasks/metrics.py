@@ -135,6 +135,7 @@ class StatefulMetric(tl.Layer):
         self.is_heard = True
         self._judges_batches = _judges_batches(metric)
         self._were_probabilities: set[bool] = set()
+        self._is_merged_unseen = isinstance(getattr(metric, "compute_groups", None), dict)
 
     @property
     def syncs_itself(self) -> bool:
@@ -171,6 +172,21 @@ class StatefulMetric(tl.Layer):
         except Exception as error:
             error.add_note(f"{self.name}.update was given {', '.join(map(_form, items))}.")
             raise
+        if self._is_merged_unseen:
+            self._is_merged_unseen = False
+            self._look_at_merged()
+
+    def _look_at_merged(self) -> None:
+        """Warns where a torchmetrics collection took metrics that count otherwise for one."""
+        collection: Any = self.metric
+        for group in collection.compute_groups.values():
+            if len({_counts_by(getattr(collection, name)) for name in group}) > 1:
+                warnings.warn(
+                    f"{self.name} counts {' and '.join(group)} as one metric: the first batch came "
+                    f"out alike for them, and torchmetrics takes them for one from then on, though "
+                    f"their settings differ. Make it with compute_groups=False.",
+                    stacklevel=2,
+                )
 
     def _judge(self, outputs: torch.Tensor) -> None:
         """Warns where some batches look like probabilities, and others do not."""
@@ -184,6 +200,12 @@ class StatefulMetric(tl.Layer):
                 f"let the model end in a sigmoid or softmax.",
                 stacklevel=2,
             )
+
+
+def _counts_by(metric: Any) -> str:
+    """Returns the settings of a metric of torchmetrics by which rows are counted otherwise."""
+    names = ("threshold", "thresholds", "ignore_index", "top_k", "n_gram")
+    return str([getattr(metric, name, None) for name in names])
 
 
 def _judges_batches(metric: Any) -> bool:

@@ -260,8 +260,8 @@ class EvalTask:
     '<metric>/<index>'.
 
     Several ranks measure each its own batches, however many, and none is one of the numbers. Rows
-    that a `DistributedSampler` repeats, so that all ranks have equally many, are left out where all
-    batches are measured.
+    that a `DataLoader`'s `DistributedSampler` repeats, to give all ranks equally many, are left
+    out; what an iterator repeats counts again.
 
     Args:
       labeled_data: as for `TrainTask`.
@@ -373,7 +373,9 @@ class EvalTask:
             yield from self.stream.epoch()
             return
         for _ in range(self._n_eval_batches):
-            yield self.next_batch()
+            batch = self.stream.next_own()
+            if batch is not None:
+                yield batch
 
     def __repr__(self) -> str:
         measured = words.of_layers(self._metrics, self._metric_names)
