@@ -10,7 +10,8 @@ says how to make one.
 very same weights. Before anything is timed, logits and greedy tokens are shown to be equal, and all
 tokens of ours compiled to those of ours eager, beams included; and each row says how many sequences
 (the best beams) have the tokens that ours have. `ours, int8` is what `decoding.quantize` makes of
-the model, compiled: another function, with tokens of its own, as CTranslate2's int8 is.
+the model, compiled: another function, with tokens of its own, as CTranslate2's int8 is;
+`ours, int8 x 8` rounds activations, too, as that does; `ours, int4` has 4 bits in groups of 64.
 
 A step is the time of a call over its number of tokens, from the start symbol alone, so that each
 step makes one position. All contenders take turns, so that what the machine does meanwhile hits
@@ -160,6 +161,18 @@ def our_contenders(model):
         "ours, int8",
         functools.partial(run_ours, small, True),
         functools.partial(warm_up, small),
+    )
+    smaller = decoding.quantize(model, bits=4)
+    yield Contender(
+        "ours, int4",
+        functools.partial(run_ours, smaller, True),
+        functools.partial(warm_up, smaller),
+    )
+    whole = decoding.quantize(model, activations="int8")
+    yield Contender(
+        "ours, int8 x 8",
+        functools.partial(run_ours, whole, True),
+        functools.partial(warm_up, whole),
     )
 
 
@@ -463,7 +476,7 @@ def measure(shape, model, contenders, batch, n_beams, args, memory):
                 },
                 "bandwidth": rate,
                 "share_of_bandwidth": None
-                if "int8" in c.name
+                if "int8" in c.name or "int4" in c.name
                 else n_bytes / statistics.median(times) / rate,
                 "first_cold_ms": 1e3 * cold[c.name],
                 "first_warm_ms": 1e3 * statistics.median(warm[c.name]),

@@ -60,8 +60,12 @@ def alike(
     function.__name__ = function.__qualname__ = name
     function.__module__ = "trax_torch.fastmath.numpy"
     function.__doc__ = f"Does what `numpy.{name}` does, on arrays or on tensors."
-    with contextlib.suppress(ValueError, TypeError):  # some of numpy's own tell nothing
-        function.__signature__ = inspect.signature(on_tensors or on_arrays)  # type: ignore[attr-defined]
+    shown = on_tensors or on_arrays
+    if isinstance(shown, types.FunctionType) or hasattr(shown, "__wrapped__"):
+        function.__wrapped__ = shown  # type: ignore[attr-defined]  # read when someone asks
+    else:
+        with contextlib.suppress(ValueError, TypeError):  # some of numpy's own tell nothing
+            function.__signature__ = inspect.signature(shown)  # type: ignore[attr-defined]
     return function
 
 

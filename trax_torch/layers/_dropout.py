@@ -63,6 +63,7 @@ def attend(
     Returns:
       A tensor of shape (..., n, d_value).
     """
+    is_causal = bool(is_causal)  # of a length that torch.export leaves open, it is a symbol
     if dropout == 0 or queries.device.type != "cpu":
         return F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=is_causal

@@ -370,7 +370,7 @@ class Layer(_protocol.InTraxOrder, _protocol.OwnGradient, _protocol.Summarized, 
         assert self._pass is not None
         self._pass.bring_back(self)
         with torch.device("cpu"):  # whence they go to where parameters are born; see `adopt`
-            self.init_weights_and_state(input_signature)
+            self._pass.init(self, input_signature)
         self._settle()
         self._pass.made(self)
 

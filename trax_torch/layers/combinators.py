@@ -98,6 +98,8 @@ class Serial(Layer):
         """Returns the stack that the last sublayer leaves."""
         if self._runs:
             return _reversible.in_series(self.sublayers, self._runs, x)
+        if self._place.stretches:
+            return self._in_blocks(x)
         stack = x
         for name in self._order:
             layer: Any = self._modules[name]
@@ -109,6 +111,17 @@ class Serial(Layer):
             else:
                 outputs = base.call(layer, _stack.take(stack, n_in))
                 stack = _stack.put(outputs, stack, n_in)
+        return stack
+
+    def _in_blocks(self, x: Any) -> Any:
+        """Returns the same for a compiler, which is shown which layers are alike."""
+        stack, layers = x, self.sublayers
+        for start, end, run_block in self._place.stretches:
+            block = layers[start:end]
+            n_in = block[0]._n_in
+            top = _stack.take(stack, n_in)
+            outputs = run_block(top, *block) if run_block else base.call(block[0], top)
+            stack = _stack.put(outputs, stack, n_in)
         return stack
 
     def _set_sublayers(self, layers: Any) -> None:

@@ -390,6 +390,7 @@ def warmup(
     prompt_lengths: Any = None,
     draft: Any = None,
     many_prompts: bool = False,
+    folder: Any = None,
 ) -> None:
     """Compiles a model for later calls of this kind, which are then fast from their first token.
 
@@ -409,10 +410,12 @@ def warmup(
       prompt_lengths: any, for calls that have some.
       draft: of those calls; its steps are compiled, too.
       many_prompts: is for `generate`; calls are of the same kind whose prompts take no more places.
+      folder: keeps the program for later processes on such a CPU, which load it in a moment; it is
+        run, so let nobody else write there. For models of tokens alone, and no beams.
 
     Raises:
       ValueError, TypeError, LayerError: as for `autoregressive_sample`; if the model has a cache of
-        its own, and does not say that its steps can be compiled.
+        its own, and does not say that its steps can be compiled; if a folder cannot keep them.
 
     Example:
       >>> from trax_torch import models
@@ -424,7 +427,12 @@ def warmup(
     if max_length < 2:
         raise ValueError(f"The first token needs no compiled step: give more; got {max_length}.")
     fast, draft = _to_compile(model), _to_compile(draft)
-    start = _generation.START
+    start, n_steps = _generation.START, min(2, max_length - 1)
+    if folder is not None:
+        if many_prompts or draft is not None:
+            raise ValueError("folder= is for calls without many_prompts and draft; leave it out.")
+        call = (inputs, batch_size, prompt_lengths, max_length, n_beams)
+        return _generation.warm_up(fast.sublayer, fast.backend, call, n_steps, folder)
     if many_prompts:
         others = {"n_beams": n_beams - 1, "prompt_lengths": prompt_lengths, "draft": draft}
         run = _generation.refilled_run(fast, inputs, batch_size, max_length, others)
@@ -432,50 +440,48 @@ def warmup(
         asked = (fast, inputs, batch_size, start, True, prompt_lengths, max_length, None, n_beams)
         run = _run(*asked, draft=draft)
     with contextlib.closing(run), run:
-        run.try_steps(min(2, max_length - 1))
+        run.try_steps(n_steps)
 
 
-def quantize(model: Any) -> tl.Layer:
-    """Returns a copy of a model whose `tl.Dense` layers have weights of 8 bits; for decoding.
+def quantize(
+    model: Any, *, activations: str = "float", bits: int = 8, group_size: int | None = None
+) -> tl.Layer:
+    """Returns a copy of a model whose `tl.Dense` layers have weights of 8 or 4 bits; for decoding.
 
-    A weight becomes one of 255 multiples of its output's scale, the largest of them over 127; all
-    else is computed as ever, in the type that the model has. Outputs differ by what that rounding
-    makes of them, so compare what the copy says with what the model says, on data of yours.
-
-    It pays for models that no cache of the processor holds, compiled, with up to 8 rows (sequences
-    times beams) on a CPU, whose layers take a multiple of 4 features: a step takes as long as
-    reading the weights does. In all other cases floats are made of the weights anew in each step,
-    which takes no less than to have them. Compiling takes longer than for the model itself.
+    With 8 bits a weight becomes one of 255 multiples of its output's scale, with 4 one of 16 of its
+    group's. Compare what the copy says with what the model says, on data of yours. Compile it,
+    `warmup`, or floats are made anew in each step. With "float" activations it pays for models that
+    no cache holds, on a CPU, with up to 8 rows (sequences times beams) and 4 n inputs to a layer.
 
     Files and trees of the copy hold the integers, and fit another copy alone: quantize a model of
     the same sizes first, then load. A weight that was tied to another module's is so no more.
 
     Args:
-      model: a model with weights; it stays as it is. Modules that are no `tl.Dense`, those of
-        classes derived from it, and those with hooks keep their weights.
+      model: a model with weights; it stays as it is, and so do all but plain, hookless `tl.Dense`.
+      activations: "float" computes all else as ever, in the model's type. "int8" rounds what goes
+        into those layers, too, each row to 127 multiples of its largest value over 63, and
+        multiplies integers, on x86, to float32: faster for large models, slower for small. A last
+        bit may decide how an activation is rounded: where tokens are nearly as likely, compiled
+        steps, or others beside a row, may bring another one. The integers are held twice.
+      bits: 8, or 4, whose outputs differ far more.
+      group_size: of 4 bits: how many weights of a row share a scale, 32, 64 (if None), 128 or 256.
+        Layers whose inputs are no multiple of it stay at 8 bits.
 
     Returns:
       A layer; of a plain `nn.Module`, its copy as a layer.
 
     Raises:
-      ValueError: if a weight is not there yet, or not finite, or there is no such `tl.Dense`.
+      ValueError: if a weight is not there yet, or not finite, or there is no such `tl.Dense`, or
+        this torch cannot multiply integers, or settings do not go together.
 
     Example:
       >>> from trax_torch import models
       >>> model = models.TransformerLM(vocab_size=8, d_model=8, d_ff=8, n_layers=1, n_heads=2)
       >>> _ = model.init(torch.zeros(1, 1, dtype=torch.int64), rng=0)
-      >>> small = quantize(model)
-      >>> warmup(small, max_length=60)                                 # doctest: +SKIP
-      >>> autoregressive_sample(small, temperature=0.0, eos_id=-1, max_length=3).shape
+      >>> autoregressive_sample(quantize(model), temperature=0.0, eos_id=-1, max_length=3).shape
       torch.Size([1, 3])
     """
-    small = _generation.with_int8(_generation.layer_of(model))
-    if not any(isinstance(m, _generation.Int8Dense) for m in small.modules()):
-        raise ValueError(
-            f"Weights of 8 bits are for tl.Dense layers themselves, without hooks; {small.name} "
-            f"has none. Remove its hooks, build it with tl.Dense, or decode it as it is."
-        )
-    return small
+    return _generation.quantized(_generation.layer_of(model), activations, bits, group_size)
 
 
 def _to_compile(model: Any) -> Any:

@@ -547,7 +547,7 @@ def test_logits_that_are_not_numbers_are_found_at_the_end_at_the_latest(monkeypa
     monkeypatch.setattr(NanCheck, "is_time", staticmethod(lambda n, device: n == 1))
     for decode in (decoding.beam_search, decoding.autoregressive_sample):
         model = Broken(torch.nan, 100)
-        decode(model, max_length=1)  # its parts are tried, which takes calls
+        decode(model, max_length=5)  # its parts are tried, which takes calls
         model.n_good = 3
         with pytest.raises(ValueError, match="logits for token 4 are not numbers"):
             decode(model, max_length=5, eos_id=-1)

@@ -13,7 +13,7 @@ from trax_torch import layers as tl
 from trax_torch.supervised import decoding
 from trax_torch.supervised._generation import drafted
 from trax_torch.supervised._generation.budget import Budget
-from trax_torch.supervised._generation.drafts import NoiseAhead, TextDrafts
+from trax_torch.supervised._generation.drafts import ModelDrafts, NoiseAhead, TextDrafts
 from trax_torch.supervised._generation.ragged import RaggedRun
 from trax_torch.supervised._generation.sampling import Sampler
 
@@ -129,6 +129,28 @@ def test_a_model_that_drafts_as_the_model_chooses_takes_few_steps(sizes, monkeyp
     assert sum(n > 2 for n in sizes) <= 11  # all but the draft's own steps
 
 
+@pytest.mark.usefixtures("any_length")
+def test_tokens_of_a_draft_are_chosen_at_once(sizes, monkeypatch):
+    """As often as the model is asked, and no token by itself."""
+    noted = []
+    choose = Sampler.choose_any
+    monkeypatch.setattr(
+        Sampler, "choose_any", lambda s, x, *noise: (noted.append(len(x)), choose(s, x, *noise))[1]
+    )
+
+    sample(lively("attention"), draft="prompt", temperature=1.0, seed=0)
+
+    assert noted == [3, *(3 * n for n in sizes)]
+    assert max(sizes) > 2
+
+
+@pytest.mark.parametrize(("batch", "n"), [(1, 8), (2, 4), (3, 2), (4, 2), (9, 2)])
+def test_compiled_steps_have_no_more_tokens_than_are_quick(batch, n):
+    """Up to 8 of all rows on a CPU; of more rows two."""
+    assert drafted.n_at_once(batch, torch.device("cpu")) == n
+    assert drafted.n_at_once(batch, torch.device("cuda")) == 8
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_drafts_that_never_fit_cost_next_to_nothing(sizes, monkeypatch, batch):
     """With what longer steps cost at most, 200 tokens take at most 1 / 0.95 of 200 steps."""
@@ -146,6 +168,37 @@ def test_drafts_that_never_fit_cost_next_to_nothing(sizes, monkeypatch, batch):
     each = drafted._COST + batch * drafted._COST_OF_ROW
     costs = [1.0 if n == 1 else 1 + drafted._FIRST_COST + each * (n - 1) for n in sizes]
     assert 199 < sum(costs) <= 200 / 0.95
+
+
+def test_what_a_small_model_reads_late_is_counted(sizes, monkeypatch):
+    """One that never fits is tried less often, since each try begins with what it has not read."""
+
+    def wrong(self, rows, n, noise):
+        made = right(self, rows, n, noise)
+        return [
+            [(text[-1] + 2) % VOCAB] * len(d) for text, d in zip(self._texts, made, strict=True)
+        ]
+
+    right, reading = ModelDrafts.propose, []
+    counted = ModelDrafts.cost_of_reading
+    monkeypatch.setattr(ModelDrafts, "propose", wrong)
+    monkeypatch.setattr(drafted, "_relative_size", lambda *_: 0.1)
+    n_tries = {}
+    for kind in ("counted", "not"):
+        sizes.clear()
+
+        def cost(self, rows, kind=kind):
+            reading.append(counted(self, rows))
+            return reading[-1] if kind == "counted" else 0.0
+
+        monkeypatch.setattr(ModelDrafts, "cost_of_reading", cost)
+        decoding.autoregressive_sample(
+            successor(), PROMPTS[:1], 1, 0.0, max_length=300, eos_id=-1, draft=lively("attention")
+        )
+        n_tries[kind] = sum(n > 1 for n in sizes)
+
+    assert max(reading) >= 0.2  # a step of 64 tokens, of a tenth of the size
+    assert 1 <= n_tries["counted"] < n_tries["not"]
 
 
 @pytest.mark.parametrize("max_length", [20, 100, 1000, None])
@@ -169,6 +222,42 @@ def test_a_budget_loses_no_more_than_a_twentieth(max_length, share_right):
         assert n_tokens > 1.2 * time
 
 
+@pytest.mark.parametrize("max_length", [100, 1000, None])
+def test_a_budget_asks_for_no_draft_that_cannot_pay(max_length):
+    """Where a step with a draft costs as much for one token as for all, one is never worth it."""
+    budget = Budget(1.1, 0.2, 7, max_length)  # a compiled step, and a small model's
+    drafted = []
+    for n_tokens in range(1, 80):
+        drafted.append(budget.n_now(n_tokens))
+        budget.note(drafted[-1], 0, 1)
+    assert 1 <= sum(n > 0 for n in drafted) <= 4
+    assert not {1} & set(drafted)
+
+    budget = Budget(1.1, 0.2, 7, max_length)
+    n_tokens, n_steps = 1, 0
+    while n_tokens < 80:
+        n = budget.n_now(n_tokens)
+        budget.note(n, n, n + 1)  # all are right
+        n_tokens, n_steps = n_tokens + n + 1, n_steps + 1
+    assert n_steps <= 80 / 8 + 4
+
+
+def test_a_budget_counts_what_a_small_model_reads_before_each_try():
+    """Each 64 tokens that were made without it, say, cost it a step that is not compiled."""
+    times = {}
+    for reading in (0.0, 0.8):
+        budget = Budget(1.1, 0.2, 7, 200)
+        n_unread, times[reading] = 1, 0.0
+        for n_tokens in range(1, 200):  # no draft is right
+            of_try = reading if n_unread > 8 else 0.0
+            n = budget.n_now(n_tokens, of_try)
+            budget.note(n, 0, 1, of_try)
+            times[reading] += 1 + (1.1 + 0.2 * n + of_try if n else 0)
+            n_unread = 1 if n else n_unread + 1
+
+    assert max(times.values()) <= 199 / 0.95
+
+
 def test_a_row_draws_its_noise_in_order_and_once():
     """However far ahead some rows look, it is what a sampler would draw token by token."""
     plain, ahead = (Sampler(1.0, 2, seed=3) for _ in range(2))
@@ -180,6 +269,9 @@ def test_a_row_draws_its_noise_in_order_and_once():
     assert torch.equal(noise.at(1, [0, 1]), torch.stack([want[3, 0], want[1, 1]]))
     noise.use([0, 1])
     assert torch.equal(noise.at(0, [0, 1]), torch.stack([want[2, 0], want[1, 1]]))
+    first = noise.first([2, 1])
+    assert torch.equal(first[0], want[2:, 0])
+    assert torch.equal(first[1], torch.stack([want[1, 1], torch.zeros(5)]))
 
 
 def test_text_is_drafted_by_its_longest_run_that_stood_before():

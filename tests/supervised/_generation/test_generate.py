@@ -16,6 +16,7 @@ from drafting import MAKERS, VOCAB, lively
 from trax_torch import layers as tl
 from trax_torch import models
 from trax_torch.supervised import decoding
+from trax_torch.supervised._generation.generating import Prompts
 from trax_torch.supervised._generation.refilled import RefilledRun
 
 CONVOLUTION = {"convolution": lambda: around(tl.CausalConv(8, 3), tl.CausalAttention(8, n_heads=2))}
@@ -284,15 +285,49 @@ def test_models_whose_rows_are_unknown_are_refused():
         list(generate(Caching(), [[1]]))
 
 
-def test_steps_are_as_many_as_the_longest_rows_need(monkeypatch):
-    """A row that ends is refilled at once: nobody waits for the longest of a batch."""
+@pytest.fixture
+def n_rows(monkeypatch):
+    """How many rows each step has."""
     noted = []
     look = RefilledRun.look
     monkeypatch.setattr(RefilledRun, "look", lambda run, t: (noted.append(len(t)), look(run, t))[1])
+    return noted
 
-    list(generate(lively("attention"), [[1]] * 6, max_length=[21, 2, 11, 11, 11, 2], batch_size=2))
 
-    assert noted == [2] * 30  # 20 and 10 in one row; 1, 10, 10 and 1 in the other
+def test_steps_are_as_many_as_the_longest_rows_need(n_rows):
+    """A row that ends is refilled at once: nobody waits for the longest of a batch."""
+    prompts, lengths = ([1] for _ in range(6)), [21, 2, 11, 11, 11, 2]
+
+    list(generate(lively("attention"), prompts, max_length=lengths, batch_size=2))
+
+    assert n_rows == [2] * 30  # 20 and 10 in one row; 1, 10, 10 and 1 in the other
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_last_of_prompts_that_can_be_counted_begin_with_the_longest(n_rows, ordered):
+    """So no row goes on alone for long; what becomes of them, and in which order, is the same."""
+    model, lengths = lively("attention"), [3, 3, 3, 3, 21]
+    settings = {"max_length": lengths, "batch_size": 2, "ordered": ordered, "temperature": 1.0}
+    results = list(generate(model, [[i] for i in range(5)], seed=range(5), **settings))
+
+    n_steps = len(n_rows)
+    unknown = list(generate(model, ([i] for i in range(5)), seed=range(5), **settings))
+    assert (n_steps, len(n_rows) - n_steps) == (20, 24)
+    assert [(r.index, r.tokens.tolist()) for r in results] == [
+        (r.index, r.tokens.tolist()) for r in unknown
+    ]
+
+
+def test_only_the_last_prompts_wait_for_longer_ones():
+    """Four times as many as go on side by side; equal ones come in their order."""
+    lengths = [5, 9, 1, 2, 8, 8, 3, 4, 7, 7, 6]
+    prompts = Prompts(lively("attention"), [[1]] * 11, 0, iter(lengths), range(11), 2)
+
+    taken = [prompts.take(n) for n in (1, 3, 2, 9, 1)]
+
+    indices = [[row.index for row in rows] for rows in taken]
+    assert indices == [[0], [1, 2, 4], [5, 8], [9, 10, 7, 6, 3], []]
+    assert all(row.key == (row.index, "sample") for rows in taken for row in rows)
 
 
 def test_caches_grow_with_the_prompts_and_no_further():

@@ -4,17 +4,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rounded import dense
 
 from trax_torch import layers as tl
 from trax_torch import shapes
 from trax_torch._errors import CheckpointError
-from trax_torch.supervised._generation import int8
-
-
-def dense(d_in=8, n_units=6, seed=0, **kwargs):
-    layer = tl.Dense(n_units, bias_initializer=tl.RandomNormalInitializer(1.0), **kwargs)
-    layer.init(torch.zeros(1, d_in), rng=seed)
-    return layer
+from trax_torch.supervised._generation import int8, quantizing
 
 
 def floats(layer):
@@ -203,9 +198,9 @@ def test_weights_that_are_no_numbers_are_refused():
     layer.weight.data[1, 2:4] = torch.nan
 
     with pytest.raises(ValueError, match=r"finite weights; Dense_6 \(0\) has 2 that are not"):
-        int8.with_int8(tl.Serial(layer))
+        quantizing.quantized(tl.Serial(layer))
     with pytest.raises(ValueError, match=r"Dense_6 \(the model\) has no weights yet"):
-        int8.with_int8(tl.Dense(6))
+        quantizing.quantized(tl.Dense(6))
 
 
 def test_a_default_type_of_torch_changes_nothing():

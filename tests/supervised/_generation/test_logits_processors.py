@@ -1,5 +1,6 @@
 """What is asked of logits: penalties, banned and forced tokens, users' functions."""
 
+import copy
 import math
 
 import decoding_by_hand as by_hand
@@ -273,3 +274,35 @@ def test_places_from_the_end_need_an_end(model):
 
     with pytest.raises(ValueError, match="place -1, which counts from the end; give max_length"):
         next(stream)
+
+
+@pytest.mark.parametrize("kind", ["attention", "GRU"])
+def test_a_processor_may_ask_the_model_that_decodes(models_of, kind):
+    """It finds it as it is outside of a run: what it asks is no part of what was made."""
+    model = copy.deepcopy(models_of[kind]).eval()
+    tokens = torch.tensor([[4], [3], [2]])
+    want, found = model(tokens), []
+
+    def processor(so_far, logits):
+        found.append(model(tokens))
+        decoding.autoregressive_sample(model, tokens[:1], max_length=2)
+        return logits
+
+    assert torch.equal(sample(model, logits_processor=processor), sample(model))
+    search = {"inputs": PROMPTS, "batch_size": len(PROMPTS), "max_length": 5}
+    beams = decoding.beam_search(model, **search, logits_processor=processor)
+    assert torch.equal(beams, decoding.beam_search(model, **search))
+    assert len(found) > 5
+    assert all(torch.allclose(each, want) for each in found)
+
+
+def test_two_tokens_for_one_place_are_refused(model):
+    """A place from the end may be one from the beginning, too."""
+    with pytest.raises(ValueError, match="two tokens for one place: -1 is place 3 of 4"):
+        sample(model, max_length=4, forced={3: 5, -1: 6})
+    assert sample(model, max_length=4, forced={3: 5, -1: 5})[:, 3].tolist() == [5] * len(PROMPTS)
+
+
+def test_what_is_no_tree_of_beams_is_refused(model):
+    with pytest.raises(TypeError, match=r"tree is a decoding.BeamTree\(\), .*; got 3"):
+        decoding.beam_search(model, tree=3)

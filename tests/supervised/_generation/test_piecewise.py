@@ -163,6 +163,88 @@ def test_a_model_with_another_part_is_tried_anew():
         sample(model)
 
 
+class Behind(nn.Module):
+    """Adds what was some positions before."""
+
+    def __init__(self, n_back):
+        super().__init__()
+        self.n_back = n_back
+
+    def forward(self, x):
+        return x + nn.functional.pad(x, (0, 0, self.n_back, 0))[:, : -self.n_back]
+
+
+class Stepped(nn.Module):
+    """Positions count, but the first ones are alike."""
+
+    def forward(self, x):
+        return x + torch.arange(x.shape[1])[:, None] // 9
+
+
+@pytest.mark.parametrize("part", [Behind(6), Behind(11), Stepped()], ids=["6", "11", "stepped"])
+def test_a_part_that_looks_along_many_positions_is_refused(part):
+    """A trial is as long as what the call comes to."""
+    model = stack(part)
+    settings = {"max_length": 20, "eos_id": -1}
+    assert decoding.autoregressive_sample(model, PROMPT, eval_mode=True, **settings).shape == (
+        1,
+        20,
+    )
+
+    for decode in (decoding.autoregressive_sample, decoding.beam_search):
+        with pytest.raises(TypeError, match="at once. It has parts .*: (Behind|Stepped)"):
+            decode(model, PROMPT, **settings)
+
+
+def test_a_longer_call_is_tried_anew():
+    model = stack(Behind(30))
+    sample(model)
+    with pytest.raises(TypeError, match="cannot predict"):
+        sample(model, max_length=60)
+
+
+class ShutOff(Recurrent):
+    """Adds nothing at first, as many residual branches do."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.gate * super().forward(x)
+
+
+def test_a_model_is_tried_anew_when_its_weights_have_changed():
+    part = ShutOff()
+    model = stack(part)
+    with torch.no_grad():
+        part.gate.zero_()
+    assert torch.equal(sample(model), sample(model, eval_mode=True))
+
+    with torch.no_grad():
+        part.gate.fill_(1.0)
+    with pytest.raises(TypeError, match="cannot predict"):
+        sample(model)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [lambda x: {"logits": x}, lambda x: None, lambda x: x[:, -1]],
+    ids=["dict", "None", "2-d"],
+)
+def test_what_a_part_makes_of_logits_is_named_where_it_is_no_logits(what):
+    class Returns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = stack(tl.GRU(D))
+
+        def forward(self, tokens):
+            return what(self.inner(tokens))
+
+    with pytest.raises((TypeError, tl.LayerError), match="Tokens are chosen by logits, floats"):
+        sample(Returns())
+
+
 class Tupled(nn.Module):
     def forward(self, x):
         return (x,)

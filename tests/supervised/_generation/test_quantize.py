@@ -5,13 +5,13 @@ import shutil
 import pytest
 import ties
 import torch
+from rounded import VOCAB, prompts, sample, search
 
 from trax_torch import layers as tl
 from trax_torch import models
 from trax_torch.supervised import decoding
 from trax_torch.supervised._generation import int8
 
-VOCAB = 11
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 MAKERS = {
     "attention": lambda: models.TransformerLM(VOCAB, 16, 32, 1, 2, 160, dropout=0.0),
@@ -30,22 +30,6 @@ def lively(name, dtype=torch.float64):
     for p in model.parameters():
         p.data *= 2
     return model.to(dtype)
-
-
-def prompts(n=5, batch=2):
-    generator = torch.Generator().manual_seed(n)
-    return torch.randint(1, VOCAB, (batch, n), generator=generator)
-
-
-def sample(model, inputs, **kwargs):
-    chosen = {"batch_size": len(inputs), "temperature": 0.5, "seed": 3, "eos_id": -1}
-    return decoding.autoregressive_sample(model, inputs, **{"max_length": 20, **chosen, **kwargs})
-
-
-def search(model, inputs, n_beams=3):
-    return decoding.beam_search(
-        model, inputs, batch_size=len(inputs), n_beams=n_beams, max_length=12, return_scores=True
-    )
 
 
 def int8_layers(model):

@@ -108,7 +108,7 @@ def in_threads(*jobs):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=300)
+        thread.join(timeout=1200)
         assert not thread.is_alive()
     if errors:
         raise errors[0]
@@ -190,7 +190,7 @@ def test_two_blocks_in_two_threads_have_each_its_own_past():
     tokens = torch.tensor([[1, 2, 3, 4]])
     with torch.no_grad(), model.predict(1, 8):
         want = [model(tokens[:, i : i + 1]) for i in range(4)]
-    meet = threading.Barrier(2, timeout=60)
+    meet = threading.Barrier(2, timeout=600)
     got = {}
 
     def run(name):
@@ -217,12 +217,12 @@ def test_a_foreign_module_trains_again_when_the_last_run_has_left():
     def hold():
         with other:
             entered.set()
-            assert left.wait(60)
+            assert left.wait(600)
             assert not dropout.training
 
     def come_and_go():
         with one:
-            assert entered.wait(60)
+            assert entered.wait(600)
         left.set()
 
     in_threads(hold, come_and_go)

@@ -316,7 +316,7 @@ def _n_steps(xs: tuple[Any, ...], axis: int) -> int:
     shapes = [tuple(x.shape) for x in xs]
     if any(not -len(shape) <= axis < len(shape) for shape in shapes):
         raise ValueError(f"Scan goes along axis {axis}, which every input must have; got {shapes}.")
-    lengths = {shape[axis] for shape in shapes}
+    lengths = {int(shape[axis]) for shape in shapes}  # torch.export may leave one open
     if len(lengths) != 1:
         raise ValueError(
             f"Scan goes along axis {axis}, so all inputs must be equally long there; got {shapes}."

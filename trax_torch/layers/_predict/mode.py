@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trax_torch.layers._predict.block import Block
-from trax_torch.layers._predict.place import Lent, layers_in, modules_in
+from trax_torch.layers._predict.place import Lent, look_again, modules_in
 from trax_torch.layers._predict.quiet import Quiet
 
 # A module's own attributes, its buffers, and the modules that it holds.
@@ -39,22 +39,25 @@ class Predicting(Block):
 
     def __init__(self, layer: Any, batch_size: int | None, max_length: int | None):
         self._layer = layer
-        self._layers = layers_in(layer)
-        known = set(self._layers)
-        self._others = [m for m in modules_in(layer) if m not in known]
+        modules = modules_in(layer)
+        self._layers: list[Any] = [m for m in modules if "_place" in vars(m)]
+        self._others = [m for m in modules if "_place" not in vars(m)]
         # A foreign module keeps its memory in attributes, buffers and modules that it makes, its
         # own or those of modules inside it.
-        inside = {m for cached in foreign_caches(layer) for m in modules_in(cached)}
+        cached: list[Any] = list(foreign_caches(layer))
+        inside = {m for each in cached for m in modules_in(each)}
         self._foreign = [m for m in self._others if m in inside]
-        self._lock = lock_for(layer)
+        self._lock = _lock(bool(cached))
         self._is_entered = False
         self._memories: list[Any] = [None] * len(self._layers)
         lent = self._lend()
         with self._lock, contextlib.closing(lent), lent:
             outside = self._attributes()
             try:
-                for module in (*self._layers, *foreign_caches(layer)):
+                for module in (*self._layers, *cached):
                     module.init_cache(batch_size, max_length)
+                if cached:  # they may have made modules
+                    look_again()
                 self._keep()
             finally:
                 try:
@@ -146,8 +149,11 @@ class Predicting(Block):
 
 def lock_for(layer: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Returns what to hold while a model runs that must find its foreign memories as they were."""
-    has_some = any(True for _ in foreign_caches(layer))
-    return foreign_lock if has_some else contextlib.nullcontext()
+    return _lock(any(True for _ in foreign_caches(layer)))
+
+
+def _lock(has_foreign_caches: bool) -> contextlib.AbstractContextManager[Any]:
+    return foreign_lock if has_foreign_caches else contextlib.nullcontext()
 
 
 def foreign_caches(layer: nn.Module) -> Iterator[Any]:

@@ -3,13 +3,18 @@
 So any number of runs, evals and trainings of one model go side by side, each in its thread.
 """
 
+import contextlib
+import functools
 import threading
-from collections.abc import Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
 from trax_torch.layers._predict.block import Block
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Place(threading.local):
@@ -18,11 +23,13 @@ class Place(threading.local):
     Attributes:
       is_lent: whether a run, or an eval, is on in this thread.
       memory: what the layer remembers in it; None where it is to act as in eval mode.
+      stretches: of a layer that runs others in a row: those that a compiler is shown as blocks.
     """
 
     def __init__(self) -> None:  # in each thread; the compiler looks for no defaults of the class
         self.is_lent = False
         self.memory: Any = None
+        self.stretches: Any = ()
 
     def __reduce__(self) -> Any:
         return Place, ()
@@ -70,19 +77,77 @@ class HasPlace(nn.Module):
         set_it(self, name, value)
 
 
+class _Found(threading.local):
+    """What was found of models in this thread while one look is enough; see `OneLook`."""
+
+    def __init__(self) -> None:
+        self.modules: dict[nn.Module, list[nn.Module]] | None = None
+
+
+_found = _Found()
+
+
+class OneLook(Block):
+    """Has `modules_in` look at a model once while its block runs, in this thread.
+
+    For calls that look for several things in a model, and run none of it meanwhile.
+    """
+
+    def _run(self) -> Generator[None, None, None]:
+        before = _found.modules
+        try:
+            _found.modules = {}
+            yield
+        finally:
+            try:
+                _found.modules = before
+            except BaseException:  # once more: something may break in here, too
+                _found.modules = before
+                raise
+
+
+def with_one_look(function: Callable[P, T]) -> Callable[P, T]:
+    """Returns a function that is run in a block of `OneLook`."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        look = OneLook()
+        with contextlib.closing(look), look:
+            return function(*args, **kwargs)
+
+    return run
+
+
+def look_again() -> None:
+    """Has `modules_in` look anew: a model may have become another."""
+    if _found.modules is not None:
+        _found.modules = {}
+
+
 def modules_in(module: nn.Module) -> list[nn.Module]:
     """Returns what `module.modules()` yields, in the same order.
 
     That hands each module through as many generators as it lies deep, which takes ten times as
     long: milliseconds of a call, which looks for several things.
     """
+    found = _found.modules
+    if found is None:
+        return _search(module)
+    if module not in found:
+        found[module] = _search(module)
+    return list(found[module])
+
+
+def _search(module: nn.Module) -> list[nn.Module]:
     found: dict[nn.Module, None] = {}
     waiting = [module]
     while waiting:
         each = waiting.pop()
         if each not in found:
             found[each] = None
-            waiting += [m for m in reversed(each._modules.values()) if m is not None]
+            inside = each._modules
+            if inside:
+                waiting += [m for m in reversed(inside.values()) if m is not None]
     return list(found)
 
 
@@ -99,6 +164,8 @@ class Lent(Block):
       memories: one for each.
     """
 
+    _is_lent = True
+
     def __init__(self, layers: Sequence[Any], memories: Sequence[Any]):
         self._places = [layer._place for layer in layers]
         self._memories = memories
@@ -107,7 +174,7 @@ class Lent(Block):
         before = [(place.is_lent, place.memory) for place in self._places]
         try:
             for place, memory in zip(self._places, self._memories, strict=True):
-                place.memory, place.is_lent = memory, True
+                place.memory, place.is_lent = memory, self._is_lent
             yield
         finally:
             try:
@@ -119,3 +186,18 @@ class Lent(Block):
     def _give_back(self, before: list[tuple[bool, Any]]) -> None:
         for place, (is_lent, memory) in zip(self._places, before, strict=True):
             place.is_lent, place.memory = is_lent, memory
+
+
+class Aside(Lent):
+    """Takes what layers are lent from them while its block runs, in this thread.
+
+    So whoever is called in the middle of a run finds the model as it is outside.
+
+    Args:
+      layers: they have a place each.
+    """
+
+    _is_lent = False
+
+    def __init__(self, layers: Sequence[Any]):
+        super().__init__(layers, [None] * len(layers))

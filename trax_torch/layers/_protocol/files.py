@@ -76,6 +76,8 @@ def check_plain(values: Mapping[str, Any]) -> None:
 
 def is_plain_file(path: str) -> bool:
     """Tells whether a file begins as `write_file` has it: a header's length, and then JSON."""
+    if not os.path.isfile(path):  # to open a pipe is to wait
+        return False
     try:
         with open(path, "rb") as f:
             return f.read(9)[8:] == b"{"
@@ -101,13 +103,18 @@ def load_file(module: nn.Module, file_name: str | os.PathLike[str], weights_only
       file_name: where from.
       weights_only: leaves all but weights alone.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
-
     path = os.path.expanduser(os.fspath(file_name))
     for takes, reader in _readers:
         if takes(path):
             return reader(module, path, weights_only)
+    load_plain(module, path, weights_only)
+
+
+def load_plain(module: nn.Module, path: str, weights_only: bool) -> None:
+    """Fills `module` from a safetensors file, whole; arguments are those of `load_file`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
     if os.path.lexists(path) and not os.path.isfile(path):
         raise CheckpointError(f"{path} is not a plain file. Name a file of weights.")
     with open(path, "rb") as f:
@@ -116,7 +123,7 @@ def load_file(module: nn.Module, file_name: str | os.PathLike[str], weights_only
         tensors = from_bytes(data)
     except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
         raise CheckpointError(
-            f"{file_name} is not a whole safetensors file ({error}). Save it again."
+            f"{path} is not a whole safetensors file ({error}). Save it again."
         ) from error
     fill(module, path, tensors, weights_only)
 
@@ -131,6 +138,8 @@ def fill(module: nn.Module, source: str, values: Mapping[str, Any], weights_only
       module: where to. It may be compiled or wrapped; names are those inside.
       source: what errors call the place that the values come from.
       values: weights and buffers, and what `get_extra_state` gave under '<module>._extra_state'.
+        A tensor that is not in memory yet has a shape, a dtype, and a `read` that returns a box of
+        it, or all: each is read as it is set, so that a rank with parts has room for it.
       weights_only: leaves all but weights alone.
 
     Raises:
@@ -149,22 +158,35 @@ def fill(module: nn.Module, source: str, values: Mapping[str, Any], weights_only
     extra = {plain_name(n): m for n, m in _with_extra_state(module)}
     _check_ready(weights | state, waiting, weights_only)
     _check_fits(source, values, weights, state, extra, waiting, weights_only)
+    present = {
+        k: t for k, t in (weights if weights_only else weights | state).items() if k in values
+    }
+    for name, tensor in present.items():
+        if _is_elsewhere(values[name]):  # a file that is damaged is to say so before all is set
+            values[name].read(_distributed.piece_of(tensor))
     if not weights_only:
-        _set_extra_state({m: values[name] for name, m in extra.items()})
-    with torch.no_grad():
-        for name, tensor in (weights if weights_only else weights | state).items():
-            if name in values:
-                tensor.copy_(_distributed.shard_like(values[name], tensor))
+        _set_extra_state({m: _in_memory(values[name]) for name, m in extra.items()})
+    for name, tensor in present.items():
+        _distributed.fill_(tensor, values[name])
     for path, layer in waiting.items():
         prefix = f"{path}." if path else ""
         # Buffers come first: a layer that has its weights makes what is missing.
         for attribute in [] if weights_only else _state_names(layer):
             if prefix + attribute in values:
-                set_buffer(layer, attribute, values[prefix + attribute])
+                set_buffer(layer, attribute, _in_memory(values[prefix + attribute]))
         for attribute in _weight_names(layer):
             if prefix + attribute in values:
-                adopt(layer, attribute, values[prefix + attribute])
+                adopt(layer, attribute, _in_memory(values[prefix + attribute]))
         layer._settle()
+
+
+def _is_elsewhere(value: Any) -> bool:
+    """Tells whether a value is a tensor that is not in memory yet."""
+    return not isinstance(value, torch.Tensor) and hasattr(value, "read")
+
+
+def _in_memory(value: Any) -> Any:
+    return value.read() if _is_elsewhere(value) else value
 
 
 def plain_name(name: str) -> str:
@@ -278,7 +300,7 @@ def _check_fits(
     differences += [
         f"{name} is {values[name].dtype} in the file and {tensor.dtype} in the model"
         for name, tensor in have.items()
-        if name in values and _kind(values[name]) != _kind(tensor)
+        if name in values and _kind(values[name].dtype) != _kind(tensor.dtype)
     ]
     differences += _untied(values, weights)
     came = {id(tensor) for name, tensor in have.items() if name in values}
@@ -318,12 +340,14 @@ def _untied(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> l
     for name, weight in weights.items():
         if name in values:
             other = first.setdefault(id(weight), name)
-            if other != name and not torch.equal(values[other], values[name]):
+            if other == name:
+                continue
+            if not torch.equal(_in_memory(values[other]), _in_memory(values[name])):
                 found.append(f"{other} and {name} are one weight in the model, and two in the file")
     return found
 
 
-def _kind(tensor: torch.Tensor) -> str:
-    if tensor.dtype == torch.bool:
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool:
         return "bool"
-    return "float" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "int"
+    return "float" if dtype.is_floating_point else "complex" if dtype.is_complex else "int"

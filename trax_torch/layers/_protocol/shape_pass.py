@@ -5,6 +5,7 @@ weights make theirs when the shapes reach them. A layer that wants numbers, sinc
 or brings a tensor of its own, is run on zeros.
 """
 
+import contextlib
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from trax_torch import _nest, shapes
 from trax_torch.layers._protocol.errors import LayerError, explain, passes_through
+from trax_torch.layers._protocol.first_weights import Made, ShapesAlone, stand_in
 from trax_torch.layers._protocol.functional import device_of
 
 
@@ -24,12 +26,30 @@ class ShapePass:
     layer is in predict mode. A layer that fails on shapes is run on zeros and its own tensors, and
     only if that fails too is it an error. Where a torch lazy module waits for its first input,
     zeros are run from the beginning, since lazy modules know no other way.
+
+    Args:
+      layer: the layer.
+      rng: what weights are drawn from; None makes none.
+      renew: whether layers that have weights make new ones.
+      device: where what is made belongs; by default torch's default device.
+
+    Attributes:
+      notes: who made weights, in order.
     """
 
-    def __init__(self, layer: Any, rng: torch.Generator | None, renew: bool = True):
+    def __init__(
+        self,
+        layer: Any,
+        rng: torch.Generator | None,
+        renew: bool = True,
+        device: torch.device | None = None,
+    ):
         self._renew = renew and rng is not None
         self.rng = rng
-        self.device = torch.get_default_device()  # where what is made belongs
+        self.device = device or torch.get_default_device()
+        self.notes: list[Made] = []
+        self._lent: contextlib.ExitStack | None = None
+        self._noting = [Made(None, None, [self.notes])]
         self._modules = list(layer.modules())
         self._layers = [m for m in self._modules if hasattr(m, "_init_here")]
         self._is_real = any(
@@ -84,6 +104,8 @@ class ShapePass:
           LayerError: if the layer cannot take such inputs.
         """
         signature = _as_packed(shapes.signature(input_signature))
+        if len(self._noting) > 1:  # a layer that is making weights has another make its own
+            self._noting[-1].inside.append([])
         if signature is not None and (any(True for _ in layer.children()) or self._is_real):
             self.run(layer, signature)
         elif self._renew or layer._init_hook is not None:
@@ -133,18 +155,23 @@ class ShapePass:
         for module in modules:
             self.bring_back(module)
         device = device_of(layer)
+        device = torch.device("cpu") if device.type == "meta" else device
         inputs = _nest.map_leaves(
             lambda x: _zeros(x, device) if isinstance(x, torch.Tensor) and x.is_meta else x, args
         )
         self._is_real, self._kept = True, []
         try:
-            for module in modules:
-                self._keep(module)
-            return forward(*inputs)
+            with contextlib.ExitStack() as self._lent:  # where what is made has shapes alone
+                self._lent.enter_context(stand_in([layer], device))
+                try:
+                    for module in modules:
+                        self._keep(module)
+                    return forward(*inputs)
+                finally:
+                    for tensors, name, buffer, value in self._kept:
+                        tensors[name] = buffer.copy_(value)
         finally:
-            self._is_real = False
-            for tensors, name, buffer, value in self._kept:
-                tensors[name] = buffer.copy_(value)
+            self._is_real, self._lent = False, None
             for module in modules:
                 self.set_aside(module)
 
@@ -153,9 +180,26 @@ class ShapePass:
         buffers: dict[str, Any] = module._buffers
         self._kept += [(buffers, k, b, b.clone()) for k, b in buffers.items() if b is not None]
 
+    def init(self, layer: Any, input_signature: Any) -> None:
+        """Has a layer make its weights, and notes it; drawn are those alone that are kept."""
+        note = Made(layer, input_signature)
+        (self._noting[-1].inside or [self.notes])[-1].append(note)
+        self._noting.append(note)
+        try:
+            if self.device.type == "meta":
+                with contextlib.suppress(Exception), ShapesAlone():
+                    layer.init_weights_and_state(input_signature)
+                    return
+            note.inside.clear()  # it wants numbers, or fails
+            layer.init_weights_and_state(input_signature)
+        finally:
+            self._noting.pop()
+
     def made(self, layer: Any) -> None:
         """Notes that a layer has its weights."""
         if self._is_real:
+            if self._lent is not None:
+                self._lent.enter_context(stand_in([layer], torch.device("cpu")))
             self._keep(layer)
         self.set_aside(layer)
 
@@ -199,3 +243,17 @@ def _zeros(like: Any, device: Any) -> torch.Tensor:
 
 def _as_packed(inputs: Any) -> Any:
     return tuple(inputs) if isinstance(inputs, list) else inputs
+
+
+def shapes_of_weights(layer: Any, input_signature: Any, rng: torch.Generator) -> list[Made]:
+    """Makes weights for those layers that have none, on the meta device; returns who made some.
+
+    Args:
+      layer: the layer, and those in it.
+      input_signature: of its inputs.
+      rng: what weights are drawn from where shapes alone do not do.
+    """
+    meta = torch.device("meta")
+    with ShapePass(layer, rng, renew=False, device=meta) as shape_pass:
+        shape_pass.make(layer, input_signature)
+    return shape_pass.notes

@@ -29,7 +29,8 @@ class InTraxOrder(nn.Module):
         """The layers it is made of, in order; a shared one occurs as often as it is used."""
         if self._order:
             return tuple(self._modules[name] for name in self._order)
-        return tuple(m for m in self.children() if isinstance(m, InTraxOrder))
+        inside = dict.fromkeys(self._modules.values())  # each once, as in `children`
+        return tuple(m for m in inside if isinstance(m, InTraxOrder))
 
     @property
     def weights(self) -> Any:

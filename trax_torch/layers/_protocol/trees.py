@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from trax_torch import _nest, _torch_private
+from trax_torch import _distributed, _nest, _torch_private
 
 EMPTY_WEIGHTS = ()
 EMPTY_STATE = ()
@@ -128,10 +128,11 @@ def check_fits(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
 def adopt(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
     """Copies `value` into a parameter, or makes the parameter of it where there is none."""
     present = module._parameters.get(attribute)
+    value = _at_home(module, value.detach())
     if _takes(present, value):
-        present.copy_(value)
+        _distributed.fill_(present, value)
     else:
-        own = _at_home(module, value.detach().clone(memory_format=torch.contiguous_format))
+        own = value.clone(memory_format=torch.contiguous_format)
         parameter = nn.Parameter(own, requires_grad=own.is_floating_point())
         module.__dict__.pop(attribute, None)
         module.register_parameter(attribute, parameter)
@@ -144,11 +145,12 @@ def adopt(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
 def set_buffer(module: nn.Module, attribute: str, value: torch.Tensor) -> None:
     """Copies `value` into a buffer, or makes the buffer where there is none of its shape."""
     present = module._buffers.get(attribute)
+    value = _at_home(module, value.detach())
     if _takes(present, value):
         present.copy_(value)
     else:
         module.__dict__.pop(attribute, None)
-        module.register_buffer(attribute, _at_home(module, value.detach().clone()))
+        module.register_buffer(attribute, value.clone())
 
 
 def _takes(present: torch.Tensor | None, value: torch.Tensor) -> TypeGuard[torch.Tensor]:
@@ -159,7 +161,7 @@ def _takes(present: torch.Tensor | None, value: torch.Tensor) -> TypeGuard[torch
 
 
 def _at_home(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    """Returns a new tensor of a layer's where torch's default device says that it belongs.
+    """Returns a tensor for a layer where torch's default device says that it belongs.
 
     First weights are drawn on the CPU, for the same numbers everywhere, and go there; those that
     are assigned or read later stay where they are.

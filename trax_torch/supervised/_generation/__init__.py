@@ -1,10 +1,10 @@
 """How tokens come out of a model, shown by `beam_tree` and `attention_maps`; for `decoding` alone.
 
-`asked` says which run it is, of what a user gives (`prompts`, `symbols`, `text`); `engine` runs a
-model along it: prefill, then token by token, by `compiled_step`; `ragged` reads several at once, or
-rows are `refilled` as `generating` has it. `drawing` asks `sampling`, and `drafted` does by
-`drafts`, as long as `budget` says; `searching` lets `beams` choose. `logits_processors` come
-before, `stop_sequences` after; `checks`, `piecewise` and `nan_check` refuse; `int8` is weights.
+`asked` says which run it is (`prompts`, `symbols`, `text`); `engine` runs it by `compiled_step` or
+`kept_programs`, which go by its `fingerprint`; `ragged` reads several tokens at once; rows are
+`refilled` as `generating` has it. `drawing` asks `sampling`, `drafted` does by `drafts`, `budget`;
+`searching` lets `beams` choose. `logits_processors` come before, `stop_sequences` after; `checks`,
+`piecewise` and `nan_check` refuse; `quantizing` rounds, by `int8` or `int4`.
 """
 
 from trax_torch.supervised._generation import habits
@@ -17,9 +17,10 @@ from trax_torch.supervised._generation.compiled_step import steps_of
 from trax_torch.supervised._generation.drawing import Drawing
 from trax_torch.supervised._generation.generate import generate, refilled_run
 from trax_torch.supervised._generation.generating import Generated
-from trax_torch.supervised._generation.int8 import Int8Dense, with_int8
+from trax_torch.supervised._generation.kept_programs import warm_up
 from trax_torch.supervised._generation.logits_processors import Rules
 from trax_torch.supervised._generation.prompts import check_counts
+from trax_torch.supervised._generation.quantizing import quantized
 from trax_torch.supervised._generation.sampling import Sampler
 from trax_torch.supervised._generation.searching import Searching
 from trax_torch.supervised._generation.signatures import (
@@ -40,7 +41,6 @@ __all__ = [
     "CachedModule",
     "Drawing",
     "Generated",
-    "Int8Dense",
     "Rules",
     "Sampler",
     "Searching",
@@ -54,11 +54,12 @@ __all__ = [
     "is_sample",
     "is_sample_stream",
     "layer_of",
+    "quantized",
     "refilled_run",
     "run_for",
     "steps_of",
     "stop_sequences",
     "texts_of_tokens",
     "tokens_of_texts",
-    "with_int8",
+    "warm_up",
 ]

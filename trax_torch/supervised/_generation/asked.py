@@ -5,8 +5,8 @@ from typing import Any
 from trax_torch import _torch_private
 from trax_torch import layers as tl
 from trax_torch.interop import huggingface
-from trax_torch.layers import _predict
-from trax_torch.supervised._generation.drafted import N_DRAFTED, DraftedRun
+from trax_torch.layers._predict import foreign_caches
+from trax_torch.supervised._generation.drafted import N_DRAFTED, DraftedRun, n_at_once
 from trax_torch.supervised._generation.engine import PredictRun
 from trax_torch.supervised._generation.eval_run import EvalRun
 from trax_torch.supervised._generation.prompts import prompt_for
@@ -64,8 +64,7 @@ def run_for(
     layer, wish, backend = wish_of(layer, accelerate, backend)
     asked = prompt_for(layer, inputs, batch_size, start_id, prompt_lengths)
     given = asked.given()
-    has_rows = eval_length is not None or next(_predict.foreign_caches(layer), None) is not None
-    if n_samples > 1 and has_rows:
+    if n_samples > 1 and (eval_length is not None or any(True for _ in foreign_caches(layer))):
         asked, n_samples = asked.repeated(n_samples), 1
     source, prompt, lengths, _ = asked
     run: PredictRun | EvalRun
@@ -105,7 +104,7 @@ def _drafted(layer: Any, backend: Any, draft: Any, asked: tuple[Any, ...]) -> Dr
             f"draft is 'prompt', for drafts of a row's own text, or a small model of the same "
             f"vocabulary; got {draft!r}."
         )
-    big = _ragged(layer, backend, asked, N_DRAFTED + 1)
+    big = _ragged(layer, backend, asked)
     if isinstance(draft, str):
         return DraftedRun(big, None)
     if draft.n_in != layer.n_in:
@@ -113,13 +112,17 @@ def _drafted(layer: Any, backend: Any, draft: Any, asked: tuple[Any, ...]) -> Dr
             f"A model that makes drafts takes what the model takes, which has n_in={layer.n_in}; "
             f"{draft.name} has n_in={draft.n_in}. Give one of the same kind, or 'prompt'."
         )
-    return DraftedRun(big, _ragged(draft, backend, asked, 2))
+    return DraftedRun(big, _ragged(draft, backend, asked, n_compiled=2))
 
 
-def _ragged(layer: Any, backend: Any, asked: tuple[Any, ...], n_most: int) -> RaggedRun:
+def _ragged(
+    layer: Any, backend: Any, asked: tuple[Any, ...], n_compiled: int | None = None
+) -> RaggedRun:
     inputs, batch_size, start_id, accelerate, prompt_lengths, max_length, n_samples = asked
     layer, wish, backend = wish_of(layer, accelerate, backend)
     prompts = prompt_for(layer, inputs, batch_size, start_id, prompt_lengths)
     source, prompt, lengths, _ = prompts.repeated(n_samples)
     n_steps = None if max_length is None else max_length - 1
-    return RaggedRun(layer, source, prompt, lengths, n_steps, wish, backend, n_most)
+    n_compiled = n_compiled or n_at_once(len(prompt), prompt.device)
+    kind = (wish, backend, N_DRAFTED + 1, n_compiled)
+    return RaggedRun(layer, source, prompt, lengths, n_steps, *kind)

@@ -13,7 +13,8 @@ class CachedModule(Protocol):
     itself or in modules inside it, which decoding puts aside between tokens; so one thread at a
     time decodes from such models, and others of this package's layers alone. A module that offers
     none of this is decoded with `eval_mode=True`; or it acts on each position alone, which a model
-    of such parts shows in its first call: it is tried with tokens at once and in pieces.
+    of such parts shows in its first call, and when weights have changed: it is tried with tokens at
+    once and in pieces, as many as the call may come to, 512 at most.
 
     It may have a `start_id`, `eos_id` or `pad_id`, which calls take that name none, and say that it
     `takes_whole_prompts`: then no start symbol is put before `inputs`, unless a call names one.

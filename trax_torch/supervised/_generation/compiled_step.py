@@ -5,6 +5,8 @@ All that changes from step to step is in tensors, so one program serves all step
 """
 
 import collections
+import contextlib
+import functools
 import logging
 import math
 import warnings
@@ -17,7 +19,7 @@ from torch import nn
 
 from trax_torch import _torch_private
 from trax_torch import layers as tl
-from trax_torch.layers._predict import modules_in
+from trax_torch.layers._predict import blocks, modules_in
 
 _log = logging.getLogger("trax_torch")
 
@@ -34,9 +36,17 @@ def step(layer: Any, source: torch.Tensor | None, tokens: torch.Tensor) -> torch
       layer: maps tokens, or (source, tokens), to logits or a tuple that begins with them.
       source: None for a model that takes tokens alone.
       tokens: integers.
+
+    Raises:
+      TypeError: if they are something else.
     """
     outputs = layer(tokens) if source is None else layer((source, tokens))
     logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(
+            f"Tokens are chosen by logits, floats of shape (batch, length, vocab); {layer.name} "
+            f"gave {type(logits).__name__}. Let it return them, or a tuple that begins with them."
+        )
     result: torch.Tensor = logits if logits.dtype == torch.float64 else logits.float()
     return result
 
@@ -51,8 +61,9 @@ class CompiledSteps:
         self.by_kind: dict[Any, CompiledStep] = {}
         self.n_uncompiled: collections.Counter[Any] = collections.Counter()  # steps, by sizes
         self.cannot = False  # after nothing could be compiled
-        # The parts that the model had when it gave in pieces what it gives at once.
-        self.tried: list[weakref.ref[nn.Module]] = []
+        # The parts and weights that the model had when it gave in pieces what it gives at once, and
+        # of how many positions.
+        self.tried: tuple[list[weakref.ref[nn.Module]], list[Any], int] | None = None
 
     def __reduce__(self) -> Any:
         return CompiledSteps, ()
@@ -69,25 +80,48 @@ class CompiledStep:
     program was given is noted, and the steps after them give it the same but for what moves on.
     """
 
-    def __init__(self, steps: CompiledSteps, backend: Any, device: torch.device):
-        self._steps = steps
-        _torch_private.load_stride_order()
-        own = _torch_private.with_a_cache_of_its_own(step)
-        # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
-        options = {"size_asserts": False, "triton.cudagraphs": device.type == "cuda"}
-        compiler = _torch_private.graph_compiler(backend, options)
-        how: dict[str, Any]
-        if compiler is not None:
-            how = {"backend": self._noting(compiler)}
-        else:  # then nothing is noted
-            how = {"backend": backend, "options": options if backend == "inductor" else None}
-        self._program = torch.compile(own, fullgraph=True, **how)
+    def __init__(self, layer: tl.Layer, steps: CompiledSteps, backend: Any, device: torch.device):
+        self._steps, self.backend = steps, backend
+        # A CUDA graph is of all that a program does, blocks or none.
+        self._rows = rows_of_blocks(layer) if device.type == "cpu" else []
         self._is_on_gpu = device.type == "cuda"
         self.is_made = False
+        self.kept: Any = None  # a program that needs no compiler; see `kept_programs`
         # Which axes of the source and of what is kept of it are as long as the source.
         self.axes: list[list[int]] | None = None
         self._is_full = False  # after torch would make no more programs of it
         self._noted: Any = None  # the program that was called last, and its arguments
+
+    @functools.cached_property
+    def _program(self) -> Any:
+        """The program, or what will make it; the compiler is not imported before."""
+        _torch_private.load_stride_order()
+        own = _torch_private.with_a_cache_of_its_own(step)
+        # Sizes were checked when the program was made. CUDA graphs are mode="reduce-overhead".
+        options = {"size_asserts": False, "triton.cudagraphs": self._is_on_gpu}
+        compiler = _torch_private.graph_compiler(self.backend, options)
+        how: dict[str, Any]
+        if compiler is not None:
+            how = {"backend": self._noting(compiler)}
+        else:  # then nothing is noted
+            is_inductor = self.backend == "inductor"
+            how = {"backend": self.backend, "options": options if is_inductor else None}
+        return torch.compile(own, fullgraph=True, **how)
+
+    def kind(self) -> tuple[Any, ...]:
+        """Returns the kind of the step, but for what this process alone knows of the model."""
+        (found,) = (kind for kind, step in self._steps.by_kind.items() if step is self)
+        return *found[:-2], found[-1]
+
+    def forget(self) -> None:
+        """Has later runs make another one."""
+        known = self._steps.by_kind
+        self._steps.by_kind = {kind: step for kind, step in known.items() if step is not self}
+
+    def as_a_whole(self) -> "CompiledStep":
+        """Has blocks that are alike compiled one by one, in one program; returns itself."""
+        self._rows = []
+        return self
 
     def __call__(
         self, layer: Any, source: Any, tokens: torch.Tensor, calls: "Calls"
@@ -106,15 +140,20 @@ class CompiledStep:
             return calls.repeat()
         try:
             self._noted = None
-            logits = self._program(layer, source, tokens)
+            in_blocks = blocks.InBlocks(self._rows)
+            with contextlib.closing(in_blocks), in_blocks:
+                logits = self._program(layer, source, tokens)
         except Exception as error:
+            if self._rows and not self.is_made:  # a whole may be compiled where blocks may not
+                _log.info("%s is compiled as a whole: %s", layer.name, error)
+                self._rows = []
+                return self(layer, source, tokens, calls)
             if not _torch_private.is_of_the_compiler(error):
                 raise
             warnings.warn(f"{layer.name} decodes uncompiled: {error}", stacklevel=2)
             if _torch_private.is_full(error):
                 self._is_full = True  # the next run has a new one
-                known = self._steps.by_kind
-                self._steps.by_kind = {kind: s for kind, s in known.items() if s is not self}
+                self.forget()
             else:
                 self._steps.cannot = True
             return step(layer, source, tokens)
@@ -186,6 +225,22 @@ class Calls:
                 self._sizes.append(i)
         self.are_known = True
 
+    def know(self, program: Any, args: list[Any], tensors: list[tuple[int, int]]) -> None:
+        """Has the next calls go to a program.
+
+        Args:
+          program: gives a list of logits.
+          args: its arguments; those that move may be None.
+          tensors: pairs of the place of an argument that moves, and its place in what moves.
+        """
+        self._program, self._args, self._tensors, self._sizes = program, args, tensors, []
+        self.are_known = True
+
+    def known(self) -> tuple[list[Any], list[tuple[int, int]], list[int]]:
+        """Returns a known call's arguments, which of them move, as `know` takes them, and which are
+        the size of the first of what moves."""
+        return self._args, self._tensors, self._sizes
+
     def repeat(self) -> torch.Tensor:
         """Returns what the next call gives."""
         moving = self._moving()
@@ -231,15 +286,23 @@ def step_for(
     Returns:
       `(step, length)`; `(None, n_slots)` where the uncompiled way is no slower.
     """
+    modules = modules_in(layer)
+    weights = [p for m in modules for p in m._parameters.values() if p is not None]
+    kinds = {(p.dtype, p.device.type) for p in weights}
+    if (torch.bfloat16, "cpu") in kinds and not _torch_private.cpu_multiplies_bfloat16():
+        _log.info(
+            "%s multiplies in float32 where that is quicker: this CPU has no product of bfloat16.",
+            layer.name,
+        )
     if wish is False:
         _log.info("%s decodes uncompiled: accelerate=False.", layer.name)
         return None, n_slots
-    if any(_torch_private.call_hooks(m, backward=False) for m in modules_in(layer)):
+    if any(_torch_private.call_hooks(m, backward=False) for m in modules):
         # A program looks for no hooks, neither where it is made nor where it is run.
         _log.info("%s decodes uncompiled: it has forward hooks.", layer.name)
         return None, n_slots
     steps = steps_of(layer)
-    device = next((p.device for p in layer.parameters()), torch.device("cpu"))
+    device = weights[0].device if weights else torch.device("cpu")
     n_steps = steps.n_uncompiled[sizes]
     pays = n_steps >= N_STEPS_THAT_PAY.get(device.type, math.inf)
     # What the model is made of takes a while to look at.
@@ -258,9 +321,34 @@ def step_for(
     length = min(made, default=2 ** max(6, math.ceil(math.log2(max(1, n_slots)))))
     known = steps.by_kind.get((*kind, length))
     if known is None:
-        known = steps.by_kind[(*kind, length)] = CompiledStep(steps, backend, device)
+        known = steps.by_kind[(*kind, length)] = CompiledStep(layer, steps, backend, device)
     _log.info("%s decodes compiled (%s).", layer.name, "known" if known.is_made else "new")
     return known, length
+
+
+def rows_of_blocks(layer: nn.Module) -> list[tuple[tl.Serial, blocks.Stretches]]:
+    """Returns the layers that run blocks, with their stretches; blocks are not looked into.
+
+    Returns none where torch would compile each block by itself.
+    """
+    found: list[tuple[tl.Serial, blocks.Stretches]] = []
+    if blocks.compiled_once() is None:
+        return found
+    seen, waiting = set(), [layer]
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        inside: list[Any] = [m for m in module._modules.values() if m is not None]
+        if isinstance(module, tl.Serial):
+            layers = module.sublayers
+            row = blocks.stretches(layers)
+            if any(run is not None for _, _, run in row):
+                found.append((module, row))
+                inside = [layers[start] for start, _, run in row if run is None]
+        waiting += inside
+    return found
 
 
 def _make_of(layer: tl.Layer) -> int:

@@ -15,14 +15,15 @@ from trax_torch import layers as tl
 from trax_torch.layers import _predict
 from trax_torch.supervised._generation.budget import Budget
 from trax_torch.supervised._generation.drafts import ModelDrafts, NoiseAhead, TextDrafts, inside
-from trax_torch.supervised._generation.nan_check import NanCheck
+from trax_torch.supervised._generation.nan_check import NOT_NUMBERS
 from trax_torch.supervised._generation.ragged import RaggedRun
 from trax_torch.supervised._generation.sampling import Sampler, doubts_in, log_probs_of
 from trax_torch.supervised._generation.stop_sequences import Endings
 
 # What a step with a draft costs at most, beside what one costs anyway, in such steps.
 _FIRST_COST, _COST, _COST_OF_ROW = 0.25, 0.2, 0.02  # once, a token, and a token for each row
-_COST_COMPILED, _LOOKING = 0.1, 0.01  # a token where steps are compiled, and what choosing it takes
+# Compiled on a CPU: what a token in a row takes, up to so many of them, and what many take once.
+_FEW_ROWS, _COST_OF_FEW, _COST_OF_MANY, _LOOKING = 8, 0.12, 2.0, 0.01
 _UNCOMPILED = 4.0  # an uncompiled step, where others are compiled
 _OVERHEAD = {False: 1e5, True: 1e4}  # of a module, in weights that are read meanwhile; by compiled
 N_DRAFTED = 7  # tokens at most; with the one before, what a step on a CPU reads at little cost
@@ -78,12 +79,14 @@ class DraftedRun(_predict.Block):
                 return
             going, n_before = rows.going, rows.n_of_slowest
             proposed = rows.without_drafts()
-            n = min(budget.n_now(n_before), rows.n_most - 1)
+            reading = drafts.cost_of_reading(going)
+            n = min(budget.n_now(n_before, reading), rows.n_most - 1)
             if n > 0:
                 proposed = rows.fitting(drafts.propose(going, n, rows.noise))
             counts = rows.take(big.look(rows.next_tokens(proposed)), proposed)
             n_right = sum(counts) / len(going) - 1
-            budget.note(max(map(len, proposed)), n_right, rows.n_of_slowest - n_before)
+            n_gained = rows.n_of_slowest - n_before
+            budget.note(max(map(len, proposed)), n_right, n_gained, reading)
 
     def try_steps(self, n: int) -> None:
         """Takes steps of all kinds, so that they are compiled; see `PredictRun.try_steps`."""
@@ -107,18 +110,31 @@ class DraftedRun(_predict.Block):
             )
         is_compiled = self._big.is_compiled(1)
         cost = _relative_size(small.layer, self._big.layer, _OVERHEAD[is_compiled])
+        of_many = cost * _UNCOMPILED if is_compiled else 2 * cost
         if is_compiled and not small.is_compiled(1):
             cost *= _UNCOMPILED
-        return ModelDrafts(small, rows.texts, sampler, cost, self._is_apart)
+        return ModelDrafts(small, rows.texts, sampler, cost, of_many, self._is_apart)
 
     def _budget(self, cost: float, n_rows: int, max_length: int | None) -> Budget:
-        first, each = _FIRST_COST, _COST + _COST_OF_ROW * n_rows
-        if self._big.is_compiled(N_DRAFTED + 1):  # such a step has always as many tokens
-            first += (_COST_COMPILED + _COST_OF_ROW * n_rows) * N_DRAFTED
-            each = _LOOKING
+        first, each, n_most = _FIRST_COST, _COST + _COST_OF_ROW * n_rows, N_DRAFTED
+        n = self._big.n_compiled
+        if self._big.is_compiled(n):  # such a step has always as many tokens
+            n_most, each = n - 1, _LOOKING
+            if self._big.device.type == "cpu":
+                first = _cost_of_compiled(n_rows * n) / _cost_of_compiled(n_rows) - 1
         elif self._big.is_compiled(1):
             first += _UNCOMPILED
-        return Budget(first + cost, each + cost, N_DRAFTED, max_length)
+        return Budget(first + cost, each + cost, n_most, max_length)
+
+
+def n_at_once(n_rows: int, device: torch.device) -> int:
+    """Returns how many tokens of each row a compiled step takes; see `layers.core._product`."""
+    return max(2, _FEW_ROWS // n_rows) if device.type == "cpu" else N_DRAFTED + 1
+
+
+def _cost_of_compiled(n: int) -> float:
+    """Returns what a compiled step costs on a CPU with n tokens in all, by one of one token."""
+    return 1 + _COST_OF_FEW * (n - 1) + (_COST_OF_MANY if n > _FEW_ROWS else 0)
 
 
 class _Rows:
@@ -155,6 +171,7 @@ class _Rows:
         self.going = list(range(len(self.texts)))
         self.noise = NoiseAhead(sampler, n_symbols, run.device)
         self._n_given = 0
+        self._level: torch.Tensor | None = None  # each row's last token, if all have as many
 
     def leave_out(self, ended: torch.Tensor | None) -> None:
         """Asks no more of rows that have ended, booleans (batch,); None for none."""
@@ -198,6 +215,8 @@ class _Rows:
     def next_tokens(self, drafts: list[list[int]]) -> torch.Tensor:
         """Returns each row's last token, and its draft: integers (batch, n)."""
         n = max(map(len, drafts))
+        if n == 0 and self._level is not None:
+            return self._level
         texts = zip(self.texts, drafts, strict=True)
         padded = [[text[-1], *draft, *[0] * (n - len(draft))] for text, draft in texts]
         return torch.tensor(padded, device=self._run.device)
@@ -213,17 +232,22 @@ class _Rows:
           How many tokens each row has now more.
         """
         is_first = self._n_given == 0 and not any(map(self._n_made, range(len(self.texts))))
+        logits = logits[:, : max(map(len, drafts)) + 1]
+        chosen_at, log_probs = self._choose(logits, drafts)
+        tokens = chosen_at.tolist()
+        is_one_of_each = logits.shape[1] == 1 and len(self.going) == len(self.texts)
+        self._level = chosen_at if is_one_of_each and self._are_level() else None
         counts = [0] * len(self.texts)
-        rows, place = self.going, 0
-        while rows:
-            tokens = self._choose(logits[:, place], place, rows)
-            for row in rows:
-                self.texts[row].append(tokens[row])
-                self._has_ended[row] = tokens[row] in self._ends
-                counts[row] += 1
-            right = [row for row in rows if drafts[row][place : place + 1] == [tokens[row]]]
-            rows = [row for row in right if not self._has_ended[row]]
-            place += 1
+        for row in self.going:
+            draft, chosen = drafts[row], tokens[row]
+            n = 0
+            while n < len(draft) and draft[n] == chosen[n] and chosen[n] not in self._ends:
+                n += 1
+            counts[row] = n + 1
+            self.texts[row] += chosen[: n + 1]
+            self._log_probs[row] += log_probs[row][: n + 1]
+            self._has_ended[row] = chosen[n] in self._ends
+        self._check(doubts_in(logits), counts)
         self.noise.use(counts)
         if not is_first:  # what a row was asked with is read
             self._run.keep(counts)
@@ -232,18 +256,38 @@ class _Rows:
         ]
         return counts
 
-    def _choose(self, logits: torch.Tensor, place: int, rows: list[int]) -> list[int]:
-        counts = torch.zeros(len(logits), dtype=torch.bool)
-        counts[rows] = True
-        n = self._n_made(rows[0]) + 1
-        NanCheck(n).add(doubts_in(logits), counts.to(logits.device), n)
-        tokens = self._sampler.choose(logits, self.noise.at(place, rows))
+    def _choose(
+        self, logits: torch.Tensor, drafts: list[list[int]]
+    ) -> tuple[torch.Tensor, list[list[float]]]:
+        """Returns what is chosen at each place of logits (batch, n, vocab), all at once."""
+        going = set(self.going)
+        noise = self.noise.first(
+            [len(d) + 1 if row in going else 0 for row, d in enumerate(drafts)]
+        )
+        flat = None if noise is None else noise.flatten(0, 1)
+        tokens = self._sampler.choose_any(logits.flatten(0, 1), flat).view(logits.shape[:2])
+        log_probs: list[list[float]] = [[] for _ in drafts]
         if self._wants_log_probs:
-            found = log_probs_of(logits, tokens).tolist()
-            for row in rows:
-                self._log_probs[row].append(found[row])
-        result: list[int] = tokens.tolist()
-        return result
+            log_probs = log_probs_of(logits, tokens).tolist()
+        return tokens, log_probs
+
+    def _are_level(self) -> bool:
+        """Tells whether all rows have made what was given, and no more."""
+        return all(self._n_made(row) == self._n_given for row in self.going)
+
+    def _check(self, doubts: torch.Tensor, counts: list[int]) -> None:
+        """Refuses logits that were no numbers where a token was taken; doubts are (batch, n)."""
+        if not math.isnan(doubts.sum().item()):
+            return
+        of_rows = doubts.isnan().tolist()
+        bad = [
+            self._n_made(row) - counts[row] + place + 1
+            for row in self.going
+            for place in range(counts[row])
+            if of_rows[row][place]
+        ]
+        if bad:
+            raise ValueError(NOT_NUMBERS.format(n=min(bad)))
 
     def ready(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Yields the positions that all rows have which did not end, or all, if all did."""
@@ -253,6 +297,9 @@ class _Rows:
         while self._n_given < n_ready:
             at = self._n_given
             self._n_given += 1
+            if self._level is not None and not self._wants_log_probs:  # nothing else was made
+                yield self._level, None
+                continue
             places = [min(at, n - 1) for n in made]  # what follows the end of a row is padding
             pairs = list(zip(places, range(len(made)), strict=True))
             listed = [[self.texts[row][self._starts[row] + i]] for i, row in pairs]

@@ -1,6 +1,7 @@
 """What drafts are made of: a row's own text, or a small model."""
 
 import contextlib
+import math
 from collections.abc import Generator, Sequence
 
 import torch
@@ -35,11 +36,32 @@ class NoiseAhead:
             return None
         noise = torch.zeros(len(self._drawn), self._n_symbols, device=self._device)
         for row in rows:
-            drawn = self._drawn[row]
-            while len(drawn) <= place:
-                drawn.append(self._sampler.noise_of(row, self._n_symbols, self._device))
-            noise[row] = drawn[place]
+            noise[row] = self._of_row(row, place + 1)[place]
         return noise
+
+    def first(self, counts: Sequence[int]) -> torch.Tensor | None:
+        """Returns the noise of each row's next tokens, so many of them, and zeros then.
+
+        Returns:
+          float32 (batch, n, n_symbols), where n is the largest of the counts; None at temperature
+          0.
+        """
+        if not self._sampler.temperature:
+            return None
+        if min(counts) == max(counts) == 1:
+            return torch.stack([self._of_row(row, 1)[0] for row in range(len(counts))])[:, None]
+        noise = torch.zeros(len(counts), max(counts), self._n_symbols, device=self._device)
+        for row, n in enumerate(counts):
+            if n:
+                torch.stack(self._of_row(row, n)[:n], out=noise[row, :n])
+        return noise
+
+    def _of_row(self, row: int, n: int) -> list[torch.Tensor]:
+        """Returns what is drawn of a row, n tokens' noise at least."""
+        drawn = self._drawn[row]
+        while len(drawn) < n:
+            drawn.append(self._sampler.noise_of(row, self._n_symbols, self._device))
+        return drawn
 
     def use(self, counts: Sequence[int]) -> None:
         """Forgets the noise of the tokens that were made, so many in each row."""
@@ -75,6 +97,10 @@ class TextDrafts:
             drafts[row] = self._in_row(row, n)
         return drafts
 
+    def cost_of_reading(self, rows: Sequence[int]) -> float:
+        """Returns what it takes to read what was made without drafts: nothing."""
+        return 0.0
+
     def _in_row(self, row: int, n: int) -> list[int]:
         text, followed = self._texts[row], self._followed[row]
         for at in range(self._n_known[row], len(text)):
@@ -108,6 +134,7 @@ class ModelDrafts:
       texts: as for `TextDrafts`.
       sampler: chooses the tokens.
       cost: of a step of it, in steps of the model.
+      cost_of_many: of a step of it that reads more tokens than its steps have otherwise.
       is_entered: whether the run is entered by who calls, and stays so.
     """
 
@@ -117,9 +144,10 @@ class ModelDrafts:
         texts: list[list[int]],
         sampler: Sampler,
         cost: float,
+        cost_of_many: float,
         is_entered: bool,
     ):
-        self.cost = cost
+        self.cost, self._cost_of_many = cost, cost_of_many
         self._run, self._texts, self._sampler, self._is_entered = run, texts, sampler, is_entered
         self._starts = [len(text) for text in texts]
         # What each row has read since its prompt, drafts included, and how much of it is sure.
@@ -130,6 +158,11 @@ class ModelDrafts:
         """Returns up to n tokens for each row; see `TextDrafts.propose`."""
         with inside(self._run, self._is_entered):
             return self._propose(rows, n, noise)
+
+    def cost_of_reading(self, rows: Sequence[int]) -> float:
+        """Returns what it takes to read what was made without drafts, in steps of the model."""
+        n = max(len(self._texts[r]) - self._starts[r] - len(self._read[r]) for r in rows)
+        return 0.0 if n <= self._run.n_compiled else self._cost_of_many * math.ceil(n / _N_READ)
 
     def _propose(self, rows: Sequence[int], n: int, noise: NoiseAhead) -> list[list[int]]:
         drafts: list[list[int]] = [[] for _ in self._texts]

@@ -98,7 +98,8 @@ class Drawing:
         processing = None
         if not self.rules.are_none:
             given, lengths = run.given
-            processing = Processing(self.rules, given, lengths, width, self.max_length)
+            limit, layer = self.max_length, run._layer
+            processing = Processing(self.rules, given, lengths, width, limit, layer=layer)
         nan_check = NanCheck(self.max_length)
         for n in itertools.count(1):
             counts = None if endings.ended is None else ~endings.ended

@@ -52,6 +52,7 @@ class PredictRun(_predict.Block):
     given: Any = None
     _n_ahead = 0  # slots for positions that may turn out to be none
 
+    @_predict.with_one_look
     def __init__(
         self,
         layer: tl.Layer,
@@ -64,7 +65,7 @@ class PredictRun(_predict.Block):
         backend: str = "inductor",
     ):
         check_can_predict(layer, n_beams)
-        check_pieces(layer, source, prompt)
+        check_pieces(layer, source, prompt, n_steps)
         self._layer, self._source, self._prompt, self._lengths = layer, source, prompt, lengths
         self.n_beams = n_beams
         batch, n = prompt.shape
@@ -200,10 +201,12 @@ class PredictRun(_predict.Block):
             if self._sizes is not None:
                 compiled_step.steps_of(self._layer).n_uncompiled[self._sizes] += 1
             return logits
-        if self._shares and not self._calls.are_known:
-            self._mark_what_changes()
         tokens = tokens.clone(memory_format=torch.contiguous_format)  # always the same strides
         self._tokens = tokens
+        if not self._calls.are_known and self._compiled.kept is not None:
+            self._compiled.kept.bind(self._layer, self._calls)
+        if self._shares and not self._calls.are_known:
+            self._mark_what_changes()
         alone = contextlib.nullcontext() if self._calls.are_known else hooks_lock
         with alone:  # a program that is made now is to know of no other call's hooks
             return self._compiled(self._layer, self._source, tokens, self._calls)

@@ -49,6 +49,8 @@ def generate(
         tokenizer gives for one text. It is asked for the next ones when there are rows for them, so
         it may be a generator, and have no end. If the model takes several inputs, they are its
         sources, padded to a length in common with its own `pad_id`, or 0, which it must know by.
+        Of prompts that have a `len` and each a `max_length`, the last `4 * batch_size` are begun
+        the longest first, so that rows end at about the same time.
       batch_size: how many rows there are.
       temperature, start_id, eos_id, accelerate, top_k, top_p, min_p, stop, return_log_probs: as for
         `autoregressive_sample`.
@@ -88,7 +90,7 @@ def generate(
     asked = Generating(
         inner, batch_size, samplers, ends, stops, padding, return_log_probs, wish, backend
     )
-    results = asked.results(Prompts(layer, prompts, start_id, max_length, seed))
+    results = asked.results(Prompts(layer, prompts, start_id, max_length, seed, batch_size))
     return in_order(results) if ordered else results
 
 

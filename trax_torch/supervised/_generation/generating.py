@@ -6,7 +6,7 @@ import math
 import numbers
 import operator
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from trax_torch.supervised._generation.sampling import (
 )
 from trax_torch.supervised._generation.stop_sequences import n_stopped
 
+_N_LAST = 4  # prompts a row, of which the longest are begun first
 _NOT_NUMBERS = (
     "The model's logits for token {n} of prompt {index} are not numbers: they hold NaN or +inf, "
     "or -inf everywhere. Look for weights that are none, for a division by 0 in the model, or at "
@@ -71,19 +72,32 @@ class _Row:
 class Prompts:
     """Prompts as they are asked for, with what each of them asks for itself.
 
+    They come in their order; but the last of prompts that can be counted, which make as many tokens
+    as is said of each, come the longest first, so that rows end at about the same time.
+
     Args:
       layer, start_id: as for `prompt_for`.
       prompts: an iterable of them.
       max_length: how many tokens to make; one for all, or an iterable of one a prompt.
       seed: of the noise; one for all, or an iterable of one a prompt; None draws one for all.
+      batch_size: how many prompts go on side by side.
     """
 
     def __init__(
-        self, layer: tl.Layer, prompts: Iterable[Any], start_id: Any, max_length: Any, seed: Any
+        self,
+        layer: tl.Layer,
+        prompts: Iterable[Any],
+        start_id: Any,
+        max_length: Any,
+        seed: Any,
+        batch_size: int,
     ):
         self._layer, self._start_id = layer, start_id
         self._device = next((p.device for p in layer.parameters()), torch.device("cpu"))
         self._prompts = enumerate(_iterator(prompts, "prompts"))
+        n = 0 if _is_number(max_length) or not isinstance(prompts, Sized) else len(prompts)
+        n_last = min(n, _N_LAST * batch_size)
+        self._rows = self._in_turn(n - n_last, n_last)
         self._has_one_seed = seed is None or _is_number(seed)
         seed = _seeds.ambient_seed() if seed is None else seed
         self._seeds = _each(seed, "seed")
@@ -91,7 +105,13 @@ class Prompts:
 
     def take(self, n: int) -> list[_Row]:
         """Returns the next n, or as many as there are."""
-        return [self._row(*each) for each in itertools.islice(self._prompts, n)]
+        return list(itertools.islice(self._rows, n))
+
+    def _in_turn(self, n_first: int, n_last: int) -> Iterator[_Row]:
+        yield from (self._row(*each) for each in itertools.islice(self._prompts, n_first))
+        last = [self._row(*each) for each in itertools.islice(self._prompts, n_last)]
+        yield from sorted(last, key=lambda row: -row.max_length)
+        yield from (self._row(*each) for each in self._prompts)
 
     def _row(self, index: int, prompt: Any) -> _Row:
         max_length = _next(self._max_lengths, "max_length", index)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trax_torch._torch_private import contiguous_in_memory
 from trax_torch.layers import base, core
-from trax_torch.layers._protocol import has_hooks
+from trax_torch.supervised._generation import groups
 
 
 class Int8Dense(base.Layer):
@@ -27,9 +27,11 @@ class Int8Dense(base.Layer):
     Weights: `(q, scale, b)` of shapes (n_units, d_in), (n_units,) and (n_units,), or `(q, scale)`.
     """
 
+    _N_BITS = 8
+
     def __init__(self, dense: core.Dense):
-        super().__init__(name=f"Int8{dense.name}")
-        q, scale = _rounded(dense.weight.detach())
+        super().__init__(name=f"Int{self._N_BITS}{dense.name}")
+        q, scale = self._rounded(dense.weight.detach())
         b = None if dense.bias is None else dense.bias.detach().clone()
         self.weight: Any
         self.scale: Any
@@ -67,9 +69,15 @@ class Int8Dense(base.Layer):
             return F.linear(x, _floats(q, scale, x.dtype))
         wide = x if x.dtype == torch.float64 else x.float()
         if core.is_of_few_rows(wide, x.numel() // x.shape[-1]) and x.shape[-1] % 4 == 0:
-            return (_by_words(wide, q) * scale.float()).to(x.dtype)
+            return self._of_few_rows(wide, scale).to(x.dtype)
         product: torch.Tensor = torch.ops.trax_torch.int8_product(x, q, scale)
         return product
+
+    def _rounded(self, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _rounded(w)
+
+    def _of_few_rows(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return _by_words(x, self.weight) * scale.float()
 
     def _own_named(self, kind: str, tree: Any) -> dict[str, Any]:
         named = super()._own_named(kind, tree)
@@ -88,8 +96,8 @@ class Int8Dense(base.Layer):
 
     def _refusal(self, weight: torch.Tensor) -> str:
         return (
-            f"{self.name} takes weights of 8 bits; got {weight.dtype}. Load them into the model "
-            f"that was quantized, and quantize it again."
+            f"{self.name} takes weights of {self._N_BITS} bits; got {weight.dtype}. Load them into "
+            f"the model that was quantized, and quantize it again."
         )
 
 
@@ -110,12 +118,17 @@ def _rounded(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _floats(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # Scaled before they are multiplied, or the sums might be too large for float16.
+    if scale.dim() == 2:
+        return groups.floats(q, scale, dtype)
     return q.to(dtype) * scale[:, None].to(dtype)
 
 
 def _in_parts(x: torch.Tensor, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Returns (x q') * scale by way of floats, 4 MB of them at a time, which a cache holds."""
-    n_rows = max(1, 2**20 // q.shape[1])
+    """Returns (x q') * scale by way of floats, 4 MB of them at a time, which a cache holds.
+
+    Scales are (n,), or (n, groups), and q is as that wants it.
+    """
+    n_rows = max(1, 2**20 // x.shape[-1])
     parts = zip(q.split(n_rows), scale.split(n_rows), strict=True)
     return torch.cat([F.linear(x, _floats(*part, x.dtype)) for part in parts], -1)
 
@@ -145,28 +158,3 @@ def _by_words(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         for part in parts.unbind()
     ]
     return torch.stack(products).reshape(*x.shape[:-1], q.shape[0])
-
-
-def with_int8(model: base.Layer) -> base.Layer:
-    """Returns a copy of a model with an `Int8Dense` in the place of each `Dense`.
-
-    Those that are more than a Dense, by their class or by hooks, are copied as they are.
-    """
-    swapped: dict[int, Any] = {}
-    for path, m in model.named_modules():
-        if type(m) is not core.Dense:
-            continue
-        if m.weight is None:
-            raise ValueError(
-                f"{m.name} ({path or 'the model'}) has no weights yet to make integers of. "
-                f"Initialize the model, model.init(signature), or load its weights, before."
-            )
-        n_bad = int((~m.weight.isfinite()).sum())
-        if n_bad:
-            raise ValueError(
-                f"Integers are made of finite weights; {m.name} ({path or 'the model'}) has "
-                f"{n_bad} that are not. Go back to a checkpoint without them."
-            )
-        if not has_hooks(m) and m.weight.numel():
-            swapped[id(m)] = Int8Dense(m)
-    return copy.deepcopy(model, swapped)

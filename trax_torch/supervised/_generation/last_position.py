@@ -7,7 +7,7 @@ import torch
 from trax_torch import layers as tl
 from trax_torch.layers._predict import modules_in
 from trax_torch.supervised._generation.checks import Hook
-from trax_torch.supervised._generation.int8 import Int8Dense
+from trax_torch.supervised._generation.quantizing import DENSE
 
 
 def last_alone(layer: tl.Layer, lengths: torch.Tensor | None) -> list[Hook]:
@@ -32,11 +32,12 @@ def _tail(layer: Any) -> Any:
         return None
     tail = None
     for sublayer in reversed(layer.sublayers):
-        if type(sublayer) not in (tl.Dense, Int8Dense, tl.LayerNorm, tl.Dropout) and (
+        if type(sublayer) not in (*DENSE, tl.LayerNorm, tl.Dropout) and (
             sublayer.name != "LogSoftmax"
         ):
             break
         tail = sublayer
     layers = [m for m in modules_in(layer) if isinstance(m, tl.Layer)]
-    uses = sum(s is tail for m in layers for s in m.sublayers)
+    parents = [m for m in layers if tail in m._modules.values()]
+    uses = sum(s is tail for m in parents for s in m.sublayers)
     return tail if uses == 1 else None

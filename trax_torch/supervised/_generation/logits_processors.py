@@ -3,6 +3,7 @@
 What a run remembers for it, the tokens so far, is of the run. Which token is taken, others decide.
 """
 
+import contextlib
 import functools
 import math
 import operator
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from trax_torch.layers import _predict
 from trax_torch.supervised._generation.nan_check import NanCheck
 from trax_torch.supervised._generation.sampling import doubts_in, expect
 
@@ -85,6 +88,7 @@ class Processing:
       width: how many sequences go on from each prompt from the first token on.
       max_length: how many tokens there will be at most, or None.
       may_end: whether a sequence may go on with no symbol at all, as a beam that ends there.
+      layer: the model, which users' functions find as it is outside the run; None for none.
     """
 
     def __init__(
@@ -95,14 +99,17 @@ class Processing:
         width: int,
         max_length: int | None,
         may_end: bool = False,
+        layer: nn.Module | None = None,
     ):
         self._rules, self._batch, self._may_end = rules, len(tokens), may_end
         self._tokens = _padded_on_the_left(tokens, lengths).repeat_interleave(width, 0)
         self._nan_check = NanCheck(max_length, _NONE_LEFT)
-        self._processors = [
-            each.begin(self._tokens) if hasattr(each, "begin") else each
-            for each in rules.logits_processor
-        ]
+        self._aside = _predict.Aside([] if layer is None else _predict.layers_in(layer))
+        with contextlib.closing(self._aside), self._aside:
+            self._processors = [
+                each.begin(self._tokens) if hasattr(each, "begin") else each
+                for each in rules.logits_processor
+            ]
         self._forced = _forced_at(rules.forced, max_length, self._batch)
         self._n = 0  # tokens made
         # Of each sequence: which symbols it has, and how often each was made; (rows, vocab).
@@ -130,9 +137,11 @@ class Processing:
         if self._counts is not None:
             less = rules.frequency_penalty * self._counts
             logits = logits - less - rules.presence_penalty * (self._counts > 0)
-        for processor in self._processors:
-            # What it changes in place is its own.
-            logits = _checked(processor, processor(self._tokens, logits.clone()), given)
+        if self._processors:
+            with contextlib.closing(self._aside), self._aside:
+                for processor in self._processors:
+                    # What it changes in place is its own.
+                    logits = _checked(processor, processor(self._tokens, logits.clone()), given)
         if rules.banned:
             logits = logits.index_fill(1, self._banned, -math.inf)
         if self._n in self._forced:
@@ -285,5 +294,10 @@ def _forced_at(
                 f"forced has {len(tokens)} tokens at place {place} for {batch} rows. Give one for "
                 f"all, or one a row."
             )
-        found[at] = torch.tensor(tokens).expand(batch)
+        asked = torch.tensor(tokens).expand(batch)
+        if not torch.equal(found.setdefault(at, asked), asked):
+            raise ValueError(
+                f"forced has two tokens for one place: {place} is place {at} of {max_length}. Give "
+                f"one of them."
+            )
     return found

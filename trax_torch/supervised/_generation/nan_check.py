@@ -4,7 +4,7 @@ import math
 
 import torch
 
-_OF_THE_MODEL = (
+NOT_NUMBERS = (
     "The model's logits for token {n} are not numbers: a row holds NaN or +inf, or -inf "
     "everywhere. Look for weights that are none, for a division by 0 in the model, or at the mask."
 )
@@ -18,7 +18,7 @@ class NanCheck:
       message: of the error; `{n}` stands for the token.
     """
 
-    def __init__(self, max_length: int | None, message: str = _OF_THE_MODEL):
+    def __init__(self, max_length: int | None, message: str = NOT_NUMBERS):
         self._max_length, self._message = max_length, message
         self._pending: list[tuple[torch.Tensor, torch.Tensor | None, int]] = []
 

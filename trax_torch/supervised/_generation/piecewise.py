@@ -2,10 +2,12 @@
 
 A part either remembers the positions before, or acts on each position alone. Layers of this package
 that remember say so, and of the rest, and of torch's modules, a list is known. Of others nobody
-knows, so a model that has some is tried once: the same tokens at once and in pieces.
+knows, so a model that has some is tried: the same tokens at once and in pieces, as many as a call
+may come to. That is done anew when weights have changed, since a part may have been shut off.
 """
 
 import functools
+import math
 import re
 import weakref
 from typing import Any
@@ -13,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from trax_torch import _torch_private
 from trax_torch import layers as tl
-from trax_torch.layers._predict import modules_in
+from trax_torch.layers._predict import look_again, modules_in
 from trax_torch.supervised._generation.checks import Hook, has_own_cache
 from trax_torch.supervised._generation.compiled_step import step, steps_of
-from trax_torch.supervised._generation.int8 import Int8Dense
+from trax_torch.supervised._generation.quantizing import DENSE
 
-_LENGTHS = 5, 2  # of a trial, in positions; few models have room for less
+_LONGEST = 512  # positions of a trial
 # How far logits may be apart by rounding, as a share of the largest.
 _TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3}
 
@@ -31,7 +34,7 @@ _ALONE = {
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
     *(nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardsigmoid),
     *(nn.Hardswish, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold),
-    *(tl.Serial, tl.Parallel, tl.Wrapped, tl.Accelerate, tl.Dense, Int8Dense, tl.Embedding),
+    *(tl.Serial, tl.Parallel, tl.Wrapped, tl.Accelerate, *DENSE, tl.Embedding),
     *(tl.Dropout, tl.LayerNorm, tl.ShiftRight, tl.ReversibleHalfResidual, tl.ReversibleSelect),
     tl.ReversibleSerial,
 }
@@ -44,31 +47,48 @@ _NAMES_ALONE = {
 }
 
 
-def check_pieces(layer: tl.Layer, source: torch.Tensor | None, prompt: torch.Tensor) -> None:
+def check_pieces(
+    layer: tl.Layer, source: torch.Tensor | None, prompt: torch.Tensor, n_steps: int | None
+) -> None:
     """Refuses a model with a part of its own that looks along positions, and does not remember.
 
     Args:
       layer: the model.
       source: integers (batch, length), or None.
       prompt: integers (batch, length); the trial is on its device.
+      n_steps: how many tokens will be read after it at most, or None.
 
     Raises:
       TypeError: if pieces give other logits than the whole, with what may be the reason.
     """
     unknown = _unknown_parts(layer)
+    if not unknown:
+        return
+    n = _LONGEST if n_steps is None else min(_LONGEST, prompt.shape[1] + n_steps)
+    longest = 2 ** max(2, math.ceil(math.log2(n)))
+    parts, weights = [weakref.ref(m) for m in unknown], _marks_of_weights(layer)
     steps = steps_of(layer)
-    if not unknown or steps.tried == [weakref.ref(m) for m in unknown]:
+    *tried, n_tried = steps.tried or (None, None, 0)
+    if tried == [parts, weights] and n_tried >= longest:
         return
     source = None if source is None else source[:1]
-    for n in _LENGTHS:
-        tokens = torch.arange(n, device=prompt.device)[None] % _n_ids(layer, prompt)
+    shorter = [2**i for i in reversed(range(1, int(math.log2(longest))))]
+    for length in (longest, max(2, n), *shorter):
+        tokens = torch.arange(length, device=prompt.device)[None] % _n_ids(layer, prompt)
         try:
-            whole = _logits(layer, source, tokens, [n])
+            whole = _logits(layer, source, tokens, [length])
         except tl.LayerError:  # there is no room, or the run itself will say what is wrong
             continue
+        if whole.dim() != 3:  # likewise
+            return
         _compare(layer, source, tokens, whole, unknown)
-        steps.tried = [weakref.ref(m) for m in unknown]
+        steps.tried = parts, weights, longest
         return
+
+
+def _marks_of_weights(layer: tl.Layer) -> list[Any]:
+    """Returns what is something else when weights have changed."""
+    return [(id(p), _torch_private.version(p)) for p in layer.parameters()]
 
 
 def _compare(
@@ -80,8 +100,9 @@ def _compare(
 ) -> None:
     """Raises TypeError if the logits of tokens in pieces are not those of the whole."""
     n = tokens.shape[1]
+    n_last = min(2, n - 1)
     try:
-        pieces = _logits(layer, source, tokens, [n // 2, *[1] * (n - n // 2)])
+        pieces = _logits(layer, source, tokens, [n - n_last, *[1] * n_last])
         if _are_alike(whole, pieces, _TOLERANCES.get(_dtype_of(layer), 0.05)):
             return
         reason = "gives other logits for tokens in pieces than at once"
@@ -103,6 +124,7 @@ def _logits(
     """Returns the logits of tokens that come in pieces of given sizes."""
     with layer.predict(1, tokens.shape[1]):
         pieces = [step(layer, source, part) for part in tokens.split(sizes, dim=1)]
+    look_again()  # what was run may have made modules
     return torch.cat(pieces, dim=1)
 
 
@@ -173,8 +195,12 @@ def _is_known_function(module: nn.Module) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     owner = (getattr(function, "__module__", None) or "torch").split(".")[0]
-    name = re.split("[^A-Za-z]", module.name)[0]  # without arguments
-    return owner in ("torch", "trax_torch") and name in _NAMES_ALONE
+    return owner in ("torch", "trax_torch") and _without_arguments(module.name) in _NAMES_ALONE
+
+
+@functools.lru_cache(maxsize=1024)
+def _without_arguments(name: str) -> str:
+    return re.split("[^A-Za-z]", name)[0]
 
 
 def _innermost(modules: list[nn.Module]) -> list[nn.Module]:

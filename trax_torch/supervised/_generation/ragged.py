@@ -33,8 +33,12 @@ class RaggedRun(PredictRun):
 
     Args:
       layer, source, prompt, lengths, n_steps, wish, backend: as for `PredictRun`.
-      n_most: how many tokens a step brings at most, where steps are compiled; fewer are padded, but
-        one alone is a step of its own.
+      n_most: how many tokens a step brings at most.
+      n_compiled: how many a compiled step brings; fewer are padded, but one alone is a step of its
+        own, and more are not compiled.
+
+    Attributes:
+      n_compiled: as given.
 
     Raises:
       TypeError: if a layer's memory cannot go back, with the layer's name.
@@ -50,8 +54,9 @@ class RaggedRun(PredictRun):
         wish: bool | None,
         backend: str,
         n_most: int,
+        n_compiled: int,
     ):
-        self._n_most = self._n_ahead = n_most
+        self.n_compiled, self._n_ahead = n_compiled, n_most
         self._kinds: dict[tuple[int, bool], _Kind] = {}
         super().__init__(layer, source, prompt, lengths, n_steps, 1, wish, backend)
         self._check_memories()
@@ -111,7 +116,7 @@ class RaggedRun(PredictRun):
             kind = self._kinds[n, is_level] = self._like_the_longest(n, is_level)
         n_fed = n
         if kind.compiled is not None and n > 1:
-            n_fed = self._n_most
+            n_fed = self.n_compiled
             tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, n_fed - n)], 1)
         self._compiled, self._calls, self._sizes = kind.compiled, kind.calls, kind.sizes
         self._n = kind.n_steps
@@ -135,7 +140,7 @@ class RaggedRun(PredictRun):
         for is_apart in (False, True) if len(tokens) > 1 else (False,):
             if is_apart:
                 self.keep([1, *[0] * (len(tokens) - 1)])
-            for n_tokens in (1, self._n_most):
+            for n_tokens in (1, self.n_compiled):
                 self.look(tokens.expand(-1, n_tokens))
 
     def is_compiled(self, n: int) -> bool:
@@ -149,8 +154,8 @@ class RaggedRun(PredictRun):
     def _forms(self) -> list[tuple[int, bool]]:
         """Returns which steps there are: of how many tokens, and whether rows are at one place."""
         if len(self._prompt) > 1:
-            return [(1, True), (1, False), (self._n_most, False)]
-        return [(1, True), (self._n_most, True)]
+            return [(1, True), (1, False), (self.n_compiled, False)]
+        return [(1, True), (self.n_compiled, True)]
 
     def _choose_step(self, n_slots: int) -> int:
         """Chooses steps of all kinds, whose programs are of caches of one length."""
@@ -172,8 +177,8 @@ class RaggedRun(PredictRun):
 
     def _like_the_longest(self, n: int, is_level: bool) -> _Kind:
         """Returns how steps of n tokens are made: as those of the most."""
-        longest = self._kinds.get((self._n_most if n > 1 else 1, is_level))
-        fits = longest is not None and n <= self._n_most
+        longest = self._kinds.get((self.n_compiled if n > 1 else 1, is_level))
+        fits = longest is not None and n <= self.n_compiled
         compiled, sizes = (longest.compiled, longest.sizes) if fits and longest else (None, None)
         calls = longest.calls if fits and longest else compiled_step.Calls(self._moving)
         return _Kind(compiled, sizes, calls)
@@ -195,9 +200,7 @@ class RaggedRun(PredictRun):
         end = int(min(max(self._at) + n, self._most_slots if self._caches else math.inf))
         if self._caches and end > len(self._ruler):
             self._grow(end)
-        at = self._at[:1] if is_level else self._at
-        places = torch.tensor(at, device=self.device)[:, None] + torch.arange(n, device=self.device)
-        positions = places
+        positions = places = self._next_places(n, is_level)
         if max(self._at) + n > self._n_places:  # padding, whose place is of no consequence
             positions = places.clamp(max=int(self._n_places) - 1)
             places = places.clamp(max=end - 1)
@@ -212,6 +215,14 @@ class RaggedRun(PredictRun):
         moment.visible = None
         if not is_whole:
             moment.visible = (moment.window <= places[:, :, None])[:, None]
+
+    def _next_places(self, n: int, is_level: bool) -> torch.Tensor:
+        """Returns the next n positions of each row, or of all: integers (batch or 1, n)."""
+        at = self._at[0]
+        if is_level and at + n <= len(self._ruler):
+            return self._ruler[at : at + n].clone()[None]
+        starts = torch.tensor(self._at[:1] if is_level else self._at, device=self.device)
+        return starts[:, None] + torch.arange(n, device=self.device)
 
     def _check_memories(self) -> None:
         with contextlib.closing(self._context), self._context:

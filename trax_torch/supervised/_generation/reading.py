@@ -6,7 +6,7 @@ import torch
 
 from trax_torch import layers as tl
 from trax_torch.layers import _predict
-from trax_torch.supervised._generation.checks import Hooked, Uses, id_hooks, logits_hooks
+from trax_torch.supervised._generation.checks import Hook, Hooked, Uses, id_hooks, logits_hooks
 from trax_torch.supervised._generation.compiled_step import step
 from trax_torch.supervised._generation.last_position import last_alone
 from trax_torch.supervised._generation.piecewise import Shifts
@@ -58,14 +58,9 @@ def _read_part(
     is_first: bool,
 ) -> torch.Tensor:
     """Returns the logits after the last token of each row that counts, (batch, vocab)."""
-    batch, n = tokens.shape
+    batch = len(tokens)
     counts = None if counts is None else counts.clamp(min=1)
-    hooks = [
-        *id_hooks(layer),
-        *logits_hooks(layer, batch, n, or_last=True),
-        *last_alone(layer, counts),
-    ]
-    uses, shifts = Uses(layer), Shifts(layer, tokens)
+    hooks, uses, shifts = _hooks(layer, tokens, counts)
     if is_first:  # the others are like it
         hooks += [*uses.hooks, *shifts.hooks]
     hooked = Hooked(hooks)
@@ -78,3 +73,16 @@ def _read_part(
     if logits.shape[1] == 1 or counts is None:
         return logits[:, -1]
     return logits[torch.arange(batch, device=logits.device), counts - 1]
+
+
+@_predict.with_one_look
+def _hooks(
+    layer: tl.Layer, tokens: torch.Tensor, counts: torch.Tensor | None
+) -> tuple[list[Hook], Uses, Shifts]:
+    """Returns hooks for every part of a prompt, and two more checks with hooks of their own."""
+    hooks = [
+        *id_hooks(layer),
+        *logits_hooks(layer, len(tokens), tokens.shape[1], or_last=True),
+        *last_alone(layer, counts),
+    ]
+    return hooks, Uses(layer), Shifts(layer, tokens)

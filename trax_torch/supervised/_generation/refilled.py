@@ -94,7 +94,7 @@ class RefilledRun(RaggedRun):
         tokens = torch.zeros(batch_size, 1, dtype=torch.int64, device=prompt.device)
         if source is not None:
             source = self._padded(source, source.shape[1]).repeat(batch_size, 1)
-        super().__init__(layer, source, tokens, None, _ANY, wish, backend, 1)
+        super().__init__(layer, source, tokens, None, _ANY, wish, backend, 1, 1)
 
     def begin(self) -> torch.Tensor:
         """Makes the caches; what is returned is of no use."""

@@ -138,6 +138,10 @@ class Sampler:
                 f"A sampler for {self.batch_size} rows takes logits of shape ({self.batch_size}, "
                 f"vocab); got {tuple(logits.shape)}."
             )
+        return self.choose_any(logits, noise)
+
+    def choose_any(self, logits: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """The same for any number of rows, each with noise of its own."""
         if noise is None:
             return logits.argmax(dim=-1)
         logits = logits.float()

@@ -54,6 +54,8 @@ class Searching:
             f"1e-30 and 1e30 for n up to max_length; got {alpha!r} for {n}. Give one from 0, for "
             f"plain sums, to 2.",
         )
+        if not isinstance(self.tree, (BeamTree, type(None))):
+            raise TypeError(f"tree is a decoding.BeamTree(), to be filled; got {self.tree!r}.")
         check_counts(n_groups=self.n_groups)
         if self.n_beams % self.n_groups:
             raise ValueError(
@@ -76,7 +78,7 @@ class Searching:
             if not self.rules.are_none:
                 given, lengths = run.given
                 processing = Processing(
-                    self.rules, given, lengths, 1, self.max_length, may_end=True
+                    self.rules, given, lengths, 1, self.max_length, may_end=True, layer=run._layer
                 )
             nan_check = NanCheck(self.max_length)
             while True:
