@@ -17,7 +17,9 @@ PACKAGE = Path(trax_torch.__file__).parent
 
 QUIET = """
 import gc, sys, threading, time
+start = time.process_time()
 import torch
+of_torch = time.process_time() - start
 gc.freeze()  # a collection of what torch left may fall anywhere; it is not ours
 threads, before = threading.active_count(), set(sys.modules)
 events = []
@@ -25,7 +27,7 @@ sys.addaudithook(lambda name, args: events.append(name)
                  if name.split('.')[0] in ('socket', 'subprocess', 'os.fork') else None)
 start = time.process_time()
 import trax_torch
-print(time.process_time() - start, threading.active_count() - threads, events,
+print(time.process_time() - start, of_torch, threading.active_count() - threads, events,
       sorted({'tensorboard', 'tqdm', 'safetensors', 'numpy.f2py'} & (set(sys.modules) - before)))
 """
 
@@ -33,19 +35,22 @@ print(time.process_time() - start, threading.active_count() - threads, events,
 def test_importing_is_quick_and_starts_nothing():
     """At most 0.3 s more than torch; no socket, process or thread; heavy helpers come later.
 
-    The seconds are this process's own, whatever else the machine does.
+    The seconds are this process's own. A processor that is slow, or shared, takes longer for
+    torch too: a fifth of what torch took in the same process, where that is more.
     """
     # Compiled once, as for users, also where the tests are told to leave no bytecode behind.
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    for _ in range(3):  # a machine that does other work now gives it time some other time
+    shares = []
+    while len(shares) < 6:  # a machine that does other work now gives it time some other time
         command = [sys.executable, "-c", QUIET]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        seconds, rest = done.stdout.split(" ", 1)
+        ours, of_torch, rest = done.stdout.split(" ", 2)
         assert rest == "0 [] []\n"
-        if float(seconds) <= 0.3:
+        shares.append(float(ours) / max(0.3, 0.2 * float(of_torch)))
+        if shares[-1] <= 1:
             break
 
-    assert float(seconds) <= 0.3
+    assert min(shares) <= 1, shares
 
 
 def modules():
@@ -122,7 +127,7 @@ def imports_of(path):
         (
             "torch.distributed",
             {"_distributed.py", "_dtensors.py", "_sharding.py", "_rendezvous.py"}
-            | {"_torch_private.py"},  # what of it is private
+            | {"_torch_private/processes.py"},  # what of it is private
         ),
         (
             "safetensors",

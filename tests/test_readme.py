@@ -1,23 +1,60 @@
 """What the README shows, runs."""
 
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 README = Path(__file__).parents[1] / "README.md"
+DOCS = README.parent / "docs"
 
 
-def blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def blocks(page=README):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def test_it_is_short_and_what_it_leads_to_is_there():
+    """Three examples, and its pages, notebooks and picture."""
+    text = README.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("https:")]
+
+    assert len(text.splitlines()) < 200
+    assert len(blocks()) == 3
+    assert [link for link in links if not (README.parent / link).is_file()] == []
+    assert "docs/pictures/flagship.png" in links
+
+
+def test_what_none_of_the_others_has_is_shown_by_tests():
+    """Each line of that table; test_docs.py looks whether they exist."""
+    table = README.read_text().partition("## What none of the others has")[2].partition("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| ")][2:]
+
+    assert len(lines) >= 5
+    assert [line for line in lines if not re.search(r"\| `[\w/]+\.py::test_\w+` \|$", line)] == []
+
+
+def test_code_of_trax_runs_as_it_is(tmp_path):
+    """The README's first example, in a process of its own, since `trax` is all of it."""
+    (code,) = [block for block in blocks() if "import trax_torch.as_trax" in block]
+    (tmp_path / "signs.py").write_text(code)
+
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "signs.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    accuracy = re.findall(r"Step +200: eval +WeightedCategoryAccuracy \| +([\d.]+)", done.stdout)
+    assert float(accuracy[0]) > 0.9
 
 
 def test_a_plain_pytorch_model_trains_in_under_15_lines(tmp_path, monkeypatch, capsys):
-    """The README's first example trains, saves, and, run again, is done; asked for more, goes on.
+    """The README's second example trains, saves, and, run again, is done; asked for more, goes on.
 
     It ends, to the last bit, as one that was asked for all at once.
     """
@@ -40,23 +77,9 @@ def test_a_plain_pytorch_model_trains_in_under_15_lines(tmp_path, monkeypatch, c
     assert "Resumed from run at step 100." in capsys.readouterr().out
 
 
-def test_what_the_plain_example_trained_is_loaded_and_exported(tmp_path, monkeypatch):
-    (train,) = [block for block in blocks() if "TrainTask(loader, nn." in block]
-    (load,) = [block for block in blocks() if "load_weights" in block]
-    monkeypatch.chdir(tmp_path)
-
-    exec(train, trained := {})
-    exec(load, loaded := {})
-
-    exported = load_file("model.safetensors")
-    for name, weight in trained["model"].state_dict().items():
-        assert torch.equal(loaded["model"].state_dict()[name], weight)
-        assert torch.equal(exported[name], weight)
-
-
 @pytest.mark.slow
 def test_a_trax_model_learns_to_copy_and_decodes(capsys):
-    """The README's second example answers the prompt."""
+    """The README's third example answers the prompt."""
     (code,) = [block for block in blocks() if "TransformerLM" in block]
     exec(code, {})
 
@@ -66,12 +89,12 @@ def test_a_trax_model_learns_to_copy_and_decodes(capsys):
 
 @pytest.mark.parametrize("example", ["hugging_face_finetune", "timm_classifier"])
 def test_lines_of_other_libraries_are_those_of_a_program_that_is_tested(example):
-    """examples/test_ecosystem_examples.py runs it."""
+    """On the page of other libraries; examples/test_ecosystem_examples.py runs it."""
     source = (README.parent / "trax_torch" / "examples" / f"{example}.py").read_text()
     marked = source.partition("    # The lines that matter:\n")[2].partition("    # and that")[0]
 
     assert marked
-    assert textwrap.dedent(marked) in blocks()
+    assert textwrap.dedent(marked) in blocks(DOCS / "ecosystem.md")
     assert f"trax_torch.examples.{example}" in source
 
 
@@ -86,8 +109,8 @@ def test_the_commands_are_those_that_ci_runs():
 
 
 def test_a_pipeline_gives_batches_and_keeps_its_place():
-    """The README's pipeline, cut after its first batch, goes on with the second one."""
-    (code,) = [block for block in blocks() if "data.Serial" in block]
+    """The pipeline on its page, cut after its first batch, goes on with the second one."""
+    (code,) = [block for block in blocks(DOCS / "pipelines.md") if "data.Serial" in block]
     dataset = [(np.arange(1 + i % 40), np.arange(i % 3 + 1)) for i in range(500)]
     exec(code, first := {"dataset": dataset})
     exec(code, second := {"dataset": dataset})
