@@ -63,7 +63,7 @@ def test_a_signal_leaves_the_checkpoint_of_a_whole_step(
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_signal_while_workers_begin_leaves_a_whole_step(tmp_path, whole, signum):
-    """Of a second epoch: they get it before they know what to do with it, and begin nevertheless."""
+    """In a second epoch, they get it before they know what it asks, and begin all the same."""
     setup, blow = Setup(n_workers=2), Blow(signum=signum, to_group=True, echo=600.0)
 
     code = children.run(runs.train_and_strike_a_worker_that_begins, tmp_path, setup, blow)
