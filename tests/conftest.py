@@ -6,8 +6,10 @@ import gc
 import importlib
 import logging
 import os
+import random
 import signal
 
+import hypothesis
 import numpy as np
 import pytest
 import rounding
@@ -17,6 +19,13 @@ import torch
 from trax_torch import _torch_private
 
 collect_ignore_glob = ["support/typed/*"]  # programs for type checkers, which do not run
+
+# A test fails for what the product does, and not since a machine is busy, or for a number that was
+# drawn this once. `--hypothesis-profile=anew` draws other examples each time, to look for more.
+_untimed = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("anew", derandomize=False, **_untimed)
+hypothesis.settings.register_profile("same", derandomize=True, **_untimed)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +60,14 @@ def pytest_configure(config):
     small_torchvision.install()
     if config.getoption("--other-rounding"):
         rounding.install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Each test draws the same numbers, whichever ran before it in the same process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def pytest_collection_finish():

@@ -35,9 +35,11 @@ FLOORS = [
     {"interop._pickle", "fastmath", "_sharding"},
     {"shapes", "_distributed", "_digest", "_recompute"},
     {"_dtensors"},
+    {"_roll_call"},
     {"_nest", "_seeds", "_signals", "_errors", "_durable", "_torch_private", "_version"}
     | {
         "_memory_order",
+        "_heap",
         "_last_words",
         "_rendezvous",
         "_public_names",

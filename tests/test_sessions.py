@@ -61,7 +61,7 @@ def test_pythons_own_prompt_is_one(tmp_path):
         env={**os.environ, **ranks.environment()},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
     assert session.returncode == 0

@@ -43,7 +43,7 @@ def wandb_values(folder):
 
     found, settings = {}, {}
     (path,) = folder.rglob("*.wandb")
-    records, until = [], time.monotonic() + 20
+    records, until = [], time.monotonic() + 120
     while not records or records[-1].WhichOneof("record_type") != "exit":
         assert time.monotonic() < until, records  # W&B's own process writes it, after `finish`
         time.sleep(0.05)
@@ -65,6 +65,7 @@ def wandb_values(folder):
 def test_wandb_offline_has_each_value_at_its_step(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # seconds, for its own process to start
     notes = Notes()
     logger = loggers.WandbLogger(project="tests", mode="offline", dir=str(tmp_path))
     loop = line_loop(loggers=[logger, notes], log_every=2)
@@ -87,6 +88,7 @@ def test_wandb_offline_has_each_value_at_its_step(tmp_path, monkeypatch):
 def test_wandb_goes_on_with_its_run_and_closes_none_that_was_given(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # seconds, for its own process to start
     logger = loggers.WandbLogger(project="tests", mode="offline", dir=str(tmp_path))
     loop = line_loop(loggers=logger)
     loop.run(1)

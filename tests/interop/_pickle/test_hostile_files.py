@@ -242,8 +242,8 @@ PICKLES = {
 
 
 def refused_at_once(path):
-    """Asserts that a file is refused within a second; returns the error."""
-    with processor_time.at_most(1), pytest.raises(tc.CheckpointError) as caught:
+    """Asserts that a file is refused in seconds, not minutes; returns the error."""
+    with processor_time.at_most(10), pytest.raises(tc.CheckpointError) as caught:
         tc.read(path)
     assert os.path.basename(path).split(".")[0] in str(caught.value)
     return caught.value
@@ -459,7 +459,7 @@ for path in json.load(sys.stdin):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits the address space")
 def test_refusing_takes_little_time_and_memory(tmp_path):
-    """The whole corpus, and gzip bombs of 100 MB, pass within a second each, with 400 MB."""
+    """The whole corpus, and gzip bombs of 100 MB, pass in seconds each, with 400 MB."""
     corpus = {**PICKLES, **ARRAYS}
     files = {name: gzip.compress(data, 6) for name, data in corpus.items()} | gzip_bombs()
     paths = []
@@ -483,7 +483,7 @@ def test_refusing_takes_little_time_and_memory(tmp_path):
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(paths), done.stderr
     assert [r for r in results if r[1] != "refused"] == []
-    assert [r for r in results if r[2] > 1] == []
+    assert [r for r in results if r[2] > 10] == []
     assert max(grown for *_, grown in results) < 300 * 1024  # in KB
 
 

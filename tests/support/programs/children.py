@@ -36,7 +36,7 @@ def start(target, *args):
     return process
 
 
-def ended(process, timeout=120):
+def ended(process, timeout=600):
     """Waits for a process; returns its exit code, which is -9 for one that was killed."""
     is_over = connection.wait([process.sentinel], timeout)
     with _mutex:

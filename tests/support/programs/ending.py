@@ -1,7 +1,9 @@
-"""Ends two ranks right after they have met, while gloo's threads hardly get to run."""
+"""Ends two ranks right after they have met, while gloo's threads hardly get to run.
+
+python ending.py PORT...       # once at each port
+"""
 
 import os
-import socket
 import sys
 
 import torch
@@ -12,8 +14,9 @@ from trax_torch import _distributed
 def run(rank, port):
     """Returns the world, whose process group lives until the process ends, as a model's would."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = str(port)
-    world = _distributed.join(device="cpu")
+    os.environ["MASTER_PORT"] = port
+    _distributed._LET_GO = 60.0  # on a busy machine, threads held back may take more than a second
+    world = _distributed.join(device="cpu", timeout=3600.0)
     world.sum([1.0])
     for thread in map(int, os.listdir("/proc/self/task")):
         os.sched_setaffinity(thread, {sorted(os.sched_getaffinity(0))[-1]})
@@ -23,11 +26,8 @@ def run(rank, port):
     return world, torch.distributed.group.WORLD
 
 
-def main(n_tries):
-    for _ in range(n_tries):
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+def main(ports):
+    for port in ports:
         pids = []
         for rank in range(2):
             pids.append(os.fork())
@@ -39,4 +39,4 @@ def main(n_tries):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    kept = main(int(sys.argv[1]))
+    kept = main(sys.argv[1:])

@@ -70,7 +70,7 @@ def parser():
     args.add_argument("--pause", type=float, default=0.0, help="seconds between steps")
     args.add_argument("--mark", help="a file to write at step 6")
     args.add_argument("--die-once", help="rank 1 dies at step 7 unless this file is there")
-    args.add_argument("--timeout", type=float, default=60.0)
+    args.add_argument("--timeout", type=float, default=300.0)
     return args
 
 
