@@ -63,8 +63,8 @@ def test_a_signal_leaves_the_checkpoint_of_a_whole_step(
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_signal_while_workers_begin_leaves_a_whole_step(tmp_path, whole, signum):
-    """In a second epoch, they get it before they know what it asks, and begin all the same."""
-    setup, blow = Setup(n_workers=2), Blow(signum=signum, to_group=True, echo=600.0)
+    """In a second epoch, one gets it before it knows what it asks, and begins all the same."""
+    setup, blow = Setup(n_workers=2), Blow(signum=signum, to_group=True)
 
     code = children.run(runs.train_and_strike_a_worker_that_begins, tmp_path, setup, blow)
     saved = step_in(tmp_path)
@@ -85,10 +85,11 @@ def test_a_second_signal_exits_at_once(tmp_path, signum):
     assert step_in(tmp_path) == 4
 
 
-def test_a_signal_that_is_passed_on_as_well_is_one(tmp_path):
-    """A launcher and a terminal both send it; the step ends in good order."""
-    blow = Blow(5, "step", signal.SIGINT, n_times=2, echo=60.0)
-    code = children.run(runs.train, tmp_path, Setup(), blow)
+@pytest.mark.parametrize("to_group", [False, True], ids=["alone", "group"])
+def test_a_signal_that_is_passed_on_as_well_is_one(tmp_path, to_group):
+    """A launcher and a terminal both send it; the step ends in good order, and workers go on."""
+    blow = Blow(5, "step", signal.SIGINT, to_group, n_times=2, apart=0.2, echo=60.0)
+    code = children.run(runs.train, tmp_path, Setup(n_workers=2), blow)
 
     assert code == 130
     assert step_in(tmp_path) == 5

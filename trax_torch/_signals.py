@@ -115,10 +115,10 @@ def worker_init(worker_init_fn: Any) -> Callable[[int], None]:
     """Returns what a DataLoader's worker begins with, so that it lives while its loop needs it.
 
     It ignores the first signal, which its process's group may all get: the loop decides when to
-    stop. A second one ends the worker, so that a worker that hangs can be ended; and so does the
-    first while no run is under way, for that is how Python ends the workers that are left, and
-    waits for them, when it exits. Where somebody types, Ctrl-C is the loop's alone: the next run
-    needs the worker.
+    stop. A second one, a second later or more, ends the worker, so that one that hangs can be
+    ended; and so does the first while no run is under way, for that is how Python ends the workers
+    that are left, and waits for them, when it exits. Where somebody types, Ctrl-C is the loop's
+    alone: the next run needs the worker.
 
     Args:
       worker_init_fn: is called after that; or None.
@@ -129,17 +129,18 @@ def worker_init(worker_init_fn: Any) -> Callable[[int], None]:
 def _outlive_first(
     n_running: Any, is_interactive: bool, worker_init_fn: Any, worker_id: int
 ) -> None:
-    is_asked = False
+    asked_at: float | None = None
     gc.freeze()  # a forked process is no judge of what its parent left: loaders would complain
 
     def ignore_first(signum: int, frame: FrameType | None) -> None:
-        nonlocal is_asked
+        nonlocal asked_at
         if not n_running.value:
             os._exit(0)  # as torch's own workers do; it would speak of one that is killed
-        if is_asked:
+        if asked_at is None:
+            asked_at = time.monotonic()
+        elif time.monotonic() - asked_at > _ECHO:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        is_asked = True
 
     for signum in ASKING:
         signal.signal(signum, ignore_first)

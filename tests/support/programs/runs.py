@@ -1,6 +1,7 @@
 """Small training runs, and the signal that strikes them at a place that is known beforehand."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import time
@@ -190,16 +191,18 @@ def train_ignoring_signals(*args):
 
 
 def train_and_strike_a_worker_that_begins(folder, setup, blow):
-    """Trains; workers that begin meanwhile strike the group, and know nothing of signals yet."""
+    """Trains; the first worker to begin meanwhile strikes the group, knowing of no signals yet."""
     set_num_threads = torch.set_num_threads  # which a loader's worker calls as it begins
 
     def strike(n):
-        if n_running.value:
-            blow.strike(trainer)
+        with is_due.get_lock():
+            if n_running.value and is_due.value:
+                is_due.value = False
+                blow.strike(trainer)
         set_num_threads(n)
 
     os.setsid()
     trainer, n_running = os.getpid(), _signals.n_running()
-    _signals._ECHO = blow.echo
+    is_due = multiprocessing.Value("b", True)
     torch.set_num_threads = strike
     make_loop(folder, setup).run(until=N_STEPS)
