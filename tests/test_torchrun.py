@@ -55,7 +55,7 @@ def on_rank(rank, folder, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_traxs_figures_on_several_devices_hold_under_torchrun(size, launch, tmp_path):
     """With and without Adasum; see tests/golden/README.md for the tolerances.
 
@@ -144,7 +144,7 @@ def test_what_is_left_of_the_machines_goes_on_after_one_is_lost(launch, tmp_path
     assert "Resumed from" in runs[0].text() + runs[1].text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads cannot be held back here")
 def test_processes_end_in_order_however_late_the_threads_between_ranks_are():
     """One that is last to let go of a tensor aborts an interpreter that is ending."""

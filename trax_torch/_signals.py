@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -98,7 +98,7 @@ def exit_code(signum: int) -> int:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def held() -> Generator[None]:
     """Holds signals that ask a run to end back while its block starts workers.
 
     So do forked workers, until what `worker_init` returns is called: before that a signal to the

@@ -1,5 +1,10 @@
 """Workers of loaders, and what ranks say of one another."""
 
+import gc
+import weakref
+from multiprocessing.process import BaseProcess
+from types import SimpleNamespace
+
 import ranks
 import torch
 import torch.distributed as dist
@@ -16,6 +21,32 @@ def test_a_loader_keeps_its_workers_in_its_iterator():
 
     assert iter(loader) is first
     assert iter(private.loader_without_workers(loader)) is not first
+
+
+def test_workers_hear_of_their_end_in_a_collection(monkeypatch):
+    """Unless they wait in other queues: each that was not told is waited for, and then ended."""
+    ended = []
+    monkeypatch.setattr(BaseProcess, "terminate", ended.append)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 60)  # for 5 seconds
+    loader = torch.utils.data.DataLoader(range(40), num_workers=2)
+    holder = SimpleNamespace(iterator=iter(loader))
+    holder.itself = holder  # so that a collection ends it
+    gone = weakref.ref(holder.iterator)
+    private.end_workers_at_once(holder.iterator)
+    next(holder.iterator)
+    del holder
+    gc.collect()
+
+    assert gone() is None
+    assert ended == []
+
+
+def test_without_the_queues_that_there_were_a_pass_ends_all_the_same():
+    """A release that has others, and workers that are only slower to end."""
+    iterator = iter(torch.utils.data.DataLoader(range(4)))  # it has none
+    private.end_workers_at_once(iterator)
+
+    assert len(list(iterator)) == 4
 
 
 def _texts(rank):

@@ -37,6 +37,7 @@ from trax_torch._torch_private.modules import (
 from trax_torch._torch_private.processes import (
     accelerates_alone,
     asks_to_find_unused,
+    end_workers_at_once,
     is_of_gloo,
     lacks_a_backend,
     let_workers_go,
@@ -67,6 +68,7 @@ __all__ = [
     "compile_ahead",
     "contiguous_in_memory",
     "cpu_multiplies_bfloat16",
+    "end_workers_at_once",
     "expect_other_sizes",
     "foreach",
     "gradient_hooks",

@@ -1,9 +1,12 @@
 """Processes: workers of loaders, and what ranks say of one another."""
 
 import copy
+import weakref
 from typing import Any
 
 from trax_torch._torch_private.said import say
+
+_known: weakref.WeakSet[Any] = weakref.WeakSet()  # iterators that `end_workers_at_once` has seen
 
 
 def loader_without_workers(loader: Any, dataset: Any = None) -> Any:
@@ -64,3 +67,18 @@ def meeting_store() -> Any:
 def lacks_a_backend(error: RuntimeError) -> bool:
     """Tells whether a process group has no way to send what is on some device."""
     return "No backend type associated" in str(error)
+
+
+def end_workers_at_once(iterator: Any) -> None:
+    """Has the workers of a DataLoader's pass hear of its end where garbage is collected, too.
+
+    A collection takes queues apart before it ends what puts the end into them, so that each worker
+    is waited for, 5 s. They are kept until then, and no longer; where a release has others, it is
+    waited.
+    """
+    if iterator in _known:  # workers that persist are those of many passes
+        return
+    _known.add(iterator)
+    names = ("_index_queues", "_workers", "_worker_result_queue", "_workers_done_event")
+    parts = [getattr(iterator, name, None) for name in names]
+    weakref.finalize(iterator, lambda *_: None, *parts).atexit = False

@@ -216,7 +216,7 @@ def test_each_item_that_is_dropped_shows(tmp_path, monkeypatch, item):
     assert bool(found) == (item != "nothing"), found
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_evening_of_kills_ends_as_a_quiet_one(tmp_path):
     """2,000 steps, killed ten times at random places, are 2,000 steps."""
     chance = random.Random(3)

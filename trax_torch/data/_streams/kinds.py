@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from trax_torch import _signals, _torch_private
-from trax_torch.data._streams import rows
+from trax_torch.data._streams import rows, workers
 from trax_torch.data._streams.own import OwnStream
 from trax_torch.data._streams.skipping import Skipping, can_skip
 
@@ -111,8 +111,7 @@ class Loader(Source):
         own = loader.worker_init_fn
         loader.worker_init_fn = _signals.worker_init(own)
         try:
-            with _signals.held():
-                return iter(loader)
+            return workers.begin(loader)
         finally:
             loader.worker_init_fn = own
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from trax_torch import _signals, _torch_private
+from trax_torch import _torch_private
 from trax_torch.data._streams.indices import Indices
 from trax_torch.data._streams.remembered import remembered
 from trax_torch.data._streams.rows import swaps_for
 from trax_torch.data._streams.swapped import swapped
 from trax_torch.data._streams.worker_states import WorkerStates
+from trax_torch.data._streams.workers import begin
 
 
 def can_skip(data: Any) -> bool:
@@ -153,8 +154,8 @@ class Skipping:
             init = self._wrap_init(self._loader.worker_init_fn)
             init, collate = workers.watched(init, self._loader.collate_fn)
             swaps |= {"worker_init_fn": init, "collate_fn": collate}
-        with swapped(self._loader, swaps), _signals.held():
-            iterator: Iterator[Any] = iter(self._loader)
+        with swapped(self._loader, swaps):
+            iterator = begin(self._loader)
         self._indices.pass_over(0)
         if iterator is not live:
             self._workers, self._iterator, self._since = workers, weakref.ref(iterator), where
