@@ -30,8 +30,9 @@ def pair(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("n_eval_batches", [2, None])
 @pytest.mark.parametrize("name", LOADERS)
-def test_workers_of_a_run_that_is_let_go_of_end_at_once(name, monkeypatch):
+def test_workers_of_a_run_that_is_let_go_of_end_at_once(name, n_eval_batches, monkeypatch):
     """Midway in passes, of training and of evals: nobody waits to end them by force."""
     ended = []
     monkeypatch.setattr(BaseProcess, "terminate", ended.append)
@@ -39,7 +40,7 @@ def test_workers_of_a_run_that_is_let_go_of_end_at_once(name, monkeypatch):
     loader = LOADERS[name]()
     rate = functools.partial(torch.optim.SGD, lr=1e-6)
     task = TrainTask(loader, nn.MSELoss(), rate)
-    evals = EvalTask(LOADERS[name](), nn.MSELoss(), n_eval_batches=2)
+    evals = EvalTask(loader, nn.MSELoss(), n_eval_batches=n_eval_batches)
     loop = Loop(nn.Linear(1, 1), task, eval_tasks=evals, eval_at=lambda step: step == 2)
     loop.run(8)
 
