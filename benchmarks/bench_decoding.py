@@ -11,7 +11,7 @@ very same weights. Before anything is timed, logits and greedy tokens are shown 
 tokens of ours compiled to those of ours eager, beams included; and each row says how many sequences
 (the best beams) have the tokens that ours have. `ours, int8` is what `decoding.quantize` makes of
 the model, compiled: another function, with tokens of its own, as CTranslate2's int8 is;
-`ours, int8 x 8` rounds activations, too, as that does; `ours, int4` has 4 bits in groups of 64.
+`ours, int8 x 8` rounds activations, too, as that does; `int4` has 4 bits in groups of 64.
 
 A step is the time of a call over its number of tokens, from the start symbol alone, so that each
 step makes one position. All contenders take turns, so that what the machine does meanwhile hits
@@ -168,12 +168,13 @@ def our_contenders(model):
         functools.partial(run_ours, smaller, True),
         functools.partial(warm_up, smaller),
     )
-    whole = decoding.quantize(model, activations="int8")
-    yield Contender(
-        "ours, int8 x 8",
-        functools.partial(run_ours, whole, True),
-        functools.partial(warm_up, whole),
-    )
+    for bits in (8, 4):
+        whole = decoding.quantize(model, bits=bits, activations="int8")
+        yield Contender(
+            f"ours, int{bits} x 8",
+            functools.partial(run_ours, whole, True),
+            functools.partial(warm_up, whole),
+        )
 
 
 def hugging_face(model, shape, device, dtype):

@@ -460,19 +460,19 @@ def quantize(
       model: a model with weights; it stays as it is, and so do all but plain, hookless `tl.Dense`.
       activations: "float" computes all else as ever, in the model's type. "int8" rounds what goes
         into those layers, too, each row to 127 multiples of its largest value over 63, and
-        multiplies integers, on x86, to float32: faster for large models, slower for small. A last
-        bit may decide how an activation is rounded: where tokens are nearly as likely, compiled
-        steps, or others beside a row, may bring another one. The integers are held twice.
+        multiplies integers, to float32, in operations that this machine's C++ compiler makes, once
+        (`~/.cache/trax_torch`): the fastest, with any model. A last bit may decide how an
+        activation is rounded: where tokens are nearly as likely, compiled steps may bring another.
       bits: 8, or 4, whose outputs differ far more.
-      group_size: of 4 bits: how many weights of a row share a scale, 32, 64 (if None), 128 or 256.
-        Layers whose inputs are no multiple of it stay at 8 bits.
+      group_size: of 4 bits: how many weights of a row share a scale, 64 (if None), 128, 256, or 32,
+        for "float" alone. Layers whose inputs are no multiple of it stay at 8 bits.
 
     Returns:
       A layer; of a plain `nn.Module`, its copy as a layer.
 
     Raises:
       ValueError: if a weight is not there yet, or not finite, or there is no such `tl.Dense`, or
-        this torch cannot multiply integers, or settings do not go together.
+        there is no C++ compiler for integers, or settings do not go together.
 
     Example:
       >>> from trax_torch import models

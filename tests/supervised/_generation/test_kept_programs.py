@@ -295,11 +295,13 @@ def test_files_that_were_cut_are_written_anew(ending, n_bytes, compiled, tmp_pat
 
 
 @pytest.mark.usefixtures("_as_traced")
-@pytest.mark.parametrize("how", ["bfloat16", "8 bits"])
+@pytest.mark.parametrize("how", ["bfloat16", "float", "int8"])
 def test_weights_of_fewer_bits_are_kept(how, compiled, tmp_path):
+    """Of 8 bits with activations as floats, and as integers, too."""
+
     def made(seed):
         model = lively("attention", seed=seed)
-        return model.bfloat16() if how == "bfloat16" else decoding.quantize(model)
+        return model.bfloat16() if how == "bfloat16" else decoding.quantize(model, activations=how)
 
     decoding.warmup(made(0), 2, 20, folder=tmp_path)
     model = made(5)

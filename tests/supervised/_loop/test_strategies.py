@@ -205,7 +205,10 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "size"), [("ddp", 2), ("fsdp", 2), ("fsdp", 3), ("hsdp", 4)])
+@pytest.mark.parametrize(
+    ("strategy", "size"),
+    [("ddp", 2), ("fsdp", 2), ("fsdp", 3), pytest.param("hsdp", 4, marks=pytest.mark.exhaustive)],
+)
 def test_each_feature_comes_to_the_numbers_of_one_process(strategy, size, alone, tmp_path):
     """Losses, norms, evals, weights, averages, predictions and files of the best."""
     folder, wanted = alone

@@ -3,6 +3,7 @@
 Of each row, a block of 8 L weights lies in L words of 32 bits: weight i L + j in the i-th four bits
 of word j, the lowest first. So one operation with a vector of words is for weights that lie side by
 side, of one group. The highest four bits hold q, by twos' complement; the others hold q + 8.
+products.cpp reads them, too, where a block is a group.
 """
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from trax_torch._torch_private import contiguous_in_memory
 
 SIZES = (32, 64, 128, 256)
-_BLOCK = 128  # where it divides a row: 16 words are a vector of AVX-512, and two of AVX2
+_BLOCK = 64  # where it divides a row: 8 words are a vector of AVX2
 
 
 def rounded(w: torch.Tensor, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,14 +5,16 @@ from typing import Any
 
 from trax_torch.layers import base, core
 from trax_torch.layers._protocol import has_hooks
-from trax_torch.supervised._generation import groups
+from trax_torch.supervised._generation import groups, int8_products, native
 from trax_torch.supervised._generation.int4 import Int4Dense
 from trax_torch.supervised._generation.int8 import Int8Dense
-from trax_torch.supervised._generation.int8_products import Int8ProductDense, check_can_multiply
 
-_KINDS = {"float": Int8Dense, "int8": Int8ProductDense}
+_KINDS: dict[str, tuple[Any, Any]] = {  # with weights of 8 bits, and of 4
+    "float": (Int8Dense, Int4Dense),
+    "int8": (int8_products.Int8ProductDense, int8_products.Int4ProductDense),
+}
 _GROUP_SIZE = 64
-DENSE = (core.Dense, Int4Dense, *_KINDS.values())  # all that do what a Dense does
+DENSE = (core.Dense, *_KINDS["float"], *_KINDS["int8"])  # all that do what a Dense does
 
 
 def quantized(
@@ -25,8 +27,12 @@ def quantized(
     if activations not in _KINDS:
         raise ValueError(f"activations is 'float' or 'int8'; got {activations!r}.")
     size = _checked_size(bits, group_size, activations)
-    if activations == "int8":
-        check_can_multiply()
+    if activations == "int8" and (why_not := native.why_not()):
+        raise ValueError(
+            f"activations='int8' needs a C++ compiler, as torch.compile does on a CPU; {why_not}. "
+            f"Or take activations='float'."
+        )
+    of_8_bits, of_4_bits = _KINDS[activations]
     swapped: dict[int, Any] = {}
     for path, m in model.named_modules():
         if type(m) is not core.Dense:
@@ -44,7 +50,7 @@ def quantized(
             )
         if not has_hooks(m) and m.weight.numel():
             has_groups = size and m.weight.shape[1] % size == 0
-            swapped[id(m)] = Int4Dense(m, size) if has_groups else _KINDS[activations](m)
+            swapped[id(m)] = of_4_bits(m, size) if has_groups else of_8_bits(m)
     if not swapped:
         raise ValueError(
             f"Weights of {bits} bits are for tl.Dense layers themselves, without hooks; "
@@ -70,13 +76,11 @@ def _checked_size(bits: int, group_size: int | None, activations: str) -> int:
                 f"group_size={group_size!r} with bits=8. Leave it out, or take bits=4."
             )
         return 0
-    if activations != "float":
-        raise ValueError(
-            f"Weights of 4 bits are multiplied as floats; got activations={activations!r}. Take "
-            f"activations='float', or bits=8."
-        )
+    sizes = groups.SIZES if activations == "float" else int8_products.GROUP_SIZES
     if group_size is None:
         return _GROUP_SIZE
-    if group_size not in groups.SIZES:
-        raise ValueError(f"group_size is one of {groups.SIZES}; got {group_size!r}.")
+    if group_size not in sizes:
+        raise ValueError(
+            f"group_size is one of {sizes} with activations={activations!r}; got {group_size!r}."
+        )
     return group_size
