@@ -44,16 +44,15 @@ class Int8ProductDense(Int8Dense):
         largest = wide.abs().amax(-1, keepdim=True)
         largest = torch.where(largest == 0, 1.0, largest)  # no comparison, or NaN would be lost
         a = (wide / largest * _STEPS).round()
-        product = F.linear(a, self._floats(scale.float())) * (largest / _STEPS)
-        y: torch.Tensor = product.to(x.dtype)
-        return y
+        return (F.linear(a, self._floats(scale.float())) * (largest / _STEPS)).to(x.dtype)
 
     def _multiplied(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = torch.ops.trax_torch.int8_linear(x, self.weight, scale)
         return y
 
     def _floats(self, scale: torch.Tensor) -> torch.Tensor:
-        return self.weight.float() * scale[:, None]
+        w: torch.Tensor = self.weight.float() * scale[:, None]
+        return w
 
 
 class Int4ProductDense(Int8ProductDense, Int4Dense):
