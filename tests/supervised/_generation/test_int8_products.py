@@ -214,7 +214,7 @@ def test_it_is_said_why_the_compiler_makes_nothing(tmp_path, monkeypatch):
             native._made_by("c++")
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    why = native.why_not.__wrapped__()
+    why = native._look.__wrapped__()
 
     assert why == "there is no C++ compiler: install g++, or name one by CXX"
 

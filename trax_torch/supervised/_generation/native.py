@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -24,12 +25,20 @@ _FLAGS = (
 _log = logging.getLogger("trax_torch")
 
 
-@functools.cache
 def why_not() -> str:
     """Returns why there are no operations `int8_linear` and `int4_linear`; "" where there are.
 
     They are looked for once in a process, and then made or loaded.
     """
+    with _looking:
+        return _look()
+
+
+_looking = threading.Lock()
+
+
+@functools.cache
+def _look() -> str:
     compiler = shutil.which(os.environ.get("CXX") or "c++") or shutil.which("g++")
     if compiler is None:
         return "there is no C++ compiler: install g++, or name one by CXX"
