@@ -43,7 +43,7 @@ class Skipping:
         self._indices = Indices(vars(loader)[self._way])
         self._n_workers: int = loader.num_workers
         self._persists = bool(loader.persistent_workers)
-        self._workers: WorkerStates | None = None
+        self._worker_states: WorkerStates | None = None
         self._made = [0] * self._n_workers  # by each worker, before the pass under way
         self._first = 0  # the batch that the pass under way began at
         self._samplers = ""  # what they remembered as it began
@@ -76,10 +76,10 @@ class Skipping:
         """
         if not self._is_watched or not n:
             return None
-        if self._workers is None:
+        if self._worker_states is None:
             return {"samplers": self._samplers, "dataset": remembered([self._loader.dataset])}
         rounds = (n - 1) // self._n_workers - self._first // self._n_workers
-        states = [self._workers.after(w, made + rounds) for w, made in enumerate(self._made)]
+        states = [self._worker_states.after(w, made + rounds) for w, made in enumerate(self._made)]
         return {"samplers": self._samplers, "workers": states, "since": self._since}
 
     def is_as_told(self, told: dict[str, Any]) -> bool:
@@ -158,7 +158,7 @@ class Skipping:
             iterator = begin(self._loader)
         self._indices.pass_over(0)
         if iterator is not live:
-            self._workers, self._iterator, self._since = workers, weakref.ref(iterator), where
+            self._worker_states, self._iterator, self._since = workers, weakref.ref(iterator), where
             self._made = [0] * self._n_workers
         self._is_watched = self._indices.n_passes > n_passes
         return iterator
