@@ -1,6 +1,6 @@
 """Operations in C++ that this machine's compiler makes for its processor, once, and a folder keeps.
 
-Inductor needs a compiler, too, and so does no one else: without one there are other ways.
+Without a compiler, which `torch.compile` needs on a CPU, too, layers compute in other ways.
 """
 
 import functools
