@@ -461,7 +461,7 @@ def quantize(
       activations: "float" computes all else as ever, in the model's type. "int8" rounds what goes
         into those layers, too, each row to 127 multiples of its largest value over 63, and
         multiplies integers, to float32, in operations that this machine's C++ compiler makes, once
-        (`~/.cache/trax_torch`): the fastest, with any model. A last bit may decide how an
+        (`~/.cache/trax_torch`): the fastest compiled steps. A last bit may decide how an
         activation is rounded: where tokens are nearly as likely, compiled steps may bring another.
       bits: 8, or 4, whose outputs differ far more.
       group_size: of 4 bits: how many weights of a row share a scale, 64 (if None), 128, 256, or 32,
